@@ -1,0 +1,11 @@
+"""distgan: a GAN trainer that runs the same on a laptop, on N GPUs and on a cluster."""
+
+__version__ = "0.1.0"
+
+
+class BadInput(ValueError):
+    """What the user gave cannot be used. The message is one line: the thing, and what would mend it. Exit code 2."""
+
+
+class Failed(RuntimeError):
+    """The work went wrong in a way that is understood. The message says what, and what stands. Exit code 1."""

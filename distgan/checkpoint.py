@@ -1,0 +1,202 @@
+"""Checkpoints and the run folder: whole or not there, hashed, without pickle, the same for any number of processes."""
+
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from distgan import BadInput, Failed
+
+METADATA = "distgan"
+Tensors = dict[str, Tensor]
+
+
+def snapshot(network: nn.Module) -> Tensors:
+    """A network's weights and buffers, copied to host memory."""
+    return {name: to_host(tensor) for name, tensor in network.state_dict().items()}
+
+
+def optimizer_snapshot(prefix: str, network: nn.Module, optimizer: torch.optim.Optimizer) -> Tensors:
+    """An optimizer's state as tensors named PREFIX.PARAMETER.STATE, copied to host memory."""
+    return {
+        f"{prefix}.{name}.{key}": to_host(value)
+        for name, parameter in network.named_parameters()
+        for key, value in optimizer.state[parameter].items()
+    }
+
+
+def optimizer_restore(tensors: Tensors, prefix: str, network: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    """Undo `optimizer_snapshot`. Parameters that were never stepped have no state."""
+    state: dict[int, dict[str, Tensor]] = {}
+    for i, (name, _) in enumerate(network.named_parameters()):
+        start = f"{prefix}.{name}."
+        found = {key[len(start) :]: value for key, value in tensors.items() if key.startswith(start)}
+        if found:
+            state[i] = found
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+def to_host(tensor: Tensor) -> Tensor:
+    # safetensors refuses channels-last strides
+    return tensor.detach().to("cpu", copy=True).contiguous()
+
+
+class Checkpoints:
+    """The folder RUN/checkpoints: one folder a checkpoint, named by images seen.
+
+    A checkpoint is written to a temporary folder, fsynced, and renamed: a folder with a number is whole. It holds
+    state.json with the sha256 of every other file; one that does not match is passed over when resuming.
+    """
+
+    def __init__(self, folder: Path, keep: int) -> None:
+        self.folder, self.keep = folder, keep
+        self.writer = ThreadPoolExecutor(1, thread_name_prefix="distgan-save")
+        self.writing: Future[None] | None = None
+
+    def all(self) -> list[int]:
+        """Images seen of each checkpoint, oldest first."""
+        if not self.folder.is_dir():
+            return []
+        return sorted(int(path.name) for path in self.folder.iterdir() if path.name.isdigit())
+
+    def save(self, files: dict[str, Tensors], state: dict[str, Any], metadata: dict[str, Any]) -> None:
+        """Write `files` (in host memory, not changed by the caller again) and `state` behind the loop.
+
+        Waits for the write before it, and raises Failed for that one if it could not be made.
+        """
+        self.wait()
+        self.writing = self.writer.submit(self._write, files, state, metadata)
+
+    def wait(self) -> None:
+        """Until what was saved is on disk. Raises Failed where it could not be."""
+        if self.writing is not None:
+            writing, self.writing = self.writing, None
+            try:
+                writing.result()
+            except (OSError, safetensors.SafetensorError) as error:
+                stands = self.all()
+                last = f"the checkpoint at {stands[-1]:,} images stands" if stands else "there is none yet"
+                raise Failed(f"a checkpoint could not be written to {self.folder}: {error}; {last}") from None
+
+    def _write(self, files: dict[str, Tensors], state: dict[str, Any], metadata: dict[str, Any]) -> None:
+        final = self.folder / str(state["images"])
+        temporary = self.folder / f".{final.name}.tmp"
+        try:
+            shutil.rmtree(temporary, ignore_errors=True)
+            temporary.mkdir(parents=True)
+            hashes = {}
+            for name, tensors in files.items():
+                path = temporary / f"{name}.safetensors"
+                save_file(tensors, path, metadata={METADATA: json.dumps(metadata, sort_keys=True)})
+                with open(path, "rb") as file:
+                    os.fsync(file.fileno())
+                    hashes[path.name] = hashlib.file_digest(file, "sha256").hexdigest()
+            with open(temporary / "state.json", "w") as file:
+                json.dump(state | {"files": hashes}, file, indent=1)
+                file.flush()
+                os.fsync(file.fileno())
+            sync_folder(temporary)
+            shutil.rmtree(final, ignore_errors=True)  # a damaged one that was passed over
+            os.rename(temporary, final)
+            sync_folder(self.folder)
+        except OSError:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise
+        if self.keep:
+            for images in self.all()[: -self.keep]:
+                shutil.rmtree(self.folder / str(images))
+
+    def newest(self, warn: Callable[[str], None]) -> Path | None:
+        """The newest checkpoint that is whole; names each damaged one in a line to `warn`.
+
+        None where there is none at all. Raises Failed where there are some and none is whole.
+        """
+        stands = self.all()
+        for images in reversed(stands):
+            path = self.folder / str(images)
+            fault = fault_of(path)
+            if fault is None:
+                return path
+            warn(f"checkpoint {path} is damaged: {fault}; taking the one before it")
+        if stands:
+            raise Failed(f"no checkpoint in {self.folder} is whole; --fresh moves the run aside and starts over")
+        return None
+
+    def clear_up(self) -> None:
+        """Remove what a killed run left half written."""
+        for path in self.folder.glob(".*.tmp"):
+            shutil.rmtree(path)
+
+
+def sync_folder(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def fault_of(path: Path) -> str | None:
+    """What is wrong with a checkpoint, or None."""
+    try:
+        state = json.loads((path / "state.json").read_text())
+        for name, expected in state["files"].items():
+            with open(path / name, "rb") as file:
+                if hashlib.file_digest(file, "sha256").hexdigest() != expected:
+                    return f"the sha256 of {name} is not that of state.json"
+    except FileNotFoundError as error:
+        return f"{Path(error.filename).name} is missing"
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        return f"state.json is unreadable ({error})"
+    return None
+
+
+def load(path: Path) -> tuple[dict[str, Tensors], dict[str, Any]]:
+    """The files of a checkpoint, by name, and its state."""
+    state = json.loads((path / "state.json").read_text())
+    return {Path(name).stem: load_file(path / name) for name in state["files"]}, state
+
+
+def load_weights(path: Path) -> tuple[Tensors, dict[str, Any]]:
+    """The tensors of one .safetensors file of ours, and the metadata it carries. Raises BadInput."""
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            metadata = json.loads((file.metadata() or {})[METADATA])
+            return {name: file.get_tensor(name) for name in file.keys()}, metadata  # noqa: SIM118 - no mapping
+    except FileNotFoundError:
+        raise BadInput(f"there is no file {path}") from None
+    except (safetensors.SafetensorError, OSError) as error:
+        raise BadInput(f"{path} is not a whole .safetensors file: {error}") from None
+    except (KeyError, json.JSONDecodeError):
+        raise BadInput(f"{path} holds no distgan networks (its metadata has no {METADATA!r})") from None
+
+
+class RunFolder:
+    """Takes RUN for this process, until it ends: a lock that a killed run does not leave behind. Raises BadInput."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        try:
+            root.mkdir(parents=True, exist_ok=True)
+            self.lock = open(root / ".lock", "a")  # noqa: SIM115 - held open
+        except OSError as error:
+            raise BadInput(f"run_dir: {root} cannot be written: {error.strerror}") from None
+        try:
+            fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise BadInput(f"run_dir: another run is writing to {root}; wait for it, or give another run_dir") from None
+
+    def move_aside(self) -> Path:
+        """Rename the run to the first free RUN.1, RUN.2, ... ; the lock goes with it."""
+        number = next(n for n in range(1, 10**9) if not self.root.with_name(f"{self.root.name}.{n}").exists())
+        return self.root.rename(self.root.with_name(f"{self.root.name}.{number}"))

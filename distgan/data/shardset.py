@@ -1,0 +1,161 @@
+"""A set of shards as it lies on disk: manifest.json (what and how many), index.npz (where each image is), the tars."""
+
+import hashlib
+import io
+import json
+import os
+import zipfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from distgan import BadInput
+from distgan.data import Damaged
+from distgan.data.tar import members, split_key
+
+FORMAT = "distgan-shards-1"
+COLUMNS = {"offset": np.int64, "size": np.uint32, "label": np.int32, "check": np.uint64}  # 24 bytes an image
+EXTENSIONS = {"npy": "npy", "png": "png", "jpg": "jpg", "jpeg": "jpg"}
+
+
+class Place(Protocol):
+    """Where the files of a set are: a folder, or a server with a folder of copies."""
+
+    def path(self, name: str, size: int | None = None, sha256: str | None = None) -> Path:
+        """A local path of the set's file `name`, checked against size and hash where it had to be fetched."""
+        ...
+
+
+class Folder:
+    """A set on a local disk."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def path(self, name: str, size: int | None = None, sha256: str | None = None) -> Path:
+        return self.root / name
+
+
+@dataclass(frozen=True)
+class ShardSet:
+    """An opened set. Sample ids count along the shards in the manifest's order."""
+
+    place: Place
+    manifest: dict[str, Any]
+    digest: str
+    """sha256 of manifest.json: the name of this very set."""
+    columns: dict[str, np.ndarray]
+    """Memory-mapped: the offset and size of each sample's image (of an .npy: its pixels), the label, and the
+    xxh3 of those bytes."""
+    counts: np.ndarray
+    """Samples of each shard."""
+
+    @property
+    def size(self) -> int:
+        return self.manifest["size"]
+
+    @property
+    def channels(self) -> int:
+        return self.manifest["channels"]
+
+    @property
+    def encoding(self) -> str:
+        return self.manifest["encoding"]
+
+    @property
+    def classes(self) -> list[dict[str, Any]]:
+        """[{"name": ..., "samples": ...}, ...], or [] for a set without labels."""
+        return self.manifest["classes"]
+
+    def shard_path(self, shard: int) -> Path:
+        row = self.manifest["shards"][shard]
+        return self.place.path(row["name"], row["bytes"], row["sha256"])
+
+    def key(self, shard: int, offset: int) -> str:
+        """The key of the sample that has the byte `offset` of a shard; walks the shard's headers."""
+        for member in members(self.shard_path(shard)):
+            if member.offset <= offset < member.offset + max(member.size, 1):
+                return split_key(member.name)[0]
+        raise Damaged(f"no member at byte {offset}")
+
+
+def open_set(place: Place, name: str) -> ShardSet:
+    """Raises BadInput where there is no set or its parts do not belong together."""
+    manifest_path = place.path("manifest.json")
+    try:
+        data = manifest_path.read_bytes()
+    except OSError:
+        folder = manifest_path.parent
+        if not folder.is_dir():
+            raise BadInput(f"data.shards: there is nothing at {name}; `distgan shards make` writes a set") from None
+        mend = "`distgan shards index` makes one" if any(folder.glob("*.tar")) else "`distgan shards make` writes a set"
+        raise BadInput(f"data.shards: {name} has no manifest.json; {mend}") from None
+    try:
+        manifest = json.loads(data)
+        if manifest["format"] != FORMAT:
+            raise BadInput(f"{name}: manifest.json is of format {manifest['format']!r}; this version reads {FORMAT}")
+        row = manifest["index"]
+        columns = map_columns(place.path("index.npz", row["bytes"], row["sha256"]))
+        counts = np.array([shard["samples"] for shard in manifest["shards"]], dtype=np.int64)
+    except (KeyError, TypeError, json.JSONDecodeError) as error:
+        raise BadInput(f"{name}: manifest.json is damaged ({error}); `distgan shards verify {name}` tells more") from None
+    except (OSError, ValueError, zipfile.BadZipFile) as error:
+        if isinstance(error, BadInput):
+            raise
+        raise BadInput(f"{name}: index.npz is missing or damaged ({error}); `distgan shards index` makes it anew") from None
+    if counts.sum() != len(columns["offset"]):
+        raise BadInput(f"{name}: index.npz is not the manifest's; `distgan shards index` makes it anew")
+    return ShardSet(place, manifest, hashlib.sha256(data).hexdigest(), columns, counts)
+
+
+def map_columns(path: Path) -> dict[str, np.ndarray]:
+    """Memory-map the arrays of an uncompressed .npz (numpy maps only single .npy files)."""
+    columns = {}
+    with zipfile.ZipFile(path) as archive, open(path, "rb") as file:
+        for name, dtype in COLUMNS.items():
+            member = archive.getinfo(f"{name}.npy")
+            file.seek(member.header_offset + 26)
+            name_length, extra_length = (int.from_bytes(file.read(2), "little") for _ in range(2))
+            file.seek(name_length + extra_length, os.SEEK_CUR)
+            version = np.lib.format.read_magic(file)
+            read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+            shape, _, found = read(file)
+            if found != dtype or len(shape) != 1 or member.compress_type != zipfile.ZIP_STORED:
+                raise ValueError(f"column {name} is not a stored {np.dtype(dtype)} array")
+            count = shape[0]
+            columns[name] = np.memmap(file, dtype, "r", file.tell(), (count,)) if count else np.empty(0, dtype)
+    return columns
+
+
+def commit(folder: Path, manifest: dict[str, Any], columns: dict[str, np.ndarray]) -> None:
+    """Write index.npz, then manifest.json, each whole or not at all. The manifest makes the set a set."""
+    buffer = io.BytesIO()
+    arrays = {name: np.asarray(columns[name], dtype) for name, dtype in COLUMNS.items()}
+    np.savez(buffer, **arrays)  # type: ignore[arg-type]
+    write_whole(folder / "index.npz", buffer.getvalue())
+    manifest["index"] = {"bytes": buffer.tell(), "sha256": hashlib.sha256(buffer.getvalue()).hexdigest()}
+    write_whole(folder / "manifest.json", (json.dumps(manifest, indent=1) + "\n").encode())
+
+
+def write_whole(path: Path, data: bytes) -> None:
+    """Replace `path` in one step: a kill leaves the old file or the new one."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    with open(temporary, "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+def sha256_of(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def class_rows(names: Sequence[str], labels: np.ndarray) -> list[dict[str, Any]]:
+    """The manifest's `classes`."""
+    counts = np.bincount(labels, minlength=len(names)) if len(names) else []
+    return [{"name": name, "samples": int(count)} for name, count in zip(names, counts, strict=True)]

@@ -1,0 +1,206 @@
+"""Minibatches without end: a planned source, threads that read and decode, whole uint8 arrays out."""
+
+import io
+import os
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import webdataset as wds
+import xxhash
+from PIL import Image
+from torch import Tensor
+
+from distgan import BadInput
+from distgan.data import Damaged
+from distgan.data.order import Lanes
+from distgan.data.shardset import ShardSet
+
+OPEN_FILES = 512
+
+
+class Minibatch(NamedTuple):
+    images: Tensor
+    """uint8 [N, size, size, channels]; pinned memory where asked for."""
+    labels: Tensor
+    """int64 [N]; -1 where the set has no labels."""
+    drawn: dict[str, Tensor]
+    """Random numbers for these images."""
+
+
+class Reader:
+    """Reads images of a set by sample id. Threads share one reader.
+
+    Every image is checked against the hash in the index before it is used. A bad one raises Damaged; with a budget
+    of `skip_bad`, that many are replaced by the next good image of the set, and counted in `skipped`.
+    """
+
+    def __init__(self, shards: ShardSet, *, decoder: str = "pillow", skip_bad: int = 0, pin: bool = False) -> None:
+        self.shards, self.skip_bad, self.pin = shards, skip_bad, pin
+        self.starts = np.concatenate([[0], np.cumsum(shards.counts)])
+        self.shape = (shards.size, shards.size, shards.channels)
+        self.decode = decoders()[decoder]
+        self.skipped = 0
+        self._files: dict[int, io.FileIO] = {}
+        self._lock = threading.Lock()
+
+    def read(self, ids: np.ndarray) -> Minibatch:
+        """The images of `ids`, in that order."""
+        images = torch.empty((len(ids), *self.shape), dtype=torch.uint8, pin_memory=self.pin)
+        array = images.numpy()
+        columns = self.shards.columns
+        shards = np.searchsorted(self.starts, ids, side="right") - 1
+        offsets, sizes, checks = (columns[name][ids].tolist() for name in ("offset", "size", "check"))
+        fill = self._fill_raw if self.shards.encoding == "npy" else self._fill_image
+        for row, (shard, offset, size, check) in enumerate(zip(shards.tolist(), offsets, sizes, checks, strict=True)):
+            try:
+                fill(array[row], shard, offset, size, check)
+            except Damaged as damaged:
+                self._skip(damaged)
+                ids = ids.copy()
+                ids[row] = self._replace(array[row], int(ids[row]), fill)
+        return Minibatch(images, torch.from_numpy(columns["label"][ids].astype(np.int64)), {})
+
+    def _fill_raw(self, out: np.ndarray, shard: int, offset: int, size: int, check: int) -> None:
+        got = os.preadv(self._file(shard).fileno(), [out], offset)
+        if got != size or xxhash.xxh3_64_intdigest(out) != check:
+            raise self.damaged(shard, offset, "the image's bytes are not those that were indexed")
+
+    def _fill_image(self, out: np.ndarray, shard: int, offset: int, size: int, check: int) -> None:
+        data = os.pread(self._file(shard).fileno(), size, offset)
+        if len(data) != size or xxhash.xxh3_64_intdigest(data) != check:
+            raise self.damaged(shard, offset, "the image's bytes are not those that were indexed")
+        try:
+            image = self.decode(data, self.shape)
+        except Exception as error:  # decoders raise whatever they like
+            raise self.damaged(shard, offset, f"the image does not decode ({error})") from error
+        if image.shape != self.shape:
+            raise self.damaged(shard, offset, f"the image is {image.shape}, the set {self.shape}")
+        out[:] = image
+
+    def _replace(self, out: np.ndarray, id: int, fill: Callable[..., None]) -> int:
+        """Fill in the next good image: a rule that is the same for every number of processes."""
+        while True:
+            id = (id + 1) % int(self.starts[-1])
+            shard = int(np.searchsorted(self.starts, id, side="right")) - 1
+            try:
+                fill(out, shard, *(int(self.shards.columns[name][id]) for name in ("offset", "size", "check")))
+                return id
+            except Damaged as damaged:
+                self._skip(damaged)
+
+    def _skip(self, damaged: Damaged) -> None:
+        with self._lock:
+            self.skipped += 1
+            if self.skipped > self.skip_bad:
+                raise damaged
+
+    def damaged(self, shard: int, offset: int, what: str) -> Damaged:
+        try:
+            key = self.shards.key(shard, offset)
+        except Damaged as error:
+            key = f"unknown ({error})"
+        return Damaged(f"{self.shards.shard_path(shard)}, byte {offset}, key {key}: {what}")
+
+    def _file(self, shard: int) -> io.FileIO:
+        file = self._files.get(shard)
+        if file is None:
+            row = self.shards.manifest["shards"][shard]
+            path = self.shards.shard_path(shard)
+            try:
+                file = open(path, "rb", buffering=0)  # noqa: SIM115 - closed when its last reader drops it
+                size = os.fstat(file.fileno()).st_size
+            except OSError as error:
+                raise Damaged(f"{path}: {error.strerror}") from None
+            if size != row["bytes"]:
+                raise Damaged(f"{path}: {size} bytes, {row['bytes']} in the manifest")
+            with self._lock:
+                while len(self._files) >= OPEN_FILES:
+                    self._files.pop(next(iter(self._files)))
+                self._files[shard] = file
+        return file
+
+
+def decode_pillow(data: bytes, shape: tuple[int, ...]) -> np.ndarray:
+    with Image.open(io.BytesIO(data)) as image:
+        if image.size != shape[1::-1]:  # before a pixel is decoded: a small file can claim a huge image
+            raise ValueError(f"{image.size[0]}x{image.size[1]} pixels")
+        array = np.asarray(image.convert("L" if shape[2] == 1 else "RGB"))
+    return array.reshape(shape) if shape[2] == 1 else array
+
+
+def decode_simplejpeg(data: bytes, shape: tuple[int, ...]) -> np.ndarray:
+    import simplejpeg
+
+    height, width, *_ = simplejpeg.decode_jpeg_header(data)
+    if (height, width) != shape[:2]:
+        raise ValueError(f"{width}x{height} pixels")
+    return simplejpeg.decode_jpeg(data, colorspace="GRAY" if shape[2] == 1 else "RGB")
+
+
+def decoders() -> dict[str, Callable[[bytes, tuple[int, ...]], np.ndarray]]:
+    return {"pillow": decode_pillow, "simplejpeg": decode_simplejpeg}
+
+
+def check_decoder(decoder: str, encoding: str) -> None:
+    """Raises BadInput where the decoder is not installed or cannot read the set."""
+    if decoder == "simplejpeg":
+        if encoding != "jpg":
+            raise BadInput(f"data.decoder: simplejpeg reads JPEG; the set is {encoding}")
+        try:
+            import simplejpeg  # noqa: F401
+        except ImportError:
+            raise BadInput("data.decoder: simplejpeg is not installed; pip install 'distgan[fast]'") from None
+
+
+def stream(
+    order: Lanes,
+    reader: Reader,
+    draw: Callable[[int], dict[str, Tensor]],
+    *,
+    batch: int,
+    position: int,
+    threads: int,
+) -> Iterator[Minibatch]:
+    """The minibatches of `order`'s lanes from global `position` (images seen) on; `batch` is the global one.
+
+    `draw` maps the position of a minibatch to the random numbers that go with it.
+    """
+
+    def plan() -> Iterator[tuple[int, np.ndarray]]:
+        at = position
+        while True:
+            yield at, order.ids(at, batch)
+            at += batch
+
+    def read(planned: tuple[int, np.ndarray]) -> Minibatch:
+        at, ids = planned
+        return reader.read(ids)._replace(drawn=draw(at))
+
+    return iter(wds.DataPipeline(plan, threaded(read, threads)))  # type: ignore[attr-defined]
+
+
+def threaded(function: Callable, threads: int) -> Callable[[Iterable], Iterator]:
+    """A pipeline stage that maps in threads, a few items ahead, and keeps the order."""
+
+    def stage(items: Iterable) -> Iterator:
+        if not threads:
+            yield from map(function, items)
+            return
+        pool = ThreadPoolExecutor(threads, thread_name_prefix="distgan-read")
+        ahead: deque[Future] = deque()
+        try:
+            for item in items:
+                ahead.append(pool.submit(function, item))
+                if len(ahead) > 2 * threads:
+                    yield ahead.popleft().result()
+            while ahead:
+                yield ahead.popleft().result()
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+    return stage

@@ -1,0 +1,101 @@
+"""A strict walk through a tar's headers: where every member lies, or what is wrong with the file.
+
+Python's tarfile takes a damaged header past the first for the end of the archive, and so loses the rest of a shard
+without a word; here each header's checksum, each member's bounds and the end of the archive are checked.
+"""
+
+import os
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from distgan.data import Damaged
+
+BLOCK = 512
+REGULAR, SKIPPED, LONG_NAME, PAX = (b"0", b"\0", b"7"), (b"5", b"g"), b"L", b"x"
+
+
+class Member(NamedTuple):
+    name: str
+    offset: int
+    """Of the first byte of data, in bytes from the start of the file."""
+    size: int
+
+
+def members(path: str | os.PathLike[str]) -> Iterator[Member]:
+    """The regular files of an uncompressed tar, in order. Raises Damaged."""
+    end = os.path.getsize(path)
+    offset, name = 0, ""
+    with open(path, "rb") as file:
+
+        def data(size: int) -> bytes:
+            file.seek(offset + BLOCK)
+            return file.read(size)
+
+        while True:
+            file.seek(offset)
+            header = file.read(BLOCK)
+            if len(header) < BLOCK:
+                raise Damaged(f"{path}: cut off at byte {offset}, before the end-of-archive mark")
+            if not any(header):
+                if any(file.read()):
+                    raise Damaged(f"{path}: data after the end-of-archive mark at byte {offset}")
+                return
+            if offset == 0 and header[:32].lstrip()[:1] == b"<":
+                raise Damaged(f"{path}: a web page, not a tar")
+            kind, size = check(header, f"{path}: header at byte {offset}")
+            if offset + BLOCK + size > end:
+                raise Damaged(f"{path}: the member at byte {offset} runs past the end of the file; the file is cut off")
+            if kind == LONG_NAME:
+                name = text(data(size))
+            elif kind == PAX:
+                name = pax_path(data(size)) or name
+            elif kind in REGULAR:
+                yield Member(name or ustar_name(header), offset + BLOCK, size)
+                name = ""
+            elif kind not in SKIPPED:
+                raise Damaged(f"{path}: member of type {kind!r} at byte {offset}; shards hold regular files only")
+            offset += BLOCK + -(-size // BLOCK) * BLOCK
+
+
+def check(header: bytes, where: str) -> tuple[bytes, int]:
+    """The type and the size that a header names."""
+    try:
+        checksum, size = number(header[148:156]), number(header[124:136])
+    except ValueError:
+        raise Damaged(f"{where} is not a tar header") from None
+    if sum(header[:148]) + sum(header[156:]) + 8 * ord(" ") != checksum:
+        raise Damaged(f"{where} has a wrong checksum")
+    return header[156:157], size
+
+
+def number(data: bytes) -> int:
+    """An octal field, or GNU's base-256 for what octal cannot hold."""
+    if data[0] & 0x80:
+        return int.from_bytes(data, "big") & ~(0x80 << 8 * (len(data) - 1))
+    return int(data.rstrip(b"\0 ") or b"0", 8)
+
+
+def text(data: bytes) -> str:
+    return data.split(b"\0", 1)[0].decode(errors="replace")
+
+
+def ustar_name(header: bytes) -> str:
+    prefix = text(header[345:500]) if header[257:263] == b"ustar\0" else ""
+    return (prefix + "/" if prefix else "") + text(header[:100])
+
+
+def pax_path(records: bytes) -> str:
+    """The path record of a pax header: lines of `LENGTH KEY=VALUE`, LENGTH in bytes of the whole line."""
+    found = ""
+    while records:
+        length = int(records.split(b" ", 1)[0])
+        key, _, value = records[:length].split(b" ", 1)[1].rstrip(b"\n").partition(b"=")
+        found, records = value.decode() if key == b"path" else found, records[length:]
+    return found
+
+
+def split_key(name: str) -> tuple[str, str]:
+    """WebDataset's rule: the key ends at the first dot of the last path component; the rest is the field."""
+    folder, slash, base = name.rpartition("/")
+    key, _, extension = base.partition(".")
+    return folder + slash + key, extension.lower()

@@ -1,0 +1,25 @@
+"""The averaged generator: exponential moving average of G's weights, counted in images."""
+
+import copy
+
+import torch
+from torch import nn
+
+
+class EMA:
+    """A copy of G whose weights trail G's with a half-life in images (Yazıcı et al. 2019, arXiv 1806.04498).
+
+    Parameters are averaged; buffers (BatchNorm's running statistics, averages already) are copied.
+    """
+
+    def __init__(self, G: nn.Module, half_life_images: float) -> None:
+        self.module = copy.deepcopy(G).eval().requires_grad_(False)
+        self.half_life_images = half_life_images
+
+    @torch.no_grad()
+    def update(self, G: nn.Module, batch: int) -> None:
+        """Move towards `G` after an iteration of `batch` images."""
+        weight = 1 - 0.5 ** (batch / self.half_life_images)
+        torch._foreach_lerp_(list(self.module.parameters()), list(G.parameters()), weight)
+        for mine, theirs in zip(self.module.buffers(), G.buffers(), strict=True):
+            mine.copy_(theirs)

@@ -1,0 +1,146 @@
+"""The processes of a run: their start, what they agree on, and how a run is asked to stop."""
+
+import os
+import signal
+import time
+from collections.abc import Callable, Iterable
+from datetime import timedelta
+from pathlib import Path
+from types import FrameType
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from accelerate import Accelerator
+from accelerate.utils import GradientAccumulationPlugin, InitProcessGroupKwargs
+from torch import Tensor, nn
+
+from distgan import BadInput, Failed
+
+T = TypeVar("T")
+TIMEOUT_SECONDS = float(os.environ.get("DISTGAN_TIMEOUT_SECONDS", 600))
+
+
+class Processes:
+    """The processes that `accelerate launch` started (one, where nothing was launched), seen from one of them."""
+
+    def __init__(self, precision: str, *, tensorboard_dir: Path | None = None) -> None:
+        if precision == "fp16" and not torch.cuda.is_available():
+            raise BadInput("precision: fp16 needs a CUDA GPU; bf16 works on a CPU too")
+        # Everything that Accelerate would else take from its environment is said here.
+        self.accelerator = Accelerator(
+            mixed_precision=precision,
+            cpu=not torch.accelerator.is_available(),
+            gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
+            log_with="tensorboard" if tensorboard_dir else None,
+            project_dir=tensorboard_dir,
+            kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(seconds=TIMEOUT_SECONDS))],
+        )
+        self.rank, self.world = self.accelerator.process_index, self.accelerator.num_processes
+        self.main = self.rank == 0
+        self.device = self.accelerator.device
+        launched = int(os.environ.get("WORLD_SIZE", 1))
+        if launched != self.world:
+            raise BadInput(
+                f"the launcher started {launched} processes, Accelerate sees {self.world}: each would be a run of its "
+                "own. Is ACCELERATE_USE_CPU set, or a device missing?"
+            )
+        # What the hosts tell each other goes over gloo: it never waits for a GPU.
+        self.hosts = dist.new_group(backend="gloo", timeout=timedelta(seconds=TIMEOUT_SECONDS)) if self.world > 1 else None
+        self._pending: tuple[Any, Tensor] | None = None
+
+    def on_main(self, work: Callable[[], T]) -> T:
+        """The result of `work` on the main process, for all; what it raises is raised in all."""
+        outcome: list[Any] = [None, None]
+        if self.main:
+            try:
+                outcome[0] = work()
+            except (BadInput, Failed) as error:
+                outcome[1] = error
+        if self.hosts is not None:
+            dist.broadcast_object_list(outcome, src=0, group=self.hosts)
+        if outcome[1] is not None:
+            raise outcome[1]
+        return outcome[0]
+
+    def same(self, what: str, value: str) -> None:
+        """Stop where the processes hold different values of `value`."""
+        values: list[Any] = [value] * self.world
+        if self.hosts is not None:
+            dist.all_gather_object(values, value, group=self.hosts)
+        odd = [rank for rank, other in enumerate(values) if other != values[0]]
+        if odd:
+            raise Failed(f"{what} differs between process 0 and process {odd[0]}")
+
+    def mean(self, values: Tensor) -> Tensor:
+        """The mean over processes of a tensor on the device."""
+        return self.accelerator.reduce(values, reduction="mean") if self.world > 1 else values
+
+    def total(self, value: int) -> int:
+        """The sum over processes."""
+        tensor = torch.tensor(value)
+        if self.hosts is not None:
+            dist.all_reduce(tensor, group=self.hosts)
+        return int(tensor)
+
+    def any_soon(self, flag: bool) -> bool:
+        """Whether any process raised its flag at its last call: asked now, answered at the next call.
+
+        The exchange runs behind the iteration, so that all processes learn of a stop at the same iteration and
+        none waits for it.
+        """
+        if self.hosts is None:
+            return flag
+        answer = False
+        if self._pending is not None:
+            work, tensor = self._pending
+            work.wait()
+            answer = bool(tensor)
+        tensor = torch.tensor(int(flag))
+        self._pending = dist.all_reduce(tensor, op=dist.ReduceOp.MAX, group=self.hosts, async_op=True), tensor
+        return answer
+
+    def average_statistics(self, networks: Iterable[nn.Module]) -> None:
+        """Give all processes the mean of the running statistics that each collected from its own images."""
+        buffers = [b for network in networks for b in network.buffers() if b.is_floating_point()]
+        if self.world == 1 or not buffers:
+            return
+        flat = self.mean(torch.cat([b.flatten() for b in buffers]))
+        for buffer, part in zip(buffers, flat.split([b.numel() for b in buffers]), strict=True):
+            buffer.copy_(part.view_as(buffer))
+
+    def wait(self) -> None:
+        if self.hosts is not None:
+            dist.barrier(group=self.hosts)
+
+    def end(self) -> None:
+        if self._pending is not None:
+            self._pending[0].wait()
+            self._pending = None
+        self.accelerator.end_training()
+
+
+class Stop:
+    """Whether somebody asked this process to stop: SIGTERM, SIGUSR1, Ctrl-C, or a file.
+
+    A handler only sets a flag; the loop saves at its own pace. A second Ctrl-C ends the process at once.
+    The file is `stop` in the run folder or in $DISTGAN_CONTROL_DIR, seen by the main process within `look_seconds`.
+    """
+
+    def __init__(self, folders: Iterable[Path], look_seconds: float = 2.0) -> None:
+        self.reason: str | None = None
+        self.files = [folder / "stop" for folder in folders]
+        self.look_seconds, self._looked = look_seconds, time.monotonic()
+        for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
+            signal.signal(number, self._on_signal)
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        self.reason = self.reason or signal.Signals(number).name
+        if number == signal.SIGINT:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    def asked(self) -> bool:
+        if self.reason is None and self.files and time.monotonic() - self._looked > self.look_seconds:
+            self._looked = time.monotonic()
+            self.reason = next((f"the file {file}" for file in self.files if file.exists()), None)
+        return self.reason is not None

@@ -1,0 +1,89 @@
+"""`distgan sample FILE_OR_RUN`: a grid of generated images from one .safetensors file."""
+
+import sys
+from pathlib import Path
+
+if not __package__:  # run by path: import the package from the checkout, not this folder's modules by bare name
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+
+import jsonargparse
+import numpy as np
+import torch
+from torch import nn
+from torchvision.utils import save_image
+
+from distgan import BadInput, cli, models
+from distgan.checkpoint import Checkpoints, load_weights
+from distgan.randomness import generator
+from distgan.report import grid
+
+
+def sample(file_or_run: str, count: int = 64, seed: int = 0, out: str = "samples.png", label: int | None = None) -> None:
+    """Write a grid of generated images.
+
+    Args:
+        file_or_run: A generator's or EMA's .safetensors file, or a run folder (its newest whole checkpoint's EMA).
+        count: Images.
+        seed: Of the latents: the same seed gives the same images.
+        out: PNG file to write.
+        label: Class of all images, for a network with labels; default: the classes in turn.
+    """
+    if count < 1:
+        raise BadInput(f"--count: {count} is too small; at least 1")
+    path = find(Path(file_or_run))
+    G, latent, classes = load_generator(path)
+    if label is not None and not 0 <= label < classes:
+        raise BadInput(f"--label: {label} is not one of the {classes} classes of {path}")
+    z = torch.from_numpy(generator(seed, "sample").standard_normal((count, latent), np.float32))
+    labels = torch.full((count,), label) if label is not None else torch.arange(count) % max(classes, 1)
+    with torch.no_grad():
+        parts = zip(z.split(64), labels.split(64), strict=True)
+        images = [G(part, part_labels if classes else None) for part, part_labels in parts]
+    try:
+        save_image(grid(torch.cat(images)), out, format="png")
+    except OSError as error:
+        raise BadInput(f"--out: {out} cannot be written: {error.strerror}") from None
+    print(f"{out}: {count} images of {path}")
+
+
+def find(path: Path) -> Path:
+    """The file to sample from."""
+    if not path.is_dir():
+        return path
+    newest = Checkpoints(path / "checkpoints", 0).newest(lambda text: print(text, file=sys.stderr))
+    folder = newest or path
+    for name in ("ema.safetensors", "generator.safetensors"):
+        if (folder / name).is_file():
+            return folder / name
+    raise BadInput(f"{path} holds no checkpoint")
+
+
+def load_generator(path: Path) -> tuple[nn.Module, int, int]:
+    """G in evaluation mode, the dimensions of z, and the number of classes (0 without labels)."""
+    weights, about = load_weights(path)
+    model, classes = about["config"]["model"], len(about["classes"])
+    G, _ = models.build(
+        model["name"],
+        size=about["size"],
+        channels=about["channels"],
+        classes=classes,
+        latent=model["latent"],
+        options=model["options"],
+        seed=0,
+    )
+    try:
+        G.load_state_dict(weights)
+    except RuntimeError:
+        raise BadInput(f"{path} does not hold a generator; give generator.safetensors or ema.safetensors") from None
+    return G.eval(), model["latent"], classes
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Returns the exit code: 0, or 2 for bad input."""
+    return cli.run(
+        lambda words: jsonargparse.auto_cli(sample, args=words, prog="distgan sample", parser_class=cli.Parser), argv
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -233,5 +233,5 @@ def read(argv: Sequence[str], *, prog: str, description: str) -> tuple[Config, j
     namespace = parser.parse_args(list(argv))
     flags = jsonargparse.Namespace(fresh=namespace.pop("fresh"), dry_run=namespace.pop("dry_run"))
     namespace.pop("config", None)
-    fields = parser.instantiate_classes(namespace)
+    fields = parser.instantiate(namespace)
     return Config(**dict(vars(fields))), flags

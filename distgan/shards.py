@@ -1,5 +1,7 @@
 """`distgan shards make|index|verify|stats|order`: write sets of WebDataset shards, check them, look into them."""
 
+import functools
+import os
 import sys
 from pathlib import Path
 from typing import Any, Literal
@@ -9,6 +11,7 @@ if not __package__:  # run by path: import the package from the checkout, not th
 
 import jsonargparse
 import numpy as np
+import torch
 from torchvision.utils import save_image
 from tqdm import tqdm
 
@@ -127,8 +130,6 @@ def stats(dest: str, out: str | None = None, cache_dir: str | None = None) -> No
     sizes = shards.counts
     print(f"samples in a shard: {sizes.min()} to {sizes.max()}")
     if out:
-        import torch
-
         save_image(grid(torch.from_numpy(preview).permute(0, 3, 1, 2).float() / 127.5 - 1), out)
         print(f"wrote {out}")
 
@@ -166,11 +167,12 @@ def order(
     rows(batch, lanes, rank, world)
     plan = Lanes(shards.counts, seed, lanes, rank * lanes // world, (rank + 1) * lanes // world)
     starts = np.concatenate([[0], np.cumsum(shards.counts)])
+    keys = functools.cache(shards.keys)
     for number in range(count):
         ids = plan.ids(start + number * batch, batch)
         at = np.searchsorted(starts, ids, side="right") - 1
         offsets = shards.columns["offset"][ids].tolist()
-        print(*(shards.key(shard, offset) for shard, offset in zip(at.tolist(), offsets, strict=True)))
+        print(*(keys(shard)(offset) for shard, offset in zip(at.tolist(), offsets, strict=True)))
 
 
 def opened(dest: str, cache_dir: str | None) -> ShardSet:
@@ -189,8 +191,6 @@ def progress(items: Any) -> Any:
 
 
 def cores() -> int:
-    import os
-
     return len(os.sched_getaffinity(0))
 
 

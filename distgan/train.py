@@ -48,8 +48,9 @@ class Run:
     ema: EMA | None
     images: int = 0
     skipped: int = 0
-    """Damaged images stepped over before the run was continued, over all processes."""
-    notes: list[str] = field(default_factory=list)
+    """Damaged images that were stepped over, up to the last line of the log; over all processes."""
+    bad: list[str] = field(default_factory=list)
+    """Those that this process met since then."""
 
     @property
     def target(self) -> int:
@@ -157,6 +158,9 @@ def minibatches(run: Run) -> Iterator[list[Minibatch]]:
         run.order, run.reader, draw, batch=config.batch, position=run.images, threads=config.data.threads
     )
     for batch in batches:
+        run.bad += batch.bad
+        if run.skipped + len(run.bad) > config.data.skip_bad:
+            raise Failed(f"more than data.skip_bad = {config.data.skip_bad} damaged images; the last: {run.bad[-1]}")
         drawn = {name: tensor.to(processes.device, non_blocking=True) for name, tensor in batch.drawn.items()}
         real = to_network(batch.images.to(processes.device, non_blocking=True), config.channels_last)
         if "flip" in drawn:
@@ -321,11 +325,14 @@ def loop(run: Run, report: Report, checkpoints: Checkpoints, stop: Stop) -> str 
 
 
 def write_line(run: Run, report: Report) -> None:
-    """Means over iterations and processes, and what was skipped; then the budget is judged over all processes."""
-    skipped = run.skipped + run.processes.total(run.reader.skipped)
-    report.line(run.processes.mean(report.means()), run.images, {"skipped": skipped})
-    if skipped > run.config.data.skip_bad:
-        raise Failed(f"{skipped} damaged images were stepped over, data.skip_bad allows {run.config.data.skip_bad}")
+    """Means over iterations and processes, and what was stepped over: the budget is one for all processes."""
+    for line in run.bad:
+        print(f"distgan: stepped over: {line}", file=sys.stderr, flush=True)
+    run.skipped += run.processes.total(len(run.bad))
+    run.bad.clear()
+    report.line(run.processes.mean(report.means()), run.images, {"skipped": run.skipped})
+    if run.skipped > run.config.data.skip_bad:
+        raise Failed(f"more than data.skip_bad = {run.config.data.skip_bad} damaged images over all processes")
 
 
 def train(argv: list[str]) -> None:

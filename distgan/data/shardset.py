@@ -1,11 +1,12 @@
 """A set of shards as it lies on disk: manifest.json (what and how many), index.npz (where each image is), the tars."""
 
+import bisect
 import hashlib
 import io
 import json
 import os
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -74,12 +75,15 @@ class ShardSet:
         row = self.manifest["shards"][shard]
         return self.place.path(row["name"], row["bytes"], row["sha256"])
 
-    def key(self, shard: int, offset: int) -> str:
-        """The key of the sample that has the byte `offset` of a shard; walks the shard's headers."""
-        for member in members(self.shard_path(shard)):
-            if member.offset <= offset < member.offset + max(member.size, 1):
-                return split_key(member.name)[0]
-        raise Damaged(f"no member at byte {offset}")
+    def keys(self, shard: int) -> Callable[[int], str]:
+        """Names the sample that has a given byte of a shard; walks the shard's headers once."""
+        walked = list(members(self.shard_path(shard)))
+        offsets = [member.offset for member in walked]
+
+        def key(offset: int) -> str:
+            return split_key(walked[max(bisect.bisect_right(offsets, offset) - 1, 0)].name)[0]
+
+        return key
 
 
 def open_set(place: Place, name: str) -> ShardSet:

@@ -6,6 +6,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -28,6 +29,8 @@ class Minibatch(NamedTuple):
     """uint8 [N, size, size, channels]; pinned memory where asked for."""
     labels: Tensor
     """int64 [N]; -1 where the set has no labels."""
+    bad: list[str]
+    """The damaged images that others stand in for."""
     drawn: dict[str, Tensor]
     """Random numbers for these images."""
 
@@ -36,7 +39,7 @@ class Reader:
     """Reads images of a set by sample id. Threads share one reader.
 
     Every image is checked against the hash in the index before it is used. A bad one raises Damaged; with a budget
-    of `skip_bad`, that many are replaced by the next good image of the set, and counted in `skipped`.
+    of `skip_bad`, up to that many are replaced by the next good image of the set, and named in the minibatch.
     """
 
     def __init__(self, shards: ShardSet, *, decoder: str = "pillow", skip_bad: int = 0, pin: bool = False) -> None:
@@ -44,8 +47,7 @@ class Reader:
         self.starts = np.concatenate([[0], np.cumsum(shards.counts)])
         self.shape = (shards.size, shards.size, shards.channels)
         self.decode = decoders()[decoder]
-        self.skipped = 0
-        self._files: dict[int, io.FileIO] = {}
+        self._files: dict[int, Handle] = {}
         self._lock = threading.Lock()
 
     def read(self, ids: np.ndarray) -> Minibatch:
@@ -56,22 +58,23 @@ class Reader:
         shards = np.searchsorted(self.starts, ids, side="right") - 1
         offsets, sizes, checks = (columns[name][ids].tolist() for name in ("offset", "size", "check"))
         fill = self._fill_raw if self.shards.encoding == "npy" else self._fill_image
+        bad: list[str] = []
         for row, (shard, offset, size, check) in enumerate(zip(shards.tolist(), offsets, sizes, checks, strict=True)):
             try:
                 fill(array[row], shard, offset, size, check)
             except Damaged as damaged:
-                self._skip(damaged)
+                self._note(damaged, bad)
                 ids = ids.copy()
-                ids[row] = self._replace(array[row], int(ids[row]), fill)
-        return Minibatch(images, torch.from_numpy(columns["label"][ids].astype(np.int64)), {})
+                ids[row] = self._replace(array[row], int(ids[row]), fill, bad)
+        return Minibatch(images, torch.from_numpy(columns["label"][ids].astype(np.int64)), bad, {})
 
     def _fill_raw(self, out: np.ndarray, shard: int, offset: int, size: int, check: int) -> None:
-        got = os.preadv(self._file(shard).fileno(), [out], offset)
+        got = os.preadv(self._file(shard).number, [out], offset)
         if got != size or xxhash.xxh3_64_intdigest(out) != check:
             raise self.damaged(shard, offset, "the image's bytes are not those that were indexed")
 
     def _fill_image(self, out: np.ndarray, shard: int, offset: int, size: int, check: int) -> None:
-        data = os.pread(self._file(shard).fileno(), size, offset)
+        data = os.pread(self._file(shard).number, size, offset)
         if len(data) != size or xxhash.xxh3_64_intdigest(data) != check:
             raise self.damaged(shard, offset, "the image's bytes are not those that were indexed")
         try:
@@ -82,7 +85,7 @@ class Reader:
             raise self.damaged(shard, offset, f"the image is {image.shape}, the set {self.shape}")
         out[:] = image
 
-    def _replace(self, out: np.ndarray, id: int, fill: Callable[..., None]) -> int:
+    def _replace(self, out: np.ndarray, id: int, fill: Callable[..., None], bad: list[str]) -> int:
         """Fill in the next good image: a rule that is the same for every number of processes."""
         while True:
             id = (id + 1) % int(self.starts[-1])
@@ -91,29 +94,28 @@ class Reader:
                 fill(out, shard, *(int(self.shards.columns[name][id]) for name in ("offset", "size", "check")))
                 return id
             except Damaged as damaged:
-                self._skip(damaged)
+                self._note(damaged, bad)
 
-    def _skip(self, damaged: Damaged) -> None:
-        with self._lock:
-            self.skipped += 1
-            if self.skipped > self.skip_bad:
-                raise damaged
+    def _note(self, damaged: Damaged, bad: list[str]) -> None:
+        bad.append(str(damaged))
+        if len(bad) > self.skip_bad:
+            raise damaged
 
     def damaged(self, shard: int, offset: int, what: str) -> Damaged:
         try:
-            key = self.shards.key(shard, offset)
+            key = self.shards.keys(shard)(offset)
         except Damaged as error:
             key = f"unknown ({error})"
         return Damaged(f"{self.shards.shard_path(shard)}, byte {offset}, key {key}: {what}")
 
-    def _file(self, shard: int) -> io.FileIO:
-        file = self._files.get(shard)
-        if file is None:
+    def _file(self, shard: int) -> "Handle":
+        handle = self._files.get(shard)
+        if handle is None:
             row = self.shards.manifest["shards"][shard]
             path = self.shards.shard_path(shard)
             try:
-                file = open(path, "rb", buffering=0)  # noqa: SIM115 - closed when its last reader drops it
-                size = os.fstat(file.fileno()).st_size
+                handle = Handle(path)
+                size = os.fstat(handle.number).st_size
             except OSError as error:
                 raise Damaged(f"{path}: {error.strerror}") from None
             if size != row["bytes"]:
@@ -121,8 +123,19 @@ class Reader:
             with self._lock:
                 while len(self._files) >= OPEN_FILES:
                     self._files.pop(next(iter(self._files)))
-                self._files[shard] = file
-        return file
+                self._files[shard] = handle
+        return handle
+
+
+class Handle:
+    """An open file that closes when the last thread that reads from it lets go of it."""
+
+    def __init__(self, path: Path) -> None:
+        self.number = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+
+    def __del__(self) -> None:
+        if hasattr(self, "number"):
+            os.close(self.number)
 
 
 def decode_pillow(data: bytes, shape: tuple[int, ...]) -> np.ndarray:

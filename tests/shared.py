@@ -1,0 +1,117 @@
+"""What the tests share: small sets of shards, runs in this process, and runs in processes of their own."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import distgan.train
+from distgan.data import make, sources
+
+ROOT = Path(__file__).resolve().parent.parent
+TINY = ["--model.options.width", "4", "--model.latent", "8", "--batch", "16", "--samples.count", "16"]
+torch.set_num_threads(1)
+
+
+def options(**changes) -> make.Options:
+    values = dict(
+        size=None,
+        channels=0,
+        crop="center",
+        resize="lanczos",
+        background="white",
+        format="npy",
+        quality=95,
+        seed=0,
+        shard_mb=64.0,
+        skip_bad=False,
+    )
+    return make.Options(**(values | changes))
+
+
+def noise(count: int, size: int = 8, channels: int = 3, seed: int = 0) -> np.ndarray:
+    """Images [count, size, size, channels] without two alike."""
+    return np.random.default_rng(seed).integers(0, 256, (count, size, size, channels), dtype=np.uint8)
+
+
+def make_set(folder: Path, images: np.ndarray, *, shards: int = 8, jobs: int = 1, **changes) -> Path:
+    """A set of `images` with labels 0, 1, 2, 0, ... in about `shards` shards."""
+    source = sources.of_arrays("noise", images, np.arange(len(images)) % 3, ["a", "b", "c"])
+    member = images[0].size + 2048
+    make.make(source, folder, options(shard_mb=len(images) * member / shards / 1e6, **changes), jobs)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory) -> Path:
+    """80 images of 8x8 pixels in 8 shards of 10."""
+    return make_set(tmp_path_factory.mktemp("tiny") / "set", noise(80))
+
+
+@pytest.fixture
+def folder_of_images(tmp_path) -> Path:
+    """Two class folders of five PNG each."""
+    for i, image in enumerate(noise(10)):
+        path = tmp_path / "images" / "ab"[i % 2] / f"{i}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image).save(path)
+    return tmp_path / "images"
+
+
+def train(*words: object) -> int:
+    """`distgan train` in this process; returns the exit code."""
+    from accelerate.state import AcceleratorState
+
+    AcceleratorState._reset_state(reset_partial_state=True)
+    return distgan.train.main([str(word) for word in words])
+
+
+@pytest.fixture
+def trained(tiny, tmp_path) -> Callable[..., Path]:
+    """Trains a tiny run, once a call, with more words for the command line; returns its folder."""
+
+    def run(*words: object, name: str = "run") -> Path:
+        assert train("--data.shards", tiny, "--run_dir", tmp_path / name, *TINY, *words) == 0
+        return tmp_path / name
+
+    return run
+
+
+def launch(processes: int, *words: object, timeout: float = 240, check: bool = True, **env: str) -> subprocess.CompletedProcess:
+    """`distgan/train.py` by path, in `processes` processes on the CPU over gloo."""
+    done = subprocess.run(launch_command(processes, *words), capture_output=True, text=True, timeout=timeout, env=launch_env(**env))
+    if check:
+        assert done.returncode == 0, done.stdout + done.stderr
+    return done
+
+
+def launch_command(processes: int, *words: object) -> list[str]:
+    script = str(ROOT / "distgan" / "train.py")
+    if processes == 1:
+        return [sys.executable, script, *map(str, words)]
+    return [
+        *(sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(ROOT / "launch/accelerate/cpu.yaml")),
+        *("--num_processes", str(processes), "--main_process_port", "0", script, *map(str, words)),
+    ]
+
+
+def launch_env(**env: str) -> dict[str, str]:
+    return os.environ | {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"} | env
+
+
+def metrics(run: Path) -> list[dict]:
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def weights(run: Path) -> dict[str, str]:
+    """The sha256 of every file of the newest checkpoint."""
+    newest = max((run / "checkpoints").iterdir(), key=lambda path: int(path.name))
+    state = json.loads((newest / "state.json").read_text())
+    return {"images": state["images"]} | state["files"]

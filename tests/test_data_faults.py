@@ -1,0 +1,283 @@
+"""Damaged shards, each with a real cause: named by shard and key, or counted by the budget; never silent."""
+
+import io
+import json
+import os
+import pickle
+import re
+import shutil
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from distgan import BadInput
+from distgan.data import Damaged, check
+from distgan.data.order import Lanes
+from distgan.data.remote import open_place
+from distgan.data.scan import Scan
+from distgan.data.shardset import Folder, open_set
+from distgan.data.stream import Reader, stream
+from distgan.data.tar import members
+from shared import make_set, metrics, noise, train
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    """40 images of 16x16 pixels in 4 shards, writable."""
+    return make_set(tmp_path / "set", noise(40, 16), shards=4)
+
+
+def opened(folder: Path):
+    return open_set(Folder(folder), str(folder))
+
+
+def an_epoch(folder: Path, skip_bad: int = 0, batch: int = 8) -> tuple[list[np.ndarray], list[str]]:
+    """Every minibatch of one epoch, as the trainer reads them, and what was stepped over."""
+    found = opened(folder)
+    order, reader = Lanes(found.counts, 0, batch), Reader(found, skip_bad=skip_bad)
+    batches = stream(order, reader, lambda position: {}, batch=batch, position=0, threads=2)
+    read = [next(batches) for _ in range(order.epoch_images // batch)]
+    return [minibatch.images.numpy() for minibatch in read], [line for minibatch in read for line in minibatch.bad]
+
+
+def member(folder: Path, shard: int = 1, number: int = 5, extension: str = "npy"):
+    path = folder / f"shard-{shard:06d}.tar"
+    return path, [m for m in members(path) if m.name.endswith(extension)][number]
+
+
+def write_at(path: Path, offset: int, data: bytes) -> None:
+    with open(path, "r+b") as file:
+        file.seek(offset)
+        file.write(data)
+
+
+def cut_at_a_member(folder: Path) -> str:
+    path, found = member(folder)
+    os.truncate(path, found.offset - 512)
+    return path.name
+
+
+def cut_in_a_header(folder: Path) -> str:
+    path, found = member(folder)
+    os.truncate(path, found.offset - 200)
+    return path.name
+
+
+def cut_in_data(folder: Path) -> str:
+    path, found = member(folder)
+    os.truncate(path, found.offset + 300)
+    return path.name
+
+
+def cut_before_the_label(folder: Path) -> str:
+    path, found = member(folder, extension="cls")
+    os.truncate(path, found.offset - 512)
+    return path.name
+
+
+def a_wrong_length(folder: Path) -> str:
+    path, _ = member(folder)
+    with open(path, "ab") as file:
+        file.write(bytes(512))
+    return path.name
+
+
+def a_missing_shard(folder: Path) -> str:
+    (folder / "shard-000001.tar").unlink()
+    return "shard-000001.tar"
+
+
+def a_web_page(folder: Path) -> str:
+    (folder / "shard-000001.tar").write_text("<!DOCTYPE html><html>404 Not Found</html>")
+    return "shard-000001.tar"
+
+
+def a_bit_of_data(folder: Path) -> str:
+    path, found = member(folder)
+    data = path.read_bytes()
+    write_at(path, found.offset + 500, bytes([data[found.offset + 500] ^ 4]))
+    return f"{path.name}.*key {found.name[:9]}"
+
+
+FAULTS = [
+    cut_at_a_member,
+    cut_in_a_header,
+    cut_in_data,
+    cut_before_the_label,
+    a_wrong_length,
+    a_missing_shard,
+    a_web_page,
+    a_bit_of_data,
+]
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_reading_stops_and_names_it(folder, fault):
+    name = fault(folder)
+    with pytest.raises(Damaged, match=name):
+        an_epoch(folder)
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_verify_names_it(folder, fault):
+    name = fault(folder)
+    faults = list(check.verify(opened(folder)))
+    assert faults and any(re.search(name, line) for line in faults)
+
+
+def test_a_bit_of_a_header(folder):
+    """Reading does not need it, so the images come out right; verify names it, and indexing refuses the shard."""
+    path, found = member(folder)
+    whole = [batch.tobytes() for batch in an_epoch(folder)[0]]
+    data = path.read_bytes()
+    write_at(path, found.offset - 512 + 3, bytes([data[found.offset - 512 + 3] ^ 1]))
+    assert [batch.tobytes() for batch in an_epoch(folder)[0]] == whole
+    assert any(path.name in line and "checksum" in line for line in check.verify(opened(folder)))
+    with pytest.raises(Damaged, match=rf"{path.name}: header at byte {found.offset - 512} has a wrong checksum"):
+        Scan(path)
+
+
+@pytest.mark.parametrize("fault", [cut_at_a_member, cut_in_a_header, cut_in_data, a_web_page])
+def test_indexing_refuses_it(folder, fault):
+    name = fault(folder)
+    with pytest.raises(Damaged, match=name):
+        check.index(folder)
+
+
+def test_the_budget_counts_and_replaces(folder):
+    a_bit_of_data(folder)
+    batches, bad = an_epoch(folder, skip_bad=1)
+    assert len(bad) == 1 and len(batches) == 5
+    seen = np.concatenate(batches).reshape(40, -1)
+    assert len(np.unique(seen, axis=0)) == 39  # the one is gone, another stands in for it
+
+
+def test_a_whole_bad_shard_uses_the_budget_up(folder, tmp_path, capsys):
+    a_missing_shard(folder)
+    assert len(an_epoch(folder, skip_bad=200)[1]) >= 10
+    words = ["--data.shards", folder, "--batch", 8, "--epochs", 1, "--model.options.width", 2, "--run_dir", tmp_path / "run"]
+    assert train(*words, "--data.skip_bad", 9) == 1
+    assert "more than data.skip_bad = 9 damaged images; the last: " in capsys.readouterr().err
+
+
+def test_the_trainer_reports_the_budget(folder, tmp_path, capsys):
+    a_bit_of_data(folder)
+    words = ["--data.shards", folder, "--batch", 8, "--epochs", 1, "--model.options.width", 2, "--report.every_images", 8]
+    assert train(*words, "--run_dir", tmp_path / "strict") == 1
+    assert "shard-000001.tar, byte" in capsys.readouterr().err
+    assert train(*words, "--run_dir", tmp_path / "lenient", "--data.skip_bad", 3) == 0
+    assert metrics(tmp_path / "lenient")[-1]["skipped"] == 1
+    assert "stepped over: " in capsys.readouterr().err
+
+
+def test_the_same_basename_in_two_folders(tmp_path):
+    for part in ("train", "val"):
+        made = make_set(tmp_path / part, noise(10, seed=len(part)), shards=1)
+        (tmp_path / "all" / part).mkdir(parents=True)
+        shutil.copy(made / "shard-000000.tar", tmp_path / "all" / part / "000.tar")
+    check.index(tmp_path / "all")
+    found = opened(tmp_path / "all")
+    images = Reader(found).read(np.arange(20)).images.numpy()
+    assert len(np.unique(images.reshape(20, -1), axis=0)) == 20
+
+
+def tar(path: Path, files: list[tuple[str, bytes]]) -> Path:
+    path.parent.mkdir(exist_ok=True)
+    with tarfile.open(path, "w") as archive:
+        for name, data in files:
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            archive.addfile(info, io.BytesIO(data))
+    return path
+
+
+def png(size: int = 8, value: int = 0) -> bytes:
+    out = io.BytesIO()
+    Image.new("RGB", (size, size), (value,) * 3).save(out, "PNG")
+    return out.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        ([("a.png", png()), ("b.png", png()), ("a.png", png())], "key a comes twice"),
+        ([("a.png", png()), ("a.png", png())], "key a has two members .png"),
+        ([("a.png", png()), ("a.jpg", png())], "key a needs one image .* it has .png, .jpg"),
+        ([("a.txt", b"hello")], "key a needs one image"),
+        ([("a.png", png()), ("b.png", png(16))], "key b is .16, 3, 'png'., the images before it .8"),
+        ([("a.png", b"<html>")], "key a: cannot identify image"),
+        ([("a.png", png()), ("a.cls", b"cat")], "key a: invalid literal"),
+        ([("a.png", png()), ("a.cls", b"1"), ("b.png", png())], "some samples have a label and some have none"),
+    ],
+)
+def test_what_is_no_set_is_refused(tmp_path, files, message):
+    tar(tmp_path / "set" / "0.tar", files)
+    with pytest.raises(Damaged, match=message):
+        check.index(tmp_path / "set")
+
+
+def test_a_pickle_never_runs(tmp_path):
+    class Bomb:
+        def __reduce__(self):
+            return (Path.touch, (tmp_path / "executed",))
+
+    evil = pickle.dumps(Bomb())
+    pickle.loads(evil)
+    assert (tmp_path / "executed").exists()  # it would
+    (tmp_path / "executed").unlink()
+    files = [(f"{i}.{e}", d) for i in range(4) for e, d in (("png", png(8, i)), ("pkl", evil), ("pth", evil), ("pyd", evil))]
+    tar(tmp_path / "set" / "0.tar", files)
+    check.index(tmp_path / "set")
+    assert len(Reader(opened(tmp_path / "set")).read(np.arange(4)).images) == 4
+    array = io.BytesIO()
+    np.save(array, np.array([Bomb()], dtype=object), allow_pickle=True)
+    tar(tmp_path / "objects" / "0.tar", [("0.npy", array.getvalue())])
+    with pytest.raises(Damaged, match="an array of object"):
+        check.index(tmp_path / "objects")
+    assert os.environ["WDS_SECURE"] == "1" and not (tmp_path / "executed").exists()
+
+
+def test_a_decompression_bomb_is_not_decoded(tmp_path):
+    """A small file that claims a huge image: refused by its header, before memory is taken."""
+    tar(tmp_path / "set" / "0.tar", [(f"{i}.png", png(8, i)) for i in range(4)])
+    check.index(tmp_path / "set")
+    bomb = tar(tmp_path / "bomb" / "0.tar", [("0.png", png(8)), ("1.png", png(9_000))])
+    with pytest.raises(Damaged, match="key 1"):
+        check.index(bomb.parent)
+    found = opened(tmp_path / "set")
+    reader = Reader(found)
+    with pytest.raises(ValueError, match="9000x9000 pixels"):
+        reader.decode(png(9_000), reader.shape)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda folder: (folder / "index.npz").unlink(), "index.npz is missing or damaged"),
+        (lambda folder: os.truncate(folder / "index.npz", 700), "index.npz is missing or damaged"),
+        (lambda folder: os.truncate(folder / "manifest.json", 100), "manifest.json is damaged"),
+        (lambda folder: (folder / "manifest.json").unlink(), "has no manifest.json; `distgan shards index` makes one"),
+        (lambda folder: (folder / "manifest.json").write_text(json.dumps({"format": "other"})), "is of format 'other'"),
+    ],
+)
+def test_a_damaged_manifest_or_index_is_bad_input(folder, spoil, message):
+    spoil(folder)
+    with pytest.raises(BadInput, match=message):
+        opened(folder)
+
+
+def test_no_shell_and_no_other_scheme(tmp_path):
+    for address in ("pipe://cat x", "file:///x", "ftp://x/y"):
+        with pytest.raises(BadInput, match="folders, http://, https:// and s3://"):
+            open_place(address, str(tmp_path))
+
+
+@pytest.mark.parametrize("decoder", ["pillow", "simplejpeg"])
+def test_decoders_agree_with_what_was_written(tmp_path, decoder):
+    smooth = np.linspace(0, 255, 16 * 16 * 3).reshape(1, 16, 16, 3).astype(np.uint8)
+    folder = make_set(tmp_path / "set", np.concatenate([smooth, smooth[:, ::-1]]), shards=1, format="jpg")
+    images = Reader(opened(folder), decoder=decoder).read(np.arange(2)).images.numpy().astype(int)
+    assert min(np.abs(image - smooth[0]).max() for image in images) < 12

@@ -1,0 +1,67 @@
+"""Networks: shapes, ranges, initialisation from the seed alone, float32 logits."""
+
+import pytest
+import torch
+
+from distgan import BadInput, models
+
+
+def build(**changes):
+    values = dict(size=32, channels=3, classes=0, latent=8, options={"width": 4}, seed=0)
+    return models.build("dcgan", **(values | changes))
+
+
+@pytest.mark.parametrize("size", [8, 16, 32, 64, 128, 256])
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("norm", ["batch", "group", "none"])
+def test_shapes_and_range(size, channels, norm):
+    G, D = build(size=size, channels=channels, options={"width": 2, "norm": norm})
+    images = G(torch.randn(2, 8))
+    assert images.shape == (2, channels, size, size) and images.abs().max() <= 1
+    assert D(images).shape == (2,)
+
+
+def test_labels_change_both_networks():
+    G, D = build(classes=4)
+    z, images = torch.randn(2, 8), torch.rand(2, 3, 32, 32)
+    a, b = torch.tensor([0, 1]), torch.tensor([2, 3])
+    assert not torch.equal(G(z, a), G(z, b)) and not torch.equal(D(images, a), D(images, b))
+
+
+def test_the_64_pixel_network_is_the_papers():
+    G, D = build(size=64, latent=100, options={"width": 64})
+    assert sum(p.numel() for p in G.parameters()) == 3_576_704
+    assert sum(p.numel() for p in D.parameters()) == 2_765_568
+    convolution = G.get_parameter("layers.3.weight")
+    assert abs(convolution.std().item() - 0.02) < 1e-3
+    assert abs(D.get_parameter("layers.3.weight").mean().item() - 1) < 0.02  # a norm's scale, N(1, 0.02)
+
+
+def test_weights_depend_on_the_seed_alone():
+    torch.manual_seed(1)
+    first = build()[0].state_dict()
+    torch.manual_seed(2)
+    assert all(torch.equal(first[name], value) for name, value in build()[0].state_dict().items())
+    assert not torch.equal(first["layers.0.weight"], build(seed=1)[0].get_parameter("layers.0.weight"))
+
+
+def test_logits_are_float32_under_autocast():
+    G, D = build()
+    with torch.autocast("cpu", torch.bfloat16):
+        logits = D(G(torch.randn(2, 8)))
+    assert logits.dtype == torch.float32
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"size": 48}, "no network for 48x48"),
+        ({"size": 4}, "no network for 4x4"),
+        ({"options": {"norm": "layer"}}, "the norms are batch, group, none"),
+        ({"options": {"widht": 4}}, "model.options.widht: dcgan has no such option; it has width, norm"),
+        ({"options": {"width": 0}}, "not a positive whole number"),
+    ],
+)
+def test_what_cannot_be_built_is_named(changes, message):
+    with pytest.raises(BadInput, match=message):
+        build(**changes)

@@ -36,13 +36,17 @@ def optimizer_snapshot(prefix: str, network: nn.Module, optimizer: torch.optim.O
 
 
 def optimizer_restore(tensors: Tensors, prefix: str, network: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    """Undo `optimizer_snapshot`. Parameters that were never stepped have no state."""
+    """Undo `optimizer_snapshot`. Parameters that were never stepped have no state.
+
+    Averages get their parameter's memory order back: a fused optimizer walks both in step.
+    """
     state: dict[int, dict[str, Tensor]] = {}
-    for i, (name, _) in enumerate(network.named_parameters()):
+    for i, (name, parameter) in enumerate(network.named_parameters()):
         start = f"{prefix}.{name}."
-        found = {key[len(start) :]: value for key, value in tensors.items() if key.startswith(start)}
-        if found:
-            state[i] = found
+        for key, value in tensors.items():
+            if key.startswith(start):
+                ordered = torch.empty_like(parameter).copy_(value) if value.shape == parameter.shape else value
+                state.setdefault(i, {})[key[len(start) :]] = ordered.detach()
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
 
@@ -132,6 +136,10 @@ class Checkpoints:
             raise Failed(f"no checkpoint in {self.folder} is whole; --fresh moves the run aside and starts over")
         return None
 
+    def close(self) -> None:
+        """Let a write under way end."""
+        self.writer.shutdown()
+
     def clear_up(self) -> None:
         """Remove what a killed run left half written."""
         for path in self.folder.glob(".*.tmp"):
@@ -194,7 +202,11 @@ class RunFolder:
         try:
             fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
+            self.lock.close()
             raise BadInput(f"run_dir: another run is writing to {root}; wait for it, or give another run_dir") from None
+
+    def close(self) -> None:
+        self.lock.close()
 
     def move_aside(self) -> Path:
         """Rename the run to the first free RUN.1, RUN.2, ... ; the lock goes with it."""

@@ -3,7 +3,7 @@
 import copy
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 
 class EMA:
@@ -20,6 +20,8 @@ class EMA:
     def update(self, G: nn.Module, batch: int) -> None:
         """Move towards `G` after an iteration of `batch` images."""
         weight = 1 - 0.5 ** (batch / self.half_life_images)
-        torch._foreach_lerp_(list(self.module.parameters()), list(G.parameters()), weight)
-        for mine, theirs in zip(self.module.buffers(), G.buffers(), strict=True):
-            mine.copy_(theirs)
+        mine: list[Tensor] = list(self.module.parameters())
+        theirs: list[Tensor] = list(G.parameters())
+        torch._foreach_lerp_(mine, theirs, weight)  # pyright: ignore[reportPrivateImportUsage] - one kernel for all
+        for buffer, new in zip(self.module.buffers(), G.buffers(), strict=True):
+            buffer.copy_(new)

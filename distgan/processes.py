@@ -27,15 +27,18 @@ class Processes:
     def __init__(self, precision: str, *, tensorboard_dir: Path | None = None) -> None:
         if precision == "fp16" and not torch.cuda.is_available():
             raise BadInput("precision: fp16 needs a CUDA GPU; bf16 works on a CPU too")
-        # Everything that Accelerate would else take from its environment is said here.
-        self.accelerator = Accelerator(
-            mixed_precision=precision,
-            cpu=not torch.accelerator.is_available(),
-            gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
-            log_with="tensorboard" if tensorboard_dir else None,
-            project_dir=tensorboard_dir,
-            kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(seconds=TIMEOUT_SECONDS))],
-        )
+        timeout = timedelta(seconds=TIMEOUT_SECONDS)
+        try:  # Everything that Accelerate would else take from its environment is said here.
+            self.accelerator = Accelerator(
+                mixed_precision=precision,
+                cpu=not torch.accelerator.is_available(),
+                gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
+                log_with="tensorboard" if tensorboard_dir else None,
+                project_dir=tensorboard_dir,
+                kwargs_handlers=[InitProcessGroupKwargs(timeout=timeout)],
+            )
+        except ValueError as error:
+            raise BadInput(f"the launch: {' '.join(str(error).split())}") from None
         self.rank, self.world = self.accelerator.process_index, self.accelerator.num_processes
         self.main = self.rank == 0
         self.device = self.accelerator.device
@@ -46,7 +49,7 @@ class Processes:
                 "own. Is ACCELERATE_USE_CPU set, or a device missing?"
             )
         # What the hosts tell each other goes over gloo: it never waits for a GPU.
-        self.hosts = dist.new_group(backend="gloo", timeout=timedelta(seconds=TIMEOUT_SECONDS)) if self.world > 1 else None
+        self.hosts: Any = dist.new_group(backend="gloo", timeout=timeout) if self.world > 1 else None
         self._pending: tuple[Any, Tensor] | None = None
 
     def on_main(self, work: Callable[[], T]) -> T:
@@ -72,9 +75,28 @@ class Processes:
         if odd:
             raise Failed(f"{what} differs between process 0 and process {odd[0]}")
 
+    def settle(self, network: nn.Module, *inputs: Tensor | None) -> None:
+        """Let a wrapped network fix the order in which it sums gradients over processes, with a backward for nothing.
+
+        DistributedDataParallel lays its buckets out anew after the first backward. With more than two processes the
+        place of a gradient in its bucket decides the order of its sum, so that a continued run would differ from an
+        undisturbed one in the last bit.
+        """
+        inner = self.accelerator.unwrap_model(network)
+        if inner is network:
+            return
+        before = {name: tensor.clone() for name, tensor in inner.state_dict().items()}
+        network(*inputs).sum().backward()
+        inner.zero_grad()
+        inner.load_state_dict(before)
+
     def mean(self, values: Tensor) -> Tensor:
         """The mean over processes of a tensor on the device."""
-        return self.accelerator.reduce(values, reduction="mean") if self.world > 1 else values
+        if self.world == 1:
+            return values
+        values = values.clone()
+        dist.all_reduce(values)
+        return values / self.world
 
     def total(self, value: int) -> int:
         """The sum over processes."""
@@ -97,12 +119,17 @@ class Processes:
             work.wait()
             answer = bool(tensor)
         tensor = torch.tensor(int(flag))
-        self._pending = dist.all_reduce(tensor, op=dist.ReduceOp.MAX, group=self.hosts, async_op=True), tensor
+        work: Any = dist.all_reduce(tensor, dist.ReduceOp.MAX, self.hosts, True)  # type: ignore[call-overload]
+        self._pending = work, tensor
         return answer
 
     def average_statistics(self, networks: Iterable[nn.Module]) -> None:
-        """Give all processes the mean of the running statistics that each collected from its own images."""
-        buffers = [b for network in networks for b in network.buffers() if b.is_floating_point()]
+        """Give all processes the mean of the running statistics that each BatchNorm collected from its own images.
+
+        After every iteration: what a checkpoint holds, and what a run continues with, is then the same everywhere.
+        """
+        modules = [module for network in networks for module in network.modules() if type(module) is nn.BatchNorm2d]
+        buffers = [b for module in modules for b in (module.running_mean, module.running_var) if b is not None]
         if self.world == 1 or not buffers:
             return
         flat = self.mean(torch.cat([b.flatten() for b in buffers]))
@@ -131,8 +158,13 @@ class Stop:
         self.reason: str | None = None
         self.files = [folder / "stop" for folder in folders]
         self.look_seconds, self._looked = look_seconds, time.monotonic()
-        for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
-            signal.signal(number, self._on_signal)
+        numbers = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+        self._before = {number: signal.signal(number, self._on_signal) for number in numbers}
+
+    def close(self) -> None:
+        """Give the signals back."""
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         self.reason = self.reason or signal.Signals(number).name

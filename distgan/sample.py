@@ -18,7 +18,9 @@ from distgan.randomness import generator
 from distgan.report import grid
 
 
-def sample(file_or_run: str, count: int = 64, seed: int = 0, out: str = "samples.png", label: int | None = None) -> None:
+def sample(
+    file_or_run: str, count: int = 64, seed: int = 0, out: str = "samples.png", label: int | None = None
+) -> None:
     """Write a grid of generated images.
 
     Args:

@@ -6,10 +6,11 @@ from pathlib import Path
 if not __package__:  # run by path: import the package from the checkout, not this folder's modules by bare name
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
+import contextlib
 import json
 import math
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -109,6 +110,10 @@ def build(config: Config, processes: Processes) -> Run:
             # BatchNorm's buffers stay as each forward left them: two forwards of D come before one backward. The
             # older name of this switch is a property of the newer one.
             network.broadcast_buffers = False  # type: ignore[assignment]
+    n, device = config.micro_batch or share, processes.device
+    labels = torch.zeros(n, dtype=torch.long, device=device) if data.labels else None
+    processes.settle(G, torch.zeros(n, config.model.latent, device=device), labels)
+    processes.settle(D, torch.zeros(n, shards.channels, shards.size, shards.size, device=device), labels)
     gan = GAN(
         G=G,
         D=D,
@@ -146,7 +151,9 @@ def minibatches(run: Run) -> Iterator[list[Minibatch]]:
         def random(purpose: str) -> np.random.Generator:
             return generator(config.seed, purpose, images)
 
-        drawn = {"z": random("latents").standard_normal((config.batch, config.model.latent), np.float32)[mine]}
+        drawn: dict[str, np.ndarray] = {
+            "z": random("latents").standard_normal((config.batch, config.model.latent), np.float32)[mine]
+        }
         if names:
             drawn["fake_labels"] = random("labels").choice(len(names), size=config.batch, p=frequencies)[mine]
         if config.data.flip:
@@ -247,29 +254,29 @@ def restore(run: Run, path: Path) -> None:
     run.images, run.skipped = state["images"], state["skipped"]
 
 
-def enter(run: Run, fresh: bool) -> tuple[RunFolder, Path | None]:
+def enter(run: Run, fresh: bool, held: contextlib.ExitStack) -> Path | None:
     """Take the run folder and find what to continue from; the main process calls it. Raises BadInput.
 
-    A used folder with other settings is refused before anything in it is touched.
+    A used folder with other settings is refused before anything in it is touched. What was taken is in `held`.
     """
     config, root = run.config, Path(run.config.run_dir)
     if not fresh:
         refuse_changes(run, root)
-    folder = RunFolder(root)
+    folder = held.enter_context(contextlib.closing(RunFolder(root)))
     if fresh and any(path.name != ".lock" for path in root.iterdir()):
         print(f"moved the run that was here to {folder.move_aside()}", flush=True)
-        folder = RunFolder(root)
-    checkpoints = Checkpoints(root / "checkpoints", config.checkpoint.keep)
-    checkpoints.clear_up()
-    newest = checkpoints.newest(lambda text: print(text, flush=True))
+        held.enter_context(contextlib.closing(RunFolder(root)))
+    with contextlib.closing(Checkpoints(root / "checkpoints", config.checkpoint.keep)) as checkpoints:
+        checkpoints.clear_up()
+        newest = checkpoints.newest(lambda text: print(text, flush=True))
     try:
+        (root / "stop").unlink(missing_ok=True)
         (root / "config.yaml").write_text(yaml.safe_dump(to_dict(config), sort_keys=False))
         facts = environment(run.processes.device, run.processes.world)
         (root / "environment.json").write_text(json.dumps(facts, indent=1) + "\n")
     except OSError as error:
         raise BadInput(f"run_dir: {root} cannot be written: {error.strerror}") from None
-    (root / "stop").unlink(missing_ok=True)
-    return folder, newest
+    return newest
 
 
 def refuse_changes(run: Run, root: Path) -> None:
@@ -278,7 +285,8 @@ def refuse_changes(run: Run, root: Path) -> None:
         return
     before, _ = read(["--config", str(root / "config.yaml")], prog="distgan train", description="")
     then, now = flatten(before.identity()), flatten(run.config.identity())
-    changed = [f"{key} {then.get(key)} -> {now.get(key)}" for key in sorted(then | now) if then.get(key) != now.get(key)]
+    keys = [key for key in sorted(then | now) if then.get(key) != now.get(key)]
+    changed = [f"{key} {then.get(key)} -> {now.get(key)}" for key in keys]
     states = sorted((root / "checkpoints").glob("[0-9]*/state.json"), key=lambda path: int(path.parent.name))
     if states:
         try:
@@ -298,9 +306,7 @@ def loop(run: Run, report: Report, checkpoints: Checkpoints, stop: Stop) -> str 
     start, continuation and end take the same path."""
     config, processes, gan = run.config, run.processes, run.gan
     batches = minibatches(run)
-    unsynced = [gan.critic, processes.accelerator.unwrap_model(gan.G)] if processes.device.type != "cuda" else []
-    if not config.sync_batchnorm:
-        unsynced = [gan.critic, processes.accelerator.unwrap_model(gan.G)]
+    G = processes.accelerator.unwrap_model(gan.G)
     started_at = saved_at = run.images
     while True:
         stopping = processes.any_soon(stop.asked())
@@ -318,9 +324,9 @@ def loop(run: Run, report: Report, checkpoints: Checkpoints, stop: Stop) -> str 
         if done:
             return (stop.reason or "another process was asked to") if run.images < run.target else None
         report.add(train_step(gan, next(batches)), run.images + config.batch)
+        processes.average_statistics([G, gan.critic])
         if run.ema:
-            run.ema.update(processes.accelerator.unwrap_model(gan.G), config.batch)
-        processes.average_statistics(unsynced)
+            run.ema.update(G, config.batch)
         run.images += config.batch
 
 
@@ -340,47 +346,49 @@ def train(argv: list[str]) -> None:
     root = Path(config.run_dir)
     if config.report.tensorboard:
         check_tensorboard()
-    processes = Processes(config.precision, tensorboard_dir=root if config.report.tensorboard else None)
-    run = build(config, processes)
-    if flags.dry_run:
-        return dry_run(run)
-    held: list[RunFolder] = []  # the lock lives as long as this
-
-    def take_folder() -> Path | None:
-        folder, newest = enter(run, flags.fresh)
-        held.append(folder)
-        return newest
-
-    newest = processes.on_main(take_folder)
-    if newest is not None:
-        restore(run, newest)
     control = [Path(os.environ[CONTROL])] if os.environ.get(CONTROL) else []
-    stop = Stop([root, *control] if processes.main else [])
+    with contextlib.ExitStack() as held:
+        # From here on a signal only sets a flag: a run that is asked to stop while it starts stops after a checkpoint.
+        stop = held.enter_context(contextlib.closing(Stop([root, *control])))
+        processes = Processes(config.precision, tensorboard_dir=root if config.report.tensorboard else None)
+        if not processes.main:
+            stop.files.clear()  # one process looks for files; all hear of it
+        run = build(config, processes)
+        if flags.dry_run:
+            return dry_run(run)
+        newest = processes.on_main(lambda: enter(run, flags.fresh, held))
+        if newest is not None:
+            restore(run, newest)
+        began_at = run.images
+        checkpoints = held.enter_context(contextlib.closing(Checkpoints(root / "checkpoints", config.checkpoint.keep)))
+        report = held.enter_context(contextlib.closing(open_report(run, root)))
+        introduce(run, report, newest)
+        if processes.main and run.images == 0:
+            save_reals(run, report)
+        reason = loop(run, report, checkpoints, stop)
+        processes.on_main(checkpoints.wait)
+        if reason is None:
+            report.say(f"done: {run.images:,} images; {root}/samples, {root}/checkpoints")
+        else:
+            left = f"{run.images:,} of {run.target:,} images"
+            report.say(f"stopped at {left} ({reason}); the same command continues the run")
+            if processes.main and control and run.images > began_at:
+                (control[0] / "stopped").write_text(f"{run.images}\n")
+        processes.end()
+
+
+def open_report(run: Run, root: Path) -> Report:
+    config, accelerator = run.config, run.processes.accelerator
     if config.report.tensorboard:
-        processes.accelerator.init_trackers("tensorboard", config=plain(to_dict(config)))
-    report = Report(
+        accelerator.init_trackers("tensorboard", config=plain(to_dict(config)))
+    return Report(
         root,
-        processes.accelerator,
+        accelerator,
         images=run.images,
         target=run.target,
         epoch_images=run.order.epoch_images,
         every_images=config.report.every_images,
     )
-    introduce(run, report, newest)
-    checkpoints = Checkpoints(root / "checkpoints", config.checkpoint.keep)
-    if processes.main and run.images == 0:
-        save_reals(run, report)
-    began_at = run.images
-    reason = loop(run, report, checkpoints, stop)
-    processes.on_main(checkpoints.wait)
-    report.close()
-    if reason is None:
-        report.say(f"done: {run.images:,} images; {root}/samples, {root}/checkpoints")
-    else:
-        report.say(f"stopped at {run.images:,} of {run.target:,} images ({reason}); the same command continues the run")
-        if processes.main and control and run.images > began_at:
-            (control[0] / "stopped").write_text(f"{run.images}\n")
-    processes.end()
 
 
 def introduce(run: Run, report: Report, newest: Path | None) -> None:
@@ -388,7 +396,8 @@ def introduce(run: Run, report: Report, newest: Path | None) -> None:
     networks = {"G": run.processes.accelerator.unwrap_model(run.gan.G), "D": run.gan.critic}
     sizes = ", ".join(f"{k} {sum(p.numel() for p in n.parameters()) / 1e6:.2f} M" for k, n in networks.items())
     manifest = run.shards.manifest
-    report.say(f"distgan {facts['distgan']} (commit {facts['commit'] or 'unknown'}), torch {facts['libraries']['torch']}")
+    commit = facts["commit"] or "unknown"
+    report.say(f"distgan {facts['distgan']} (commit {commit}), torch {facts['libraries']['torch']}")
     report.say(f"{run.processes.world} process(es), {facts['device']}, precision {run.config.precision}")
     report.say(
         f"{run.config.data.shards}: {manifest['samples']:,} images {run.shards.size}x{run.shards.size}x"
@@ -401,7 +410,8 @@ def introduce(run: Run, report: Report, newest: Path | None) -> None:
 
 def plain(config: dict[str, Any]) -> dict[str, Any]:
     """What TensorBoard's table of hyperparameters takes: no lists, no None."""
-    return {key: value if isinstance(value, (int, float, str)) else str(value) for key, value in flatten(config).items()}
+    flat = flatten(config)
+    return {key: value if isinstance(value, (int, float, str)) else str(value) for key, value in flat.items()}
 
 
 def check_tensorboard() -> None:
@@ -420,7 +430,6 @@ def dry_run(run: Run) -> None:
         print(f"dry run: one iteration of {run.config.batch} images on {run.processes.world} process(es): {values}")
         print(f"peak memory of a process: {memory:.2f} GB; nothing was written", flush=True)
     run.processes.end()
-
 
 
 def main(argv: list[str] | None = None) -> int:

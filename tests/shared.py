@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,7 +22,7 @@ torch.set_num_threads(1)
 
 
 def options(**changes) -> make.Options:
-    values = dict(
+    values: dict[str, Any] = dict(
         size=None,
         channels=0,
         crop="center",
@@ -84,12 +85,22 @@ def trained(tiny, tmp_path) -> Callable[..., Path]:
     return run
 
 
-def launch(processes: int, *words: object, timeout: float = 240, check: bool = True, **env: str) -> subprocess.CompletedProcess:
+def launch(
+    processes: int, *words: object, timeout: float = 240, check: bool = True, **env: str
+) -> subprocess.CompletedProcess:
     """`distgan/train.py` by path, in `processes` processes on the CPU over gloo."""
-    done = subprocess.run(launch_command(processes, *words), capture_output=True, text=True, timeout=timeout, env=launch_env(**env))
+    done = subprocess.run(
+        launch_command(processes, *words), capture_output=True, text=True, timeout=timeout, env=launch_env(**env)
+    )
     if check:
         assert done.returncode == 0, done.stdout + done.stderr
     return done
+
+
+def start(processes: int, *words: object, **env: str) -> subprocess.Popen:
+    """The same, left running; its output goes to a pipe."""
+    command = launch_command(processes, *words)
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=launch_env(**env))
 
 
 def launch_command(processes: int, *words: object) -> list[str]:
@@ -97,7 +108,13 @@ def launch_command(processes: int, *words: object) -> list[str]:
     if processes == 1:
         return [sys.executable, script, *map(str, words)]
     return [
-        *(sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(ROOT / "launch/accelerate/cpu.yaml")),
+        *(
+            sys.executable,
+            "-m",
+            "accelerate.commands.launch",
+            "--config_file",
+            str(ROOT / "launch/accelerate/cpu.yaml"),
+        ),
         *("--num_processes", str(processes), "--main_process_port", "0", script, *map(str, words)),
     ]
 

@@ -28,6 +28,11 @@ def state(network: torch.nn.Module) -> dict[str, torch.Tensor]:
     return copy.deepcopy(dict(network.named_parameters()))
 
 
+def grad(parameter: torch.Tensor) -> torch.Tensor:
+    assert parameter.grad is not None
+    return parameter.grad
+
+
 def equal(before: dict[str, torch.Tensor], after: dict[str, torch.Tensor]) -> bool:
     return all(torch.equal(before[name], after[name]) for name in before)
 
@@ -59,10 +64,10 @@ def test_each_update_leaves_the_other_network_alone(loss):
     assert equal(G, state(gan.G)) and not equal(D, state(gan.D))
     assert all(p.grad is None for p in gan.G.parameters())
     D = state(gan.D)
-    gradients = {name: p.grad.clone() for name, p in gan.D.named_parameters()}
+    gradients = {name: grad(p).clone() for name, p in gan.D.named_parameters()}
     generator_step(gan, [batch], fakes)
     assert equal(D, state(gan.D)) and not equal(G, state(gan.G))
-    assert all(torch.equal(gradients[name], p.grad) for name, p in gan.D.named_parameters())
+    assert all(torch.equal(gradients[name], grad(p)) for name, p in gan.D.named_parameters())
 
 
 def rises(loss: Loss) -> tuple[bool, bool]:

@@ -1,5 +1,7 @@
 """Networks: shapes, ranges, initialisation from the seed alone, float32 logits."""
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -7,7 +9,7 @@ from distgan import BadInput, models
 
 
 def build(**changes):
-    values = dict(size=32, channels=3, classes=0, latent=8, options={"width": 4}, seed=0)
+    values: dict[str, Any] = dict(size=32, channels=3, classes=0, latent=8, options={"width": 4}, seed=0)
     return models.build("dcgan", **(values | changes))
 
 

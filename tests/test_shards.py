@@ -11,18 +11,19 @@ import sys
 import time
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import webdataset as wds
 from PIL import Image
 
-from shared import make_set, noise, options
 from distgan import shards
 from distgan.data import make
 from distgan.data.remote import open_place
 from distgan.data.shardset import open_set
 from distgan.data.stream import Reader
+from shared import make_set, noise, options
 
 
 def command(*words: object) -> int:
@@ -62,7 +63,7 @@ def test_webdatasets_own_reader_opens_it(tmp_path, format):
     folder = make_set(tmp_path / "set", images, shards=2, format=format)
     tars = [str(path) for path in sorted(folder.glob("*.tar"))]
     decode = "rgb8" if format == "png" else None
-    pipeline = wds.WebDataset(tars, shardshuffle=False, empty_check=False)
+    pipeline: Any = wds.compat.WebDataset(tars, shardshuffle=False, empty_check=False)
     samples = list((pipeline.decode(decode) if decode else pipeline.decode()).to_tuple("__key__", format, "cls"))
     assert {key: (image.tobytes(), label) for key, image, label in samples} == {
         f"{i:09d}": (image.tobytes(), i % 3) for i, image in enumerate(images)
@@ -88,7 +89,11 @@ def test_a_zip_is_the_folder(folder_of_images, tmp_path):
     with zipfile.ZipFile(tmp_path / "images.zip", "w") as archive:
         for path in folder_of_images.rglob("*.png"):
             archive.write(path, path.relative_to(folder_of_images))
-    assert command("make", folder_of_images, tmp_path / "a") == command("make", tmp_path / "images.zip", tmp_path / "b") == 0
+    assert (
+        command("make", folder_of_images, tmp_path / "a")
+        == command("make", tmp_path / "images.zip", tmp_path / "b")
+        == 0
+    )
     a, b = files(tmp_path / "a"), files(tmp_path / "b")
     assert a.pop("manifest.json") != b.pop("manifest.json") and a == b
 
@@ -282,7 +287,7 @@ def test_foreign_shards_are_indexed(tmp_path):
     (folder / "more").mkdir(parents=True)
     images = noise(20)
     for part, path in enumerate((folder / "0.tar", folder / "more" / "0.tar")):
-        with open(path, "wb") as file, wds.TarWriter(file) as tar:
+        with open(path, "wb") as file, wds.writer.TarWriter(file) as tar:
             for i in range(10 * part, 10 * part + 10):
                 long = "long/" * 30 if part else ""
                 tar.write({"__key__": f"{long}{i:03d}", "png": images[i], "json": {"label": i % 4}})

@@ -81,7 +81,9 @@ def index(folder: Path, track: Track = iter) -> dict[str, Any]:
         for name in COLUMNS:
             columns[name].append(arrays[name])
         name = path.relative_to(folder).as_posix()
-        rows.append({"name": name, "samples": len(arrays["label"]), "bytes": path.stat().st_size, "sha256": sha256_of(path)})
+        rows.append(
+            {"name": name, "samples": len(arrays["label"]), "bytes": path.stat().st_size, "sha256": sha256_of(path)}
+        )
     assert kind is not None
     joined = {name: np.concatenate(parts) for name, parts in columns.items()}
     labels = joined["label"]

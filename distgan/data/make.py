@@ -13,6 +13,7 @@ import shutil
 import threading
 import time
 import warnings
+from collections import Counter
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -33,6 +34,9 @@ RESIZES = {
     "bicubic": Image.Resampling.BICUBIC,
     "box": Image.Resampling.BOX,
 }
+
+# What Pillow raises for files that are no image, no whole image, or too much of one.
+UNUSABLE = (OSError, ValueError, SyntaxError, Image.DecompressionBombError, Image.DecompressionBombWarning)
 
 
 @dataclass(frozen=True)
@@ -72,9 +76,14 @@ def make(source: Source, dest: Path, options: Options, jobs: int) -> dict[str, A
     mixed shards. An image that cannot be used fails the command, after all were tried, with a list.
     """
     options = settle(source, options)
-    order = sorted(range(len(source)), key=lambda i: hashlib.sha256(f"{options.seed}|{source.names[i]}".encode()).digest())
+    hashes = [hashlib.sha256(f"{options.seed}|{name}".encode()).digest() for name in source.names]
+    order = sorted(range(len(source)), key=hashes.__getitem__)
     listing = [source.names, source.labels.tolist() if source.labels is not None else None, source.classes]
-    origin = {"name": source.name, "images": len(source), "sha256": hashlib.sha256(json.dumps(listing).encode()).hexdigest()}
+    origin = {
+        "name": source.name,
+        "images": len(source),
+        "sha256": hashlib.sha256(json.dumps(listing).encode()).hexdigest(),
+    }
     if (dest / "manifest.json").exists():
         manifest = json.loads((dest / "manifest.json").read_text())
         if (manifest.get("options"), manifest.get("source")) != (asdict(options), origin):
@@ -84,10 +93,15 @@ def make(source: Source, dest: Path, options: Options, jobs: int) -> dict[str, A
     making = dest / ".making"
     continue_or_start(making, dest, {"options": asdict(options), "source": origin, "stamps": source.stamps})
     pending = [i for i in range(len(parts)) if not (making / f"{shard_name(i)}.npz").exists()]
-    bar = tqdm(total=len(source), initial=len(source) - sum(len(parts[i]) for i in pending), unit=" images", disable=None)
+    bar = tqdm(
+        total=len(source), initial=len(source) - sum(len(parts[i]) for i in pending), unit=" images", disable=None
+    )
     # The workers inherit the source by fork, so that nothing of it is pickled.
     pool = ProcessPoolExecutor(
-        jobs, multiprocessing.get_context("fork"), initializer=start_worker, initargs=(os.getpid(), source, dest, options)
+        jobs,
+        multiprocessing.get_context("fork"),
+        initializer=start_worker,
+        initargs=(os.getpid(), source, dest, options),
     )
     with bar, pool:
         waiting = {pool.submit(write_shard, i, parts[i]): len(parts[i]) for i in pending}
@@ -117,7 +131,11 @@ def cut(source: Source, order: list[int], options: Options) -> list[list[int]]:
     """Shards of about `shard_mb`, equal within one sample."""
     assert options.size is not None
     pixels = options.size**2 * options.channels
-    member = {"npy": 1.0, "png": 0.6, "jpg": 0.25}[options.format] * pixels + 1024 + (1024 if source.labels is not None else 0)
+    member = (
+        {"npy": 1.0, "png": 0.6, "jpg": 0.25}[options.format] * pixels
+        + 1024
+        + (1024 if source.labels is not None else 0)
+    )
     shards = max(1, min(len(order), round(len(order) * member / (options.shard_mb * 1e6))))
     return [part.tolist() for part in np.array_split(np.array(order), shards)]
 
@@ -161,13 +179,13 @@ def write_shard(number: int, members: list[int]) -> None:
     written = Written(shard_name(number), sums=[0] * options.channels, squares=[0] * options.channels)
     temporary = dest / f".{written.name}.tmp"
     with open(temporary, "wb") as file:
-        with wds.TarWriter(file, encoder=False, mtime=0, user="root", group="root") as tar:  # type: ignore[attr-defined]
+        with wds.writer.TarWriter(file, encoder=False, mtime=0, user="root", group="root") as tar:
             for image_number in members:
                 try:
                     with warnings.catch_warnings():
                         warnings.simplefilter("error", Image.DecompressionBombWarning)
                         pixels = prepare(source.load(image_number), options, written.converted)
-                except (OSError, ValueError, SyntaxError, Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+                except UNUSABLE as error:
                     written.bad.append(f"{source.names[image_number]}: {error}")
                     continue
                 sample: dict[str, Any] = {"__key__": f"{image_number:09d}", options.format: encode(pixels, options)}
@@ -274,7 +292,7 @@ def finish(
         "shards": [{key: getattr(row, key) for key in ("name", "samples", "bytes", "sha256")} for row in written],
         "options": asdict(options),
         "source": origin,
-        "converted": {k: sum(r.converted.get(k, 0) for r in written) for k in sorted({k for r in written for k in r.converted})},
+        "converted": dict(sorted(sum((Counter(row.converted) for row in written), Counter()).items())),
         "left_out": bad,
         "made_by": f"distgan {__version__}",
     }

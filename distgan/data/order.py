@@ -79,5 +79,5 @@ def rows(batch: int, lanes: int, rank: int, world: int) -> np.ndarray:
         fits = [n for n in range(1, lanes + 1) if lanes % n == 0]
         below, above = max(n for n in fits if n < world), min((n for n in fits if n > world), default=None)
         near = f"{below} or {above}" if above else str(below)
-        raise BadInput(f"{world} processes do not divide the {lanes} lanes of the data order (data.lanes); {near} would")
+        raise BadInput(f"{world} processes do not divide the {lanes} lanes of data.lanes; {near} would")
     return np.arange(batch).reshape(-1, world, lanes // world)[:, rank].ravel()

@@ -239,7 +239,8 @@ class S3:
             answer = self.client.get_object(Bucket=parts.netloc, Key=key, **extra)
         except self.errors.ClientError as error:
             status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 500)
-            text = f"{error.response.get('Error', {}).get('Code', status)}: {error.response.get('Error', {}).get('Message')}"
+            about = error.response.get("Error", {})
+            text = f"{about.get('Code', status)}: {about.get('Message')}"
             raise (Passing if status >= 500 or status in (408, 429) else Refused)(text) from None
         except (self.errors.NoCredentialsError, self.errors.ParamValidationError) as error:
             raise Refused(" ".join(str(error).split())) from None

@@ -14,7 +14,6 @@ from typing import Any, Protocol
 import numpy as np
 
 from distgan import BadInput
-from distgan.data import Damaged
 from distgan.data.tar import members, split_key
 
 FORMAT = "distgan-shards-1"
@@ -105,11 +104,15 @@ def open_set(place: Place, name: str) -> ShardSet:
         columns = map_columns(place.path("index.npz", row["bytes"], row["sha256"]))
         counts = np.array([shard["samples"] for shard in manifest["shards"]], dtype=np.int64)
     except (KeyError, TypeError, json.JSONDecodeError) as error:
-        raise BadInput(f"{name}: manifest.json is damaged ({error}); `distgan shards verify {name}` tells more") from None
+        raise BadInput(
+            f"{name}: manifest.json is damaged ({error}); `distgan shards verify {name}` tells more"
+        ) from None
     except (OSError, ValueError, zipfile.BadZipFile) as error:
         if isinstance(error, BadInput):
             raise
-        raise BadInput(f"{name}: index.npz is missing or damaged ({error}); `distgan shards index` makes it anew") from None
+        raise BadInput(
+            f"{name}: index.npz is missing or damaged ({error}); `distgan shards index` makes it anew"
+        ) from None
     if counts.sum() != len(columns["offset"]):
         raise BadInput(f"{name}: index.npz is not the manifest's; `distgan shards index` makes it anew")
     return ShardSet(place, manifest, hashlib.sha256(data).hexdigest(), columns, counts)

@@ -46,14 +46,18 @@ def open_source(source: str, *, split: str, files: str | None, labels: str, samp
         found = sorted(p for p in path.rglob("*") if p.suffix.lower() in IMAGES and p.is_file())
         names = [p.relative_to(path).as_posix() for p in found]
         stats = [p.stat() for p in found]
-        made = Source("folder", names, lambda i: Image.open(found[i]), stamps=[(s.st_size, s.st_mtime_ns) for s in stats])
+        made = Source(
+            "folder", names, lambda i: Image.open(found[i]), stamps=[(s.st_size, s.st_mtime_ns) for s in stats]
+        )
         return labelled(made, labels, path, lambda name: (path / name).read_bytes())
     if path.suffix.lower() == ".zip" and path.is_file():
         try:
             archive = zipfile.ZipFile(path)
         except zipfile.BadZipFile as error:
             raise BadInput(f"{source} is not a zip: {error}") from None
-        infos = sorted((i for i in archive.infolist() if Path(i.filename).suffix.lower() in IMAGES), key=lambda i: i.filename)
+        infos = sorted(
+            (i for i in archive.infolist() if Path(i.filename).suffix.lower() in IMAGES), key=lambda i: i.filename
+        )
         made = Source(
             "zip",
             [i.filename for i in infos],
@@ -70,7 +74,7 @@ def zip_bytes(path: Path, info: zipfile.ZipInfo) -> bytes:
 
 
 def labelled(source: Source, labels: str, folder: Path, read: Callable[[str], bytes]) -> Source:
-    """Attach labels: `auto` (dataset.json inside, else class folders, else none), `none`, or a CSV, JSONL or JSON file."""
+    """Attach labels: `auto` (dataset.json inside, else class folders, else none), `none`, or a file's."""
     if not source.names:
         raise BadInput(f"there is no image in the source; images end in {', '.join(sorted(IMAGES))}")
     if labels == "none":
@@ -134,16 +138,14 @@ def of_arrays(name: str, images: np.ndarray, labels: np.ndarray, classes: Sequen
 
 
 def digits(**_: Any) -> Source:
-    """1,797 handwritten digits of 8x8 pixels that scikit-learn ships (UCI, Alpaydin & Kaynak 1998), upsampled to 32x32."""
+    """1,797 handwritten digits of 8x8 pixels that scikit-learn ships (Alpaydin & Kaynak 1998), upsampled to 32x32."""
     try:
         from sklearn.datasets import load_digits
     except ImportError:
         raise BadInput("digits come with scikit-learn, which is not installed; pip install 'distgan[digits]'") from None
     data: Any = load_digits()
-    images = [
-        np.asarray(Image.fromarray((image * (255 / 16)).round().astype(np.uint8)).resize((32, 32), Image.Resampling.BICUBIC))
-        for image in data.images
-    ]
+    small = [Image.fromarray((image * (255 / 16)).round().astype(np.uint8)) for image in data.images]
+    images = [np.asarray(image.resize((32, 32), Image.Resampling.BICUBIC)) for image in small]
     return of_arrays("digits", np.stack(images), data.target, [str(i) for i in range(10)])
 
 

@@ -69,8 +69,8 @@ class Reader:
         return Minibatch(images, torch.from_numpy(columns["label"][ids].astype(np.int64)), bad, {})
 
     def _fill_raw(self, out: np.ndarray, shard: int, offset: int, size: int, check: int) -> None:
-        got = os.preadv(self._file(shard).number, [out], offset)
-        if got != size or xxhash.xxh3_64_intdigest(out) != check:
+        got = os.preadv(self._file(shard).number, [out.data], offset)
+        if got != size or xxhash.xxh3_64_intdigest(out.data) != check:
             raise self.damaged(shard, offset, "the image's bytes are not those that were indexed")
 
     def _fill_image(self, out: np.ndarray, shard: int, offset: int, size: int, check: int) -> None:
@@ -194,7 +194,7 @@ def stream(
         at, ids = planned
         return reader.read(ids)._replace(drawn=draw(at))
 
-    return iter(wds.DataPipeline(plan, threaded(read, threads)))  # type: ignore[attr-defined]
+    return iter(wds.pipeline.DataPipeline(plan, threaded(read, threads)))
 
 
 def threaded(function: Callable, threads: int) -> Callable[[Iterable], Iterator]:

@@ -82,8 +82,8 @@ class Discriminator(nn.Module):
         self.embed = nn.Embedding(classes, at[-1]) if classes else None
 
     def forward(self, images: Tensor, labels: Tensor | None = None) -> Tensor:
-        h = self.layers(images).float()  # [N, maps, 4, 4]
-        with torch.autocast(images.device.type, enabled=False):  # logits in float32: half precision saturates
+        h = self.layers(images).to(self.head.weight.dtype)  # [N, maps, 4, 4]
+        with torch.autocast(images.device.type, enabled=False):  # logits in full precision: half would saturate
             logits = self.head(h).flatten()
             if self.embed is not None:
                 logits = logits + (self.embed(labels) * h.sum((2, 3))).sum(1)

@@ -1,0 +1,31 @@
+# make demo: set up, train on handwritten digits, show a picture. make test: set up, lint, test.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: demo test lint bench
+.DELETE_ON_ERROR:
+
+demo: .venv/ready
+	$(BIN)/distgan shards make digits data/digits
+	$(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no \
+	    distgan/train.py --config configs/demo.yaml
+	$(BIN)/distgan sample runs/demo --count 64 --seed 0 --out runs/demo/samples/demo.png
+	@echo "look at runs/demo/samples/demo.png"
+
+test: lint
+	$(BIN)/pytest -q -m "not slow and not servers and not slurm"
+
+lint: .venv/ready
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+
+bench: .venv/ready
+	$(BIN)/python tests/bench/step.py
+
+.venv/ready: pyproject.toml .ci/constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	    { echo "distgan needs Python 3.11 or newer; $(PYTHON) is $$($(PYTHON) --version 2>&1). Try: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c .ci/constraints.txt -e '.[dev]'
+	touch $@

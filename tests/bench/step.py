@@ -1,0 +1,125 @@
+"""The iteration with its data against the textbook's, DCGAN-64 at batch 64, side by side: `make bench`.
+
+Textbook: the loop of the DCGAN tutorial: ImageFolder of JPEGs + DataLoader with 2 workers, float32, D open while G is
+updated, four `.item()` an iteration. Ours: raw shards by 2 threads, D frozen in G's update, channels-last, fused Adam,
+sums left on the device, and the averaged generator on top. Contenders take turns of a few iterations each, in one
+process; a ratio is the median over rounds of the quotient within a round, so that a busy machine slows both.
+"""
+
+import argparse
+import os
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+import torchvision
+from PIL import Image
+from torch import nn
+from torchvision import transforms
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from distgan import models
+from distgan.config import Config, read
+from distgan.gan import train_step
+from distgan.processes import Processes
+from distgan.train import build, minibatches
+from shared import options
+
+
+def photos(folder: Path, count: int) -> None:
+    """JPEGs with the smoothness of photographs: noise at several scales."""
+    random = np.random.default_rng(0)
+    (folder / "one").mkdir(parents=True)
+    for i in range(count):
+        layers = [random.normal(0, 60 / 2**k, (64 // 2**k, 64 // 2**k, 3)) for k in range(4, -1, -1)]
+        image = sum(layer.repeat(64 // len(layer), 0).repeat(64 // len(layer), 1) for layer in layers)
+        Image.fromarray(np.clip(image + 128, 0, 255).astype(np.uint8)).save(folder / "one" / f"{i}.jpg", quality=95)
+
+
+def textbook(folder: Path) -> Iterator[None]:
+    """One iteration a turn."""
+    steps = [transforms.ToTensor(), transforms.Normalize((0.5,) * 3, (0.5,) * 3)]
+    dataset = torchvision.datasets.ImageFolder(str(folder), transforms.Compose(steps))
+    loader = torch.utils.data.DataLoader(dataset, batch_size=64, shuffle=True, num_workers=2, drop_last=True)
+    G, D = models.build("dcgan", size=64, channels=3, classes=0, latent=100, options={"width": 64}, seed=0)
+    criterion = nn.BCEWithLogitsLoss()
+    g_optimizer, d_optimizer = (torch.optim.Adam(n.parameters(), lr=2e-4, betas=(0.5, 0.999)) for n in (G, D))
+    while True:
+        for real, _ in loader:
+            D.zero_grad()
+            output = D(real)
+            real_error = criterion(output, torch.ones(64))
+            real_error.backward()
+            output.mean().item()
+            fake = G(torch.randn(64, 100))
+            output = D(fake.detach())
+            fake_error = criterion(output, torch.zeros(64))
+            fake_error.backward()
+            output.mean().item()
+            d_optimizer.step()
+            G.zero_grad()
+            g_error = criterion(D(fake), torch.ones(64))
+            g_error.backward()
+            g_optimizer.step()
+            (real_error + fake_error).item(), g_error.item()
+            yield
+
+
+def ours(config: Config) -> Iterator[None]:
+    from accelerate.state import AcceleratorState
+
+    AcceleratorState._reset_state(reset_partial_state=True)
+    run = build(config, Processes(config.precision))
+    G = run.processes.accelerator.unwrap_model(run.gan.G)
+    sums: dict[str, torch.Tensor] = {}
+    for parts in minibatches(run):
+        scalars = train_step(run.gan, parts)
+        assert run.ema is not None
+        run.ema.update(G, 64)
+        sums = {name: sums.get(name, 0) + value for name, value in scalars.items()}
+        yield
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--iterations", type=int, default=6)
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        photos(Path(folder) / "images", 1024)
+        from distgan.data import make
+        from distgan.data.sources import open_source
+
+        source = open_source(f"{folder}/images", split="train", files=None, labels="auto", samples=1, seed=0)
+        make.make(source, Path(folder) / "set", options(), 2)
+        words = ["--data.shards", f"{folder}/set", "--data.labels=false"]
+        contenders = {"textbook float32": textbook(Path(folder) / "images")}
+        for name, more in {
+            "ours float32": [],
+            "ours float32, not channels-last": ["--channels_last=false"],
+            "ours bf16": ["--precision=bf16"],
+        }.items():
+            contenders[name] = ours(read([*words, *more], prog="bench", description="")[0])
+        rates: dict[str, list[float]] = {name: [] for name in contenders}
+        for turn in range(args.rounds + 1):
+            for name, contender in contenders.items():
+                began = time.perf_counter()
+                for _ in range(args.iterations):
+                    next(contender)
+                if turn:  # the first is for warming up
+                    rates[name].append(args.iterations * 64 / (time.perf_counter() - began))
+    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, load {os.getloadavg()[0]:.1f}")
+    base = rates["textbook float32"]
+    for name, values in rates.items():
+        ratio = statistics.median(value / reference for value, reference in zip(values, base, strict=True))
+        print(f"{name:<34} {statistics.median(values):7.1f} img/s   x{ratio:.2f}")
+
+
+if __name__ == "__main__":
+    main()

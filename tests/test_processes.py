@@ -1,0 +1,192 @@
+"""Two real processes over gloo against one: the same minibatches, the same gradients, the same run."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+
+from distgan.losses import LOSSES
+from shared import ROOT, TINY, launch, launch_env, make_set, metrics, noise, start, weights
+
+NORM_FREE = ["--model.options.norm", "none"]
+
+
+def test_two_processes_are_two_and_compute_the_same(tiny, tmp_path):
+    """The losses of a norm-free network agree within 1e-5 after 20 iterations, the weights nearly so."""
+    runs = []
+    for processes in (1, 2):
+        words = ["--data.shards", tiny, "--run_dir", tmp_path / str(processes), *TINY, *NORM_FREE]
+        done = launch(processes, *words, "--images", 320, "--report.every_images", 16, "--data.flip", "true")
+        assert f"{processes} process(es), cpu" in done.stdout
+        runs.append(metrics(tmp_path / str(processes)))
+    assert [row["images"] for row in runs[0]] == [row["images"] for row in runs[1]] == list(range(16, 321, 16))
+    for key in ("d_loss", "g_loss", "d_real", "d_fake"):
+        assert max(abs(a[key] - b[key]) for a, b in zip(*runs, strict=True)) < 1e-5
+
+
+@pytest.mark.parametrize("options", [["--multi_gpu", "--num_processes", "2"]])
+def test_without_a_gpu_multi_gpu_is_still_one_run(tiny, tmp_path, options):
+    """Accelerate alone would start two runs here that both believe to be process 0 of 1."""
+    command = [sys.executable, "-m", "accelerate.commands.launch", *options, "--main_process_port", "0"]
+    words = [
+        str(ROOT / "distgan/train.py"),
+        "--data.shards",
+        tiny,
+        "--run_dir",
+        tmp_path / "run",
+        *TINY,
+        "--images",
+        16,
+    ]
+    done = subprocess.run([*command, *map(str, words)], capture_output=True, text=True, env=launch_env(), check=True)
+    assert done.stdout.count("2 process(es)") == 1
+
+
+GRADIENTS = """
+import sys, torch
+from accelerate import Accelerator
+from distgan import models
+from distgan.gan import GAN, Minibatch, train_step
+from distgan.losses import LOSSES
+
+out, parts = sys.argv[1], int(sys.argv[2])
+accelerator = Accelerator(cpu=True)
+rank, world = accelerator.process_index, accelerator.num_processes
+torch.set_default_dtype(torch.float64)
+result = {}
+for name, loss in LOSSES.items():
+    G, D = models.build("dcgan", size=16, channels=3, classes=3, latent=8, options={"width": 4, "norm": "none"}, seed=0)
+    G, D = G.double(), D.double()
+    optimizers = [torch.optim.SGD(n.parameters(), lr=0.1) for n in (G, D)]
+    G, D, g_optimizer, d_optimizer = accelerator.prepare(G, D, *optimizers)
+    critic = accelerator.unwrap_model(D)
+    gan = GAN(G, D, critic, g_optimizer, d_optimizer, loss, accelerator.backward, accelerator.no_sync)
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(3):
+        real, z = torch.rand(16, 3, 16, 16, generator=generator) * 2 - 1, torch.randn(16, 8, generator=generator)
+        labels = torch.arange(16) % 3
+        mine = slice(rank * 16 // world, (rank + 1) * 16 // world)
+        columns = [c[mine].chunk(parts) for c in (real, z, labels, labels)]
+        train_step(gan, [Minibatch(*part) for part in zip(*columns)])
+    for net, module in (("G", accelerator.unwrap_model(G)), ("D", critic)):
+        for key, parameter in module.named_parameters():
+            result[f"{name}.{net}.{key}"] = parameter.detach().clone()
+            result[f"{name}.{net}.{key}.grad"] = parameter.grad.clone()
+if rank == 0:
+    torch.save({"world": world, **result}, out)
+accelerator.end_training()
+"""
+
+
+def test_gradients_of_two_processes_are_those_of_the_union(tmp_path):
+    """Of D and of G, for every loss there is, in one part and in two; after three updates."""
+    (tmp_path / "gradients.py").write_text(GRADIENTS)
+    found = {}
+    for processes, parts in ((1, 1), (2, 1), (2, 2)):
+        out = tmp_path / f"{processes}-{parts}.pt"
+        command = [sys.executable, "-m", "accelerate.commands.launch"]
+        config = ["--config_file", str(ROOT / "launch/accelerate/cpu.yaml"), "--main_process_port", "0"]
+        command += config if processes == 2 else ["--cpu", "--num_processes", "1"]
+        env = launch_env(PYTHONPATH=str(ROOT))
+        subprocess.run([*command, str(tmp_path / "gradients.py"), str(out), str(parts)], check=True, env=env)
+        found[processes, parts] = torch.load(out, weights_only=True)
+        assert found[processes, parts].pop("world") == processes
+    one = found.pop((1, 1))
+    assert {key.split(".")[0] for key in one} == set(LOSSES) and len(one) > 20
+    for other in found.values():
+        for key, value in one.items():
+            torch.testing.assert_close(other[key], value, rtol=1e-6, atol=1e-9, msg=key)
+
+
+@pytest.mark.parametrize("processes", [2, 4])
+def test_continued_on_the_same_number_it_is_the_same_to_the_bit(tiny, tmp_path, processes):
+    """With BatchNorm, whose statistics each process collects for itself."""
+    words = ["--data.shards", tiny, *TINY]
+    launch(processes, *words, "--run_dir", tmp_path / "whole", "--epochs", 4)
+    for epochs in (1, 4):
+        launch(processes, *words, "--run_dir", tmp_path / "parts", "--epochs", epochs)
+    assert weights(tmp_path / "parts") == weights(tmp_path / "whole")
+
+
+def test_a_stop_is_agreed_on(tiny, tmp_path):
+    """One of two processes gets the signal: both stop at the same iteration, with a checkpoint, and end well."""
+    words = [
+        "--data.shards",
+        tiny,
+        "--run_dir",
+        tmp_path / "run",
+        *TINY,
+        "--epochs",
+        100_000,
+        "--checkpoint.every_epochs",
+        10_000,
+    ]
+    process = start(2, *words)
+    try:
+        children = wait_for_children(process, tmp_path / "run" / "metrics.jsonl")
+        os.kill(children[-1], signal.SIGUSR1)
+        out, _ = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == 0, out
+    stopped = re.search(r"stopped at ([\d,]+) of .*; the same command continues the run", out)
+    assert stopped and weights(tmp_path / "run")["images"] == int(stopped[1].replace(",", ""))
+
+
+def wait_for_children(process: subprocess.Popen, sign) -> list[int]:
+    """The pids of a launcher's processes, once `sign` is there; in the order of their ranks."""
+    while process.poll() is None and not sign.exists():
+        time.sleep(0.02)
+    listed = subprocess.run(
+        ["ps", "-o", "pid=", "--ppid", str(process.pid)], capture_output=True, text=True
+    ).stdout.split()
+    pids = [int(pid) for pid in listed]
+    assert pids, process.communicate()[0]
+
+    def rank(pid: int) -> int:
+        with open(f"/proc/{pid}/environ") as file:
+            return int(dict(item.split("=", 1) for item in file.read().split("\0") if "=" in item)["RANK"])
+
+    return sorted(pids, key=rank)
+
+
+def test_bad_input_is_one_line_on_many_processes(tiny, tmp_path):
+    words = ["--data.shards", tiny, "--run_dir", tmp_path / "run", *TINY]
+    done = launch(3, *words, check=False)
+    assert done.returncode != 0 and not (tmp_path / "run").exists()
+    lines = [line for line in done.stderr.splitlines() if line.startswith("distgan: ")]
+    assert lines == ["distgan: 3 processes do not divide the 16 lanes of data.lanes; 2 or 4 would"]
+    launch(2, *words, "--images", 16)
+    done = launch(2, *words, "--images", 32, "--seed", 4, check=False)  # only the first process looks there
+    lines = [line for line in done.stderr.splitlines() if line.startswith("distgan: ")]
+    assert len(lines) == 1 and "seed 0 -> 4" in lines[0]
+
+
+def test_eight_shards_of_ten_on_two_processes(tiny, tmp_path):
+    """All 80 images are delivered in each epoch, none twice; and shards too few for the processes hang nothing."""
+    epochs = []
+    for rank in range(2):
+        out = subprocess.run(
+            [sys.executable, "-m", "distgan", "shards", "order", str(tiny), "--batch", "16", "--count", "15"]
+            + ["--world", "2", "--rank", str(rank)],
+            capture_output=True,
+            text=True,
+            check=True,
+            cwd=ROOT,
+        ).stdout.splitlines()
+        epochs.append([line.split() for line in out])
+    for epoch in range(3):
+        read = [key for rank in epochs for line in rank[5 * epoch : 5 * epoch + 5] for key in line]
+        assert len(read) == 80 == len(set(read))
+    few = make_set(tmp_path / "few", noise(37), shards=1)
+    done = launch(2, "--data.shards", few, "--run_dir", tmp_path / "run", *TINY, "--epochs", 5, timeout=120)
+    assert (
+        "done: 160 images" in done.stdout
+        and json.loads((tmp_path / "run" / "environment.json").read_text())["processes"] == 2
+    )

@@ -1,0 +1,302 @@
+"""The run on one process: what it writes, that it continues to the bit, what it refuses, what `sample` makes of it."""
+
+import json
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import distgan.sample
+import distgan.train
+from distgan.data.shardset import Folder, open_set
+from shared import ROOT, TINY, launch, launch_env, make_set, metrics, noise, start, train, weights
+
+
+def test_it_writes_what_the_contract_says(trained):
+    run = trained("--epochs", 2, "--report.every_images", 32)
+    assert {p.name for p in run.iterdir()} >= {
+        *("config.yaml", "environment.json", "metrics.jsonl", "samples", "checkpoints"),
+    }
+    assert sorted(p.name for p in (run / "samples").iterdir()) == ["fake-0001.png", "fake-0002.png", "real.png"]
+    assert sorted(p.name for p in (run / "checkpoints").iterdir()) == ["160", "80"]
+    assert {p.name for p in (run / "checkpoints" / "160").iterdir()} == {
+        *("generator.safetensors", "discriminator.safetensors", "ema.safetensors", "optimizers.safetensors"),
+        "state.json",
+    }
+    rows = metrics(run)
+    keys = {"images", "epoch", "d_loss", "g_loss", "d_real", "d_fake", "images_per_second", "skipped"}
+    assert all(keys <= row.keys() for row in rows)
+    assert [(row["images"], row["epoch"]) for row in rows] == [(32, 1), (64, 1), (96, 2), (128, 2), (160, 2)]
+    assert all(0 < row["d_real"] < 1 and 0 < row["d_fake"] < 1 for row in rows)
+    facts = json.loads((run / "environment.json").read_text())
+    assert facts["libraries"]["torch"] == torch.__version__.split("+")[0] and facts["processes"] == 1
+
+
+def test_the_grids_show_the_images(trained, tiny):
+    run = trained("--epochs", 1)
+    with Image.open(run / "samples" / "real.png") as image:
+        grid = np.asarray(image)
+    assert grid.shape == (4 * 10 + 2, 4 * 10 + 2, 3)
+    found = open_set(Folder(tiny), "tiny")
+    originals = {image.tobytes() for image in noise(80)}
+    tiles = {grid[2 + 10 * y : 10 + 10 * y, 2 + 10 * x : 10 + 10 * x].tobytes() for x in range(4) for y in range(4)}
+    assert len(tiles) == 16 and tiles <= originals and found.size == 8
+
+
+def test_the_same_config_gives_the_same_run(trained):
+    a, b = trained("--epochs", 1, name="a"), trained("--epochs", 1, name="b")
+    assert weights(a) == weights(b)
+    assert weights(trained("--epochs", 1, "--seed", 1, name="c")) != weights(a)
+
+
+@pytest.mark.parametrize(
+    "words", [[], ["--data.labels", "true", "--data.flip", "true"], ["--ema.half_life_images", "0"]]
+)
+def test_continued_it_is_the_undisturbed_run_to_the_bit(trained, words):
+    whole = trained("--epochs", 4, "--report.every_images", 16, *words, name="whole")
+    for epochs in (1, 2, 4):
+        parts = trained("--epochs", epochs, "--report.every_images", 16, *words, name="parts")
+    assert weights(parts) == weights(whole)
+    timeless = [
+        [{k: v for k, v in row.items() if k in ("images", "d_loss", "g_loss")} for row in metrics(r)]
+        for r in (whole, parts)
+    ]
+    assert timeless[0] == timeless[1]
+    for name in ("real.png", "fake-0001.png", "fake-0004.png"):
+        assert (whole / "samples" / name).read_bytes() == (parts / "samples" / name).read_bytes()
+
+
+def test_killed_between_epochs_it_continues_to_the_bit(trained, tiny, tmp_path):
+    whole = trained("--epochs", 30, name="whole")
+    words = ["--data.shards", tiny, "--run_dir", tmp_path / "killed", *TINY, "--epochs", 30]
+    process = start(1, *words)
+    while process.poll() is None and len(list((tmp_path / "killed" / "checkpoints").glob("[0-9]*"))) < 2:
+        time.sleep(0.005)
+    assert process.poll() is None, process.communicate()[0]
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert trained("--epochs", 30, name="killed") and weights(tmp_path / "killed") == weights(whole)
+
+
+@pytest.mark.parametrize("words", [["--precision", "bf16"], ["--micro_batch", "4"], ["--channels_last", "false"]])
+def test_ways_to_compute(trained, words):
+    run, plain = trained("--epochs", 2, *words, name="this"), trained("--epochs", 2, name="plain")
+    a, b = metrics(run)[-1], metrics(plain)[-1]
+    assert weights(run) != weights(plain)
+    assert a["d_loss"] == pytest.approx(b["d_loss"], rel=0.1) and a["g_loss"] == pytest.approx(b["g_loss"], rel=0.1)
+
+
+def test_a_finished_run_has_nothing_left_to_do(trained, capsys):
+    before = weights(trained("--epochs", 1))
+    assert weights(trained("--epochs", 1)) == before
+    assert "done: 80 images" in capsys.readouterr().out.splitlines()[-1]
+
+
+def test_images_set_the_length(trained):
+    assert weights(trained("--images", 100))["images"] == 112  # the first minibatch that reaches it
+
+
+def test_old_checkpoints_go(trained):
+    run = trained("--epochs", 5, "--checkpoint.keep", 2)
+    assert sorted(int(p.name) for p in (run / "checkpoints").iterdir()) == [320, 400]
+
+
+def test_learning_rates_and_schedules_reach_the_optimizers(trained):
+    slow = trained("--epochs", 1, "--g_optimizer.lr", 1e-9, name="slow")
+    files = {n: distgan.train.load(slow / "checkpoints" / "80")[0]["generator"] for n in ("now",)}
+    start = distgan.train.models.build("dcgan", size=8, channels=3, classes=0, latent=8, options={"width": 4}, seed=0)[
+        0
+    ]
+    for name, parameter in start.named_parameters():
+        torch.testing.assert_close(files["now"][name], parameter.data, atol=1e-7, rtol=0)
+
+
+def bad(*words: object, capsys) -> str:
+    """The one line that a refused command says."""
+    assert train(*words) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("distgan: ") and error.count("\n") == 1, error
+    return error
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--loss", "wasserstein"], "loss: there is no 'wasserstein'; the losses are bce"),
+        (["--model.name", "dcgam"], "model.name: there is no 'dcgam'; the models are dcgan"),
+        (["--model.options.depth", "3"], "model.options.depth: dcgan has no such option; it has width, norm"),
+        (["--data.shards", "nowhere"], "there is nothing at nowhere"),
+        (["--data.shards", "EMPTY"], "has no manifest.json"),
+        (["--data.shards", "ODD"], "no network for 12x12 images; sizes are 8, 16, 32, 64, 128, 256"),
+        (["--micro_batch", "5"], "micro_batch: 5 does not divide the 16 images of a process"),
+        (["--batch", "128"], "64 lanes need at least 64 images|64 lanes"),
+        (["--data.labels", "true", "--data.shards", "PLAIN"], "data.labels: .* has no classes"),
+        (["--data.decoder", "simplejpeg"], "simplejpeg reads JPEG; the set is npy"),
+        (["--precision", "fp16"], "fp16 needs a CUDA GPU; bf16 works on a CPU too"),
+        (["--run_dir", "/proc/run"], "/proc/run cannot be written"),
+    ],
+)
+def test_bad_input_is_one_line_and_nothing_is_written(words, message, tiny, tmp_path, capsys):
+    (tmp_path / "empty").mkdir()
+    odd = make_set(tmp_path / "odd", noise(20, 12)) if "ODD" in words else None
+    plain = tmp_path / "plain"
+    if "PLAIN" in words:
+        shutil.copytree(tiny, plain)
+        manifest = json.loads((plain / "manifest.json").read_text())
+        (plain / "manifest.json").write_text(json.dumps(manifest | {"classes": []}))
+    if words == ["--batch", "128"]:
+        words = [*words, "--data.shards", str(make_set(tmp_path / "few", noise(20)))]
+    places = {"EMPTY": tmp_path / "empty", "ODD": odd, "PLAIN": plain}
+    words = [places.get(word, word) for word in words]
+    error = bad("--data.shards", tiny, "--run_dir", tmp_path / "run", *TINY, *words, capsys=capsys)
+    assert re.search(message, error) and not (tmp_path / "run").exists()
+
+
+def test_other_settings_are_refused_and_shown(trained, tiny, tmp_path, capsys):
+    before = weights(trained("--epochs", 1))
+    words = ["--data.shards", tiny, "--run_dir", tmp_path / "run", *TINY, "--epochs", 2]
+    files = sorted(p for p in (tmp_path / "run").rglob("*") if p.is_file())
+    stamps = [p.stat().st_mtime_ns for p in files]
+    error = bad(*words, "--g_optimizer.lr", 1e-3, "--seed", 5, capsys=capsys)
+    assert "g_optimizer.lr 0.0002 -> 0.001; seed 0 -> 5" in error and "--resume.override true" in error
+    other = make_set(tmp_path / "other", noise(80, seed=9))
+    assert "the images of data.shards" in bad(*words, "--data.shards", other, capsys=capsys)
+    assert weights(tmp_path / "run") == before and [p.stat().st_mtime_ns for p in files] == stamps
+    assert train(*words, "--seed", 5, "--resume.override", "true") == 0
+    assert weights(tmp_path / "run")["images"] == 160
+
+
+def test_keys_of_speed_and_place_may_change(trained, tiny, tmp_path):
+    trained("--epochs", 1)
+    shutil.copytree(tiny, tmp_path / "moved")
+    words = ["--epochs", 2, "--data.threads", 0, "--samples.count", 4, "--data.shards", tmp_path / "moved"]
+    assert weights(trained(*words)) == weights(trained("--epochs", 2, name="whole"))
+
+
+def test_fresh_moves_the_old_run_aside(trained, tmp_path):
+    before = weights(trained("--epochs", 1))
+    assert weights(trained("--epochs", 2, "--seed", 1, "--fresh"))["images"] == 160
+    assert weights(tmp_path / "run.1") == before
+    trained("--epochs", 1, "--fresh")
+    assert weights(tmp_path / "run.2")["images"] == 160
+
+
+def test_a_second_run_in_the_folder_is_refused(trained, tiny, tmp_path, capsys):
+    words = ["--data.shards", tiny, "--run_dir", tmp_path / "run", *TINY, "--epochs", 100_000]
+    process = start(1, *words)
+    try:
+        while process.poll() is None and not (tmp_path / "run" / "checkpoints").exists():
+            time.sleep(0.01)
+        assert "another run is writing to" in bad(*words, capsys=capsys)
+        assert "another run is writing to" in bad(*words, "--fresh", capsys=capsys)
+    finally:
+        process.kill()
+        process.communicate()
+    assert not (tmp_path / "run.1").exists()
+    trained("--images", 16)  # the killed run holds nothing
+
+
+def test_dry_run_writes_nothing(tiny, tmp_path, capsys):
+    assert train("--data.shards", tiny, "--run_dir", tmp_path / "run", *TINY, "--dry_run") == 0
+    out = capsys.readouterr().out
+    assert "one iteration of 16 images on 1 process(es): d_loss" in out and "peak memory of a process" in out
+    assert not (tmp_path / "run").exists()
+
+
+def test_tensorboard(trained):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    run = trained("--epochs", 1, "--report.tensorboard", "true")
+    log = EventAccumulator(str(run / "tensorboard")).Reload()
+    assert "d_loss" in log.Tags()["scalars"] and set(log.Tags()["images"]) == {"real", "fake"}
+
+
+def test_both_ways_to_start_it(tiny, tmp_path):
+    """By path and as a module, from another folder, with a file there that is named like a library."""
+    (tmp_path / "queue.py").write_text("raise SystemExit('shadowed')")
+    words = ["--data.shards", str(tiny), *TINY, "--images", "16", "--run_dir"]
+    env = launch_env(PYTHONPATH=str(ROOT))
+    for name, first in {
+        "path": [sys.executable, str(ROOT / "distgan" / "train.py")],
+        "module": [sys.executable, "-P", "-m", "distgan.train"],
+        "verb": [sys.executable, "-P", "-m", "distgan", "train"],
+        "launched": [sys.executable, "-m", "accelerate.commands.launch", "--cpu", str(ROOT / "distgan" / "train.py")],
+    }.items():
+        cwd = ROOT if name == "launched" else tmp_path
+        subprocess.run([*first, *words, str(tmp_path / name)], check=True, capture_output=True, cwd=cwd, env=env)
+    assert len({json.dumps(weights(tmp_path / name)) for name in ("path", "module", "verb", "launched")}) == 1
+
+
+def test_the_launchers_world_is_asserted(tiny, tmp_path, monkeypatch, capsys):
+    words = ["--data.shards", tiny, "--run_dir", tmp_path / "run", *TINY]
+    done = launch(1, *words, check=False, WORLD_SIZE="2")  # half of a launcher's variables
+    assert done.returncode == 2 and "distgan: the launch: " in done.stderr and "MASTER_ADDR" in done.stderr
+    assert train(*words, "--dry_run") == 0
+    monkeypatch.setenv("WORLD_SIZE", "2")  # Accelerate was set up for one process and keeps to it
+    capsys.readouterr()
+    assert distgan.train.main([str(word) for word in words]) == 2
+    assert "the launcher started 2 processes, Accelerate sees 1" in capsys.readouterr().err
+
+
+def test_environment_variables_of_accelerate_change_nothing(trained, monkeypatch):
+    before = weights(trained("--epochs", 1, name="a"))
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4")
+    assert weights(trained("--epochs", 1, name="b")) == before
+
+
+# ---- sample
+
+
+def test_sample_is_a_function_of_the_file_and_the_seed(trained, tmp_path, monkeypatch):
+    run = trained("--epochs", 1)
+
+    def sample(source: Path, name: str, seed: int = 7) -> bytes:
+        words = [source, "--count", 64, "--seed", seed, "--out", tmp_path / name]
+        assert distgan.sample.main([str(word) for word in words]) == 0
+        return (tmp_path / name).read_bytes()
+
+    first = sample(run, "a.png")
+    assert sample(run, "b.png") == first and sample(run, "c.png", seed=8) != first
+    (tmp_path / "elsewhere").mkdir()
+    shutil.copy(run / "checkpoints" / "80" / "ema.safetensors", tmp_path / "elsewhere" / "mine.safetensors")
+    shutil.rmtree(run)
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert sample(Path("mine.safetensors"), "d.png") == first
+
+
+def test_sample_with_labels(trained, tmp_path):
+    run = trained("--epochs", 1, "--data.labels", "true")
+    pictures = []
+    for words in (["--label", "0"], ["--label", "1"], []):
+        assert distgan.sample.main([str(run), "--out", str(tmp_path / "a.png"), *words]) == 0
+        pictures.append((tmp_path / "a.png").read_bytes())
+    assert len(set(pictures)) == 3
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["nowhere"], "there is no file nowhere"),
+        (["RUN", "--label", "1"], "--label: 1 is not one of the 0 classes"),
+        (["RUN", "--count", "0"], "--count: 0 is too small"),
+        (["RUN/samples"], "holds no checkpoint"),
+        (["RUN/metrics.jsonl"], "is not a whole .safetensors file"),
+        (["RUN/checkpoints/80/discriminator.safetensors"], "does not hold a generator"),
+        (["RUN", "--out", "/proc/x.png"], "/proc/x.png cannot be written"),
+    ],
+)
+def test_sample_names_what_is_wrong(trained, words, message, capsys):
+    run = trained("--epochs", 1)
+    capsys.readouterr()
+    assert distgan.sample.main([word.replace("RUN", str(run)) for word in words]) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1

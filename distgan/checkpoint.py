@@ -62,8 +62,8 @@ class Checkpoints:
     state.json with the sha256 of every other file; one that does not match is passed over when resuming.
     """
 
-    def __init__(self, folder: Path, keep: int) -> None:
-        self.folder, self.keep = folder, keep
+    def __init__(self, folder: Path, keep: int, written: Callable[[int], None] = lambda images: None) -> None:
+        self.folder, self.keep, self.written = folder, keep, written
         self.writer = ThreadPoolExecutor(1, thread_name_prefix="distgan-save")
         self.writing: Future[None] | None = None
 
@@ -113,6 +113,7 @@ class Checkpoints:
             shutil.rmtree(final, ignore_errors=True)  # a damaged one that was passed over
             os.rename(temporary, final)
             sync_folder(self.folder)
+            self.written(state["images"])
         except OSError:
             shutil.rmtree(temporary, ignore_errors=True)
             raise

@@ -87,6 +87,13 @@ class ReportConfig:
 
 
 @dataclass(frozen=True)
+class GuardConfig:
+    rollbacks: int = 0
+    """Times that a run whose losses are not finite goes back to its newest checkpoint and on with other latents.
+    0: it stops."""
+
+
+@dataclass(frozen=True)
 class ResumeConfig:
     override: bool = False
     """Continue a run although keys that alter it were changed."""
@@ -126,6 +133,7 @@ class Config:
     samples: SamplesConfig = field(default_factory=SamplesConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     report: ReportConfig = field(default_factory=ReportConfig)
+    guard: GuardConfig = field(default_factory=GuardConfig)
     resume: ResumeConfig = field(default_factory=ResumeConfig)
 
     def __post_init__(self) -> None:
@@ -186,6 +194,7 @@ LEAST: dict[str, float] = {
     "checkpoint.every_epochs": 1e-6,
     "checkpoint.keep": 0,
     "report.every_images": 1,
+    "guard.rollbacks": 0,
 }
 
 NOT_IDENTITY = (
@@ -200,6 +209,7 @@ NOT_IDENTITY = (
     "samples",
     "checkpoint",
     "report",
+    "guard",
     "resume",
 )
 
@@ -233,5 +243,8 @@ def read(argv: Sequence[str], *, prog: str, description: str) -> tuple[Config, j
     namespace = parser.parse_args(list(argv))
     flags = jsonargparse.Namespace(fresh=namespace.pop("fresh"), dry_run=namespace.pop("dry_run"))
     namespace.pop("config", None)
+    given = {key for key in ("epochs", "images") if any(word.split("=")[0] == f"--{key}" for word in argv)}
+    if len(given) == 1:  # a length on the command line overrides the file's, whichever way that one is said
+        namespace["images" if given == {"epochs"} else "epochs"] = None
     fields = parser.instantiate(namespace)
     return Config(**dict(vars(fields))), flags

@@ -66,14 +66,19 @@ class Processes:
             raise outcome[1]
         return outcome[0]
 
-    def same(self, what: str, value: str) -> None:
-        """Stop where the processes hold different values of `value`."""
+    def everybodys(self, value: T) -> list[T]:
+        """What each process holds, by rank."""
         values: list[Any] = [value] * self.world
         if self.hosts is not None:
             dist.all_gather_object(values, value, group=self.hosts)
+        return values
+
+    def same(self, what: str, value: object) -> None:
+        """Stop where the processes hold different values of `value`."""
+        values = self.everybodys(value)
         odd = [rank for rank, other in enumerate(values) if other != values[0]]
         if odd:
-            raise Failed(f"{what} differs between process 0 and process {odd[0]}")
+            raise Failed(f"{what} of process 0 and of process {odd[0]} differ")
 
     def settle(self, network: nn.Module, *inputs: Tensor | None) -> None:
         """Let a wrapped network fix the order in which it sums gradients over processes, with a backward for nothing.
@@ -105,20 +110,20 @@ class Processes:
             dist.all_reduce(tensor, group=self.hosts)
         return int(tensor)
 
-    def any_soon(self, flag: bool) -> bool:
-        """Whether any process raised its flag at its last call: asked now, answered at the next call.
+    def most_soon(self, flag: int) -> int:
+        """The highest flag that any process raised at its last call: asked now, answered at the next call.
 
         The exchange runs behind the iteration, so that all processes learn of a stop at the same iteration and
         none waits for it.
         """
         if self.hosts is None:
             return flag
-        answer = False
+        answer = 0
         if self._pending is not None:
             work, tensor = self._pending
             work.wait()
-            answer = bool(tensor)
-        tensor = torch.tensor(int(flag))
+            answer = int(tensor)
+        tensor = torch.tensor(flag)
         work: Any = dist.all_reduce(tensor, dist.ReduceOp.MAX, self.hosts, True)  # type: ignore[call-overload]
         self._pending = work, tensor
         return answer
@@ -140,10 +145,34 @@ class Processes:
         if self.hosts is not None:
             dist.barrier(group=self.hosts)
 
-    def end(self) -> None:
+    def lost(self, error: Exception) -> Failed:
+        """What to say when an exchange broke off: which processes are gone, or hang.
+
+        Each that is left signs in at the launcher's store; who does not within five seconds is named.
+        """
+        missing = "another process"
+        try:
+            store = dist.distributed_c10d._get_default_store()
+            store.set(f"left/{self.rank}", "1")
+            deadline = time.monotonic() + 5
+            keys = {rank: f"left/{rank}" for rank in range(self.world)}
+            while time.monotonic() < deadline and not store.check(list(keys.values())):
+                time.sleep(0.1)
+            gone = [str(rank) for rank, key in keys.items() if not store.check([key])]
+            missing = f"process {', '.join(gone)} (counted from 0)" if gone else missing
+        except (RuntimeError, dist.DistError):
+            missing = "process 0" if self.rank else missing  # the store went with it
+        what = (str(error).splitlines() or [""])[0][:200]
+        return Failed(f"process {self.rank}: {missing} is gone or hangs; the last checkpoint stands ({what})")
+
+    def forget(self) -> None:
+        """Drop the answer that `most_soon` still owes."""
         if self._pending is not None:
             self._pending[0].wait()
             self._pending = None
+
+    def end(self) -> None:
+        self.forget()
         self.accelerator.end_training()
 
 

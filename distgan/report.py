@@ -83,6 +83,12 @@ class Report:
             f"eta {clock((self.target - images) / overall)}  {row['memory_gb']:.1f} GB"
         )
 
+    def back_to(self, images: int) -> None:
+        """Forget what came after `images`."""
+        self.sums, self.count, self.since, self.time = None, 0, images, time.monotonic()
+        if self.main:
+            keep_lines(self.folder / "metrics.jsonl", images)
+
     def say(self, text: str) -> None:
         """A line of the log, on the main process."""
         if not self.main:

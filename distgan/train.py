@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.distributed as dist
 import yaml
 from torch import Tensor, nn
 
@@ -28,6 +29,7 @@ from distgan.data.remote import open_place
 from distgan.data.shardset import ShardSet, open_set
 from distgan.ema import EMA
 from distgan.gan import GAN, Minibatch, train_step
+from distgan.guard import Guard, checksum
 from distgan.losses import LOSSES
 from distgan.processes import Processes, Stop
 from distgan.randomness import generator
@@ -50,6 +52,8 @@ class Run:
     images: int = 0
     skipped: int = 0
     """Damaged images that were stepped over, up to the last line of the log; over all processes."""
+    rollbacks: int = 0
+    """Times the run went back to a checkpoint; part of the key of every random number from then on."""
     bad: list[str] = field(default_factory=list)
     """Those that this process met since then."""
 
@@ -149,7 +153,7 @@ def minibatches(run: Run) -> Iterator[list[Minibatch]]:
 
     def draw(images: int) -> dict[str, Tensor]:
         def random(purpose: str) -> np.random.Generator:
-            return generator(config.seed, purpose, images)
+            return generator(config.seed, purpose, images, *([run.rollbacks] if run.rollbacks else []))
 
         drawn: dict[str, np.ndarray] = {
             "z": random("latents").standard_normal((config.batch, config.model.latent), np.float32)[mine]
@@ -235,7 +239,7 @@ def save(run: Run, checkpoints: Checkpoints) -> None:
     }
     scaler = accelerator.scaler.state_dict() if accelerator.scaler is not None else None
     state = {key: metadata[key] for key in ("images", "config", "manifest")}
-    checkpoints.save(files, state | {"skipped": run.skipped, "scaler": scaler}, metadata)
+    checkpoints.save(files, state | {"skipped": run.skipped, "rollbacks": run.rollbacks, "scaler": scaler}, metadata)
 
 
 def restore(run: Run, path: Path) -> None:
@@ -251,7 +255,8 @@ def restore(run: Run, path: Path) -> None:
     optimizer_restore(files["optimizers"], "discriminator", gan.critic, gan.d_optimizer)
     if accelerator.scaler is not None and state["scaler"]:
         accelerator.scaler.load_state_dict(state["scaler"])
-    run.images, run.skipped = state["images"], state["skipped"]
+    run.images, run.skipped, run.rollbacks = state["images"], state["skipped"], state["rollbacks"]
+    run.bad.clear()
 
 
 def enter(run: Run, fresh: bool, held: contextlib.ExitStack) -> Path | None:
@@ -270,7 +275,7 @@ def enter(run: Run, fresh: bool, held: contextlib.ExitStack) -> Path | None:
         checkpoints.clear_up()
         newest = checkpoints.newest(lambda text: print(text, flush=True))
     try:
-        (root / "stop").unlink(missing_ok=True)
+        (root / "stop").unlink(missing_ok=True)  # what stopped the run before
         (root / "config.yaml").write_text(yaml.safe_dump(to_dict(config), sort_keys=False))
         facts = environment(run.processes.device, run.processes.world)
         (root / "environment.json").write_text(json.dumps(facts, indent=1) + "\n")
@@ -301,21 +306,39 @@ def refuse_changes(run: Run, root: Path) -> None:
         )
 
 
+STOP, NOT_FINITE = 1, 2  # what a process tells the others; the higher wins
+
+
+class NotFinite(Failed):
+    """The losses are no numbers any more."""
+
+
 def loop(run: Run, report: Report, checkpoints: Checkpoints, stop: Stop) -> str | None:
-    """Train to the end, or to a stop; returns the reason of a stop. Maintenance first, the iteration last, so that
-    start, continuation and end take the same path."""
+    """Train to the end, or to a stop; returns the reason of a stop. Raises NotFinite.
+
+    Maintenance first, the iteration last: start, continuation and end take the same path.
+    """
     config, processes, gan = run.config, run.processes, run.gan
     batches = minibatches(run)
     G = processes.accelerator.unwrap_model(gan.G)
+    guard = Guard(gan.critic, G)
     started_at = saved_at = run.images
     while True:
-        stopping = processes.any_soon(stop.asked())
-        done = run.images >= run.target or stopping
+        done = run.images >= run.target
+        due = run.images > saved_at and (done or run.passed(config.checkpoint.every_epochs))
+        guard.look(wait=done or due)  # nothing that is not finite is saved
+        flag = processes.most_soon(NOT_FINITE if guard.fault else STOP if stop.asked() else 0)
+        if due and processes.world > 1:  # the others' answer is wanted now, not an iteration later
+            flag = max(flag, *processes.everybodys(NOT_FINITE if guard.fault else 0))
+        if flag == NOT_FINITE:
+            faults = processes.everybodys(guard.fault)
+            raise NotFinite(next(fault for fault in faults if fault is not None))
+        done = done or flag == STOP
         if report.due(run.images) or (done and report.count):
             write_line(run, report)
         if processes.main and run.images > started_at and run.passed(config.samples.every_epochs):
             save_fakes(run, report)
-        if run.images > saved_at and (done or run.passed(config.checkpoint.every_epochs)):
+        if due or (done and run.images > saved_at):
             saved_at = run.images
             if processes.main:
                 save(run, checkpoints)
@@ -323,11 +346,14 @@ def loop(run: Run, report: Report, checkpoints: Checkpoints, stop: Stop) -> str 
                     checkpoints.wait()
         if done:
             return (stop.reason or "another process was asked to") if run.images < run.target else None
-        report.add(train_step(gan, next(batches)), run.images + config.batch)
+        norms = guard.before()
+        scalars = train_step(gan, next(batches))
         processes.average_statistics([G, gan.critic])
         if run.ema:
             run.ema.update(G, config.batch)
         run.images += config.batch
+        report.add(scalars, run.images)
+        guard.after(norms, scalars, run.images)
 
 
 def write_line(run: Run, report: Report) -> None:
@@ -339,6 +365,11 @@ def write_line(run: Run, report: Report) -> None:
     report.line(run.processes.mean(report.means()), run.images, {"skipped": run.skipped})
     if run.skipped > run.config.data.skip_bad:
         raise Failed(f"more than data.skip_bad = {run.config.data.skip_bad} damaged images over all processes")
+    if run.processes.world > 1:
+        networks = [run.processes.accelerator.unwrap_model(run.gan.G), run.gan.critic]
+        run.processes.same(
+            f"at {run.images:,} images the weights: they drifted apart; what they hold", checksum(networks)
+        )
 
 
 def train(argv: list[str]) -> None:
@@ -346,10 +377,10 @@ def train(argv: list[str]) -> None:
     root = Path(config.run_dir)
     if config.report.tensorboard:
         check_tensorboard()
-    control = [Path(os.environ[CONTROL])] if os.environ.get(CONTROL) else []
+    control = Path(os.environ[CONTROL]) if os.environ.get(CONTROL) else None
     with contextlib.ExitStack() as held:
         # From here on a signal only sets a flag: a run that is asked to stop while it starts stops after a checkpoint.
-        stop = held.enter_context(contextlib.closing(Stop([root, *control])))
+        stop = held.enter_context(contextlib.closing(Stop([root, control] if control else [root])))
         processes = Processes(config.precision, tensorboard_dir=root if config.report.tensorboard else None)
         if not processes.main:
             stop.files.clear()  # one process looks for files; all hear of it
@@ -359,22 +390,53 @@ def train(argv: list[str]) -> None:
         newest = processes.on_main(lambda: enter(run, flags.fresh, held))
         if newest is not None:
             restore(run, newest)
-        began_at = run.images
-        checkpoints = held.enter_context(contextlib.closing(Checkpoints(root / "checkpoints", config.checkpoint.keep)))
+
+        def written(images: int) -> None:
+            if control:
+                (control / "saved").write_text(f"{images}\n")
+
+        checkpoints = Checkpoints(root / "checkpoints", config.checkpoint.keep, written)
+        held.enter_context(contextlib.closing(checkpoints))
         report = held.enter_context(contextlib.closing(open_report(run, root)))
         introduce(run, report, newest)
         if processes.main and run.images == 0:
             save_reals(run, report)
-        reason = loop(run, report, checkpoints, stop)
+        began_at = run.images
+        reason = guarded(run, report, checkpoints, stop)
         processes.on_main(checkpoints.wait)
         if reason is None:
             report.say(f"done: {run.images:,} images; {root}/samples, {root}/checkpoints")
         else:
             left = f"{run.images:,} of {run.target:,} images"
             report.say(f"stopped at {left} ({reason}); the same command continues the run")
-            if processes.main and control and run.images > began_at:
-                (control[0] / "stopped").write_text(f"{run.images}\n")
+            # A stop file in the run folder is a person's: that run is not to be started again by the cluster.
+            if processes.main and control and run.images > began_at and str(root / "stop") not in reason:
+                (control / "stopped").write_text(f"{run.images}\n")
         processes.end()
+
+
+def guarded(run: Run, report: Report, checkpoints: Checkpoints, stop: Stop) -> str | None:
+    """The loop, and what follows when it meets numbers that are none: back to the newest checkpoint, or the end."""
+    processes = run.processes
+    while True:
+        try:
+            return loop(run, report, checkpoints, stop)
+        except NotFinite as fault:
+            processes.forget()
+            processes.on_main(checkpoints.wait)
+            newest = processes.on_main(lambda: checkpoints.newest(report.say))
+            stands = f"the checkpoint {newest} stands" if newest else "there is no checkpoint yet"
+            if run.rollbacks >= run.config.guard.rollbacks or newest is None:
+                raise Failed(f"{fault}; {stands}") from None
+            rollbacks = run.rollbacks + 1
+            report.say(f"{fault}; back to {newest}, rollback {rollbacks} of {run.config.guard.rollbacks}")
+            restore(run, newest)
+            run.rollbacks = rollbacks
+            report.back_to(run.images)
+        except (dist.DistError, RuntimeError) as error:
+            if isinstance(error, Failed) or not (isinstance(error, dist.DistError) or "gloo" in str(error)):
+                raise  # this process's own
+            raise processes.lost(error) from error
 
 
 def open_report(run: Run, root: Path) -> Report:
@@ -434,7 +496,10 @@ def dry_run(run: Run) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     """Returns the exit code: 0, 2 for bad input, 1 for a run that failed."""
-    return cli.run(train, argv)
+    code = cli.run(train, argv)
+    if code and dist.is_initialized():
+        os._exit(code)  # the others are not there any more to say goodbye to
+    return code
 
 
 if __name__ == "__main__":

@@ -54,6 +54,11 @@ def test_file_then_command_line(contract):
     assert parse("--d_optimizer.betas", "[0, 0.99]").d_optimizer.betas == (0.0, 0.99)
 
 
+def test_a_length_on_the_command_line_replaces_the_files(contract):
+    config = parse("--config", str(contract), "--images", "640")
+    assert (config.epochs, config.images) == (None, 640)
+
+
 def test_what_was_resolved_reads_back(tmp_path):
     config = parse("--images", "640", "--batch", "32", "--data.flip", "true", "--model.options", "{width: 8}")
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(to_dict(config)))

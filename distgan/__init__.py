@@ -9,3 +9,6 @@ class BadInput(ValueError):
 
 class Failed(RuntimeError):
     """The work went wrong in a way that is understood. The message says what, and what stands. Exit code 1."""
+
+    shared = False
+    """Whether all of a run's processes raise it, so that one of them may speak for all."""

@@ -114,7 +114,7 @@ class Checkpoints:
             os.rename(temporary, final)
             sync_folder(self.folder)
             self.written(state["images"])
-        except OSError:
+        except (OSError, safetensors.SafetensorError):
             shutil.rmtree(temporary, ignore_errors=True)
             raise
         if self.keep:

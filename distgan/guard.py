@@ -54,6 +54,19 @@ class Guard:
         self.watched.append(Watched(images, values, norms, ready))
         self.look()
 
+    def weights(self, images: int) -> None:
+        """Judge all that was watched, and the weights as they are now; waits for the device."""
+        self.look(wait=True)
+        bad = self.culprits(self.before().cpu())
+        if bad and self.fault is None:
+            self.fault = f"at image {images:,} {bad} are not finite"
+
+    def culprits(self, norms: Tensor) -> str:
+        """The weights whose norms are not finite, in words; empty where all are."""
+        sound = torch.isfinite(norms).tolist()
+        bad = [name for name, finite in zip(self.names, sound, strict=True) if not finite]
+        return f"the weights of {bad[0]}" + (f" and {len(bad) - 1} more" if len(bad) > 1 else "") if bad else ""
+
     def look(self, wait: bool = False) -> None:
         """Judge the iterations whose numbers have arrived, or, with `wait`, all."""
         while self.watched and self.fault is None:
@@ -68,12 +81,9 @@ class Guard:
 
     def diagnose(self, watched: Watched) -> str:
         d_loss, d_real, d_fake, g_loss = torch.isfinite(watched.scalars).tolist()
-        bad = [
-            name for name, finite in zip(self.names, torch.isfinite(watched.norms).tolist(), strict=True) if not finite
-        ]
+        bad = self.culprits(watched.norms)
         if bad:
-            cause = f"the weights of {bad[0]}" + (f" and {len(bad) - 1} more" if len(bad) > 1 else "")
-            cause += " were not finite when it began"
+            cause = f"{bad} were not finite when it began"
         elif not d_real and d_fake:
             cause = "the real images, or what D made of them, were not finite"
         elif not d_fake and d_real:

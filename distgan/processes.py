@@ -63,6 +63,8 @@ class Processes:
         if self.hosts is not None:
             dist.broadcast_object_list(outcome, src=0, group=self.hosts)
         if outcome[1] is not None:
+            if isinstance(outcome[1], Failed):
+                outcome[1].shared = True
             raise outcome[1]
         return outcome[0]
 
@@ -78,7 +80,9 @@ class Processes:
         values = self.everybodys(value)
         odd = [rank for rank, other in enumerate(values) if other != values[0]]
         if odd:
-            raise Failed(f"{what} of process 0 and of process {odd[0]} differ")
+            failed = Failed(f"{what} of process 0 and of process {odd[0]} differ")
+            failed.shared = True
+            raise failed
 
     def settle(self, network: nn.Module, *inputs: Tensor | None) -> None:
         """Let a wrapped network fix the order in which it sums gradients over processes, with a backward for nothing.

@@ -310,7 +310,9 @@ STOP, NOT_FINITE = 1, 2  # what a process tells the others; the higher wins
 
 
 class NotFinite(Failed):
-    """The losses are no numbers any more."""
+    """The losses or the weights are no numbers any more."""
+
+    shared = True
 
 
 def loop(run: Run, report: Report, checkpoints: Checkpoints, stop: Stop) -> str | None:
@@ -326,7 +328,8 @@ def loop(run: Run, report: Report, checkpoints: Checkpoints, stop: Stop) -> str 
     while True:
         done = run.images >= run.target
         due = run.images > saved_at and (done or run.passed(config.checkpoint.every_epochs))
-        guard.look(wait=done or due)  # nothing that is not finite is saved
+        if due:  # nothing that is not finite is saved
+            guard.weights(run.images)
         flag = processes.most_soon(NOT_FINITE if guard.fault else STOP if stop.asked() else 0)
         if due and processes.world > 1:  # the others' answer is wanted now, not an iteration later
             flag = max(flag, *processes.everybodys(NOT_FINITE if guard.fault else 0))
@@ -367,9 +370,7 @@ def write_line(run: Run, report: Report) -> None:
         raise Failed(f"more than data.skip_bad = {run.config.data.skip_bad} damaged images over all processes")
     if run.processes.world > 1:
         networks = [run.processes.accelerator.unwrap_model(run.gan.G), run.gan.critic]
-        run.processes.same(
-            f"at {run.images:,} images the weights: they drifted apart; what they hold", checksum(networks)
-        )
+        run.processes.same(f"at {run.images:,} images the processes drifted apart: the weights", checksum(networks))
 
 
 def train(argv: list[str]) -> None:
@@ -427,12 +428,16 @@ def guarded(run: Run, report: Report, checkpoints: Checkpoints, stop: Stop) -> s
             newest = processes.on_main(lambda: checkpoints.newest(report.say))
             stands = f"the checkpoint {newest} stands" if newest else "there is no checkpoint yet"
             if run.rollbacks >= run.config.guard.rollbacks or newest is None:
-                raise Failed(f"{fault}; {stands}") from None
+                raise NotFinite(f"{fault}; {stands}") from None
             rollbacks = run.rollbacks + 1
             report.say(f"{fault}; back to {newest}, rollback {rollbacks} of {run.config.guard.rollbacks}")
             restore(run, newest)
             run.rollbacks = rollbacks
             report.back_to(run.images)
+        except OSError as error:
+            images = checkpoints.all()
+            stands = f"the checkpoint at {images[-1]:,} images stands" if images else "there is no checkpoint yet"
+            raise Failed(f"{run.config.run_dir} could not be written: {error.strerror}; {stands}") from None
         except (dist.DistError, RuntimeError) as error:
             if isinstance(error, Failed) or not (isinstance(error, dist.DistError) or "gloo" in str(error)):
                 raise  # this process's own

@@ -18,28 +18,24 @@ def overflow(optimizer: torch.optim.Optimizer, *_: object) -> None:
         parameter.grad.fill_(float("inf"))
 
 
-def inject(monkeypatch, what: str, once: bool = False) -> None:
-    """Spoil D, G or the data of the iteration that follows image AT."""
+def inject(monkeypatch, what: str, at: int = AT, once: bool = False) -> None:
+    """Spoil the data or the gradients of the iteration that follows image `at`, or the weights of D or G there."""
     step, left = distgan.train.train_step, [1 if once else 10**9]
     seen = [0]
 
     def spoiled(gan, parts):
+        now = seen[0] == at and left[0] > 0
+        left[0] -= now
+        if now and what == "data":
+            parts = [Minibatch(part.real * float("nan"), *part[1:]) for part in parts]
+        elif now and what == "gradient":
+            gan.d_optimizer.optimizer.register_step_pre_hook(overflow)
+        scalars = step(gan, parts)
         seen[0] += 16
-        if seen[0] == AT + 16 and left[0]:
-            left[0] -= 1
-            if what == "data":
-                parts = [Minibatch(part.real * float("nan"), *part[1:]) for part in parts]
-            elif what == "gradient":
-                gan.d_optimizer.register_step_pre_hook(
-                    lambda optimizer, *_: [
-                        p.grad.fill_(float("inf")) for g in optimizer.param_groups for p in g["params"]
-                    ]
-                )
-            else:
-                network = {"D": gan.D, "G": gan.G}[what]
-                with torch.no_grad():
-                    network.get_parameter("layers.0.weight")[0, 0, 0, 0] = float("nan")
-        return step(gan, parts)
+        if seen[0] == at and what in "DG":
+            with torch.no_grad():
+                {"D": gan.D, "G": gan.G}[what].get_parameter("layers.0.weight")[0, 0, 0, 0] = float("nan")
+        return scalars
 
     monkeypatch.setattr(distgan.train, "train_step", spoiled)
 
@@ -54,24 +50,31 @@ def inject(monkeypatch, what: str, once: bool = False) -> None:
     ],
 )
 def test_it_stops_at_that_iteration_and_names_it(tiny, tmp_path, monkeypatch, capsys, what, cause):
-    inject(monkeypatch, what)
+    inject(monkeypatch, what, AT + 16)
     words = ["--data.shards", tiny, "--run_dir", tmp_path / "run", *TINY, "--batch", 16, "--model.options.width", 8]
     assert train(*words, "--epochs", 10) == 1
     error = capsys.readouterr().err
-    assert f"the iteration up to image {AT + 16} is not finite" in error and cause in error and error.count("\n") == 1
+    assert f"the iteration up to image {AT + 32} is not finite" in error and cause in error and error.count("\n") == 1
     assert f"checkpoints/{AT} stands" in error and weights(tmp_path / "run")["images"] == AT
+
+
+def test_weights_that_are_not_finite_are_not_saved(tiny, tmp_path, monkeypatch, capsys):
+    inject(monkeypatch, "G")
+    assert train("--data.shards", tiny, "--run_dir", tmp_path / "run", *TINY, "--epochs", 10) == 1
+    assert f"at image {AT} the weights of G.layers.0.weight are not finite" in capsys.readouterr().err
+    assert weights(tmp_path / "run")["images"] == AT - 80
 
 
 def test_after_it_stopped_the_same_command_gives_the_undisturbed_run(trained, tiny, tmp_path, monkeypatch):
     whole = trained("--epochs", 5, name="whole")
     with monkeypatch.context() as spoiled:
-        inject(spoiled, "G")
+        inject(spoiled, "G", AT + 16)
         assert train("--data.shards", tiny, "--run_dir", tmp_path / "run", *TINY, "--epochs", 5) == 1
     assert weights(trained("--epochs", 5)) == weights(whole)
 
 
 def test_with_rollback_it_finishes(trained, tmp_path, monkeypatch, capsys):
-    inject(monkeypatch, "D", once=True)
+    inject(monkeypatch, "data", once=True)
     run = trained("--epochs", 6, "--guard.rollbacks", 2, "--report.every_images", 16)
     assert "rollback 1 of 2" in capsys.readouterr().out
     assert [row["images"] for row in metrics(run)] == list(range(16, 481, 16))  # each once

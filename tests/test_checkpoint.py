@@ -1,0 +1,146 @@
+"""Checkpoints on bad days: disks that are full, files that rotted, folders that cannot be written."""
+
+import json
+import os
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from distgan import Failed
+from distgan.checkpoint import Checkpoints, load, optimizer_restore, optimizer_snapshot
+from shared import TINY, launch, train, weights
+
+
+def flip_a_byte(path: Path) -> str:
+    file = path / "ema.safetensors"
+    data = bytearray(file.read_bytes())
+    data[-5] ^= 1
+    file.write_bytes(data)
+    return "the sha256 of ema.safetensors is not that of state.json"
+
+
+def truncate(path: Path) -> str:
+    os.truncate(path / "optimizers.safetensors", 1000)
+    return "the sha256 of optimizers.safetensors"
+
+
+def remove_one(path: Path) -> str:
+    (path / "discriminator.safetensors").unlink()
+    return "discriminator.safetensors is missing"
+
+
+def remove_state(path: Path) -> str:
+    (path / "state.json").unlink()
+    return "state.json is missing"
+
+
+def spoil_state(path: Path) -> str:
+    (path / "state.json").write_text("{")
+    return "state.json is unreadable"
+
+
+@pytest.mark.parametrize("spoil", [flip_a_byte, truncate, remove_one, remove_state, spoil_state])
+def test_a_damaged_checkpoint_is_named_and_the_one_before_it_taken(trained, capsys, spoil):
+    expected = weights(trained("--epochs", 3, name="whole"))
+    run = trained("--epochs", 2)
+    what = spoil(run / "checkpoints" / "160")
+    capsys.readouterr()
+    assert weights(trained("--epochs", 3)) == expected
+    out = capsys.readouterr().out
+    assert what in out and "checkpoints/160 is damaged" in out and "continuing" in out and "checkpoints/80:" in out
+
+
+def test_none_is_whole(trained, tiny, tmp_path, capsys):
+    run = trained("--epochs", 2)
+    for images in ("80", "160"):
+        remove_one(run / "checkpoints" / images)
+    assert train("--data.shards", tiny, "--run_dir", run, *TINY, "--epochs", 3) == 1
+    assert "is whole; --fresh moves the run aside and starts over" in capsys.readouterr().err
+    assert sorted(p.name for p in (run / "checkpoints").iterdir()) == ["160", "80"]
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of 1 MB."""
+    folder = tmp_path / "small"
+    folder.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)], capture_output=True).returncode:
+        pytest.skip("mounting needs root")
+    yield folder
+    subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+def test_a_full_disk_leaves_the_checkpoints_before_it_whole(tiny, small_disk, capsys):
+    run = small_disk / "run"
+    words = ["--data.shards", tiny, "--run_dir", run, *TINY, "--model.options.width", 16, "--checkpoint.keep", 0]
+    assert train(*words, "--epochs", 100) == 1
+    error = capsys.readouterr().err
+    assert "could not be written" in error and "No space left on device" in error and " images stands" in error
+    assert error.count("\n") == 1
+    stands = Checkpoints(run / "checkpoints", 0).newest(print)
+    assert stands is not None and not list((run / "checkpoints").glob(".*"))
+    subprocess.run(["mount", "-o", "remount,size=64m", str(small_disk)], check=True)
+    assert train(*words, "--epochs", 8) == 0 and weights(run)["images"] == 640
+
+
+def test_a_read_only_run_folder(trained, tiny, small_disk, capsys):
+    words = ["--data.shards", tiny, "--run_dir", small_disk / "run", *TINY, "--epochs", 1]
+    assert train(*words) == 0
+    subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
+    capsys.readouterr()
+    assert train(*words) == 2
+    error = capsys.readouterr().err
+    assert "cannot be written: Read-only file system" in error and error.count("\n") == 1
+
+
+def test_a_clock_that_goes_backwards(trained, monkeypatch):
+    """Nothing is ordered by time: a checkpoint's name is its place in the run."""
+    expected = weights(trained("--epochs", 3, name="whole"))
+    run = trained("--epochs", 2)
+    for path in run.rglob("*"):
+        os.utime(path, (2_000_000_000, 2_000_000_000))
+    os.utime(run / "checkpoints" / "80", (2_100_000_000, 2_100_000_000))
+    now = time.time()
+    monkeypatch.setattr(time, "time", lambda: now - 10**6)
+    assert weights(trained("--epochs", 3)) == expected
+
+
+def test_a_failing_write_is_raised_at_the_next_save(tmp_path):
+    (tmp_path / "checkpoints").write_text("a file in the way")
+    checkpoints = Checkpoints(tmp_path / "checkpoints", 3)
+    checkpoints.save({"generator": {"w": torch.zeros(3)}}, {"images": 1}, {})
+    with pytest.raises(Failed, match="a checkpoint could not be written"):
+        checkpoints.wait()
+    checkpoints.close()
+
+
+def test_optimizers_keep_their_memory_order(tmp_path):
+    """A fused Adam walks weights and averages in step: restored averages must lie like their weights."""
+    network = torch.nn.Conv2d(4, 8, 3).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    optimizer = torch.optim.Adam(network.parameters(), fused=True)
+    network(torch.randn(2, 4, 8, 8)).sum().backward()
+    optimizer.step()
+    other = torch.optim.Adam(network.parameters(), fused=True)
+    optimizer_restore(optimizer_snapshot("net", network, optimizer), "net", network, other)
+    for parameter in network.parameters():
+        for name, value in optimizer.state[parameter].items():
+            restored = other.state[parameter][name]
+            assert torch.equal(restored, value) and restored.stride() == value.stride()
+
+
+def test_a_checkpoint_is_independent_of_the_number_of_processes(tiny, tmp_path):
+    launch(2, "--data.shards", tiny, "--run_dir", tmp_path / "run", *TINY, "--epochs", 1)
+    files, state = load(tmp_path / "run" / "checkpoints" / "80")
+    assert set(files) == {"generator", "discriminator", "ema", "optimizers"}
+    assert not any("module." in name for tensors in files.values() for name in tensors)
+    text = json.dumps(state)
+    assert "rank" not in text and "world" not in text
+
+
+def test_behind_the_loop_and_in_it_give_the_same(trained):
+    assert weights(trained("--epochs", 2, name="a")) == weights(
+        trained("--epochs", 2, "--checkpoint.wait=true", name="b")
+    )

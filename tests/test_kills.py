@@ -1,0 +1,110 @@
+"""A run that is killed again and again, at any instant, ends as the run that never was."""
+
+import os
+import random
+import re
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from shared import TINY, launch, start, weights
+
+KILLS = {1: int(os.environ.get("DISTGAN_KILLS", 10)), 2: int(os.environ.get("DISTGAN_KILLS", 10)) // 2}
+LENGTH = ["--epochs", 40, "--checkpoint.every_epochs", 0.2, "--report.every_images", 80]  # a checkpoint an iteration
+
+
+def children(pid: int) -> list[int]:
+    asked = subprocess.run(["ps", "-o", "pid=", "--ppid", str(pid)], capture_output=True, text=True)
+    return [int(word) for word in asked.stdout.split()]
+
+
+def run_and_kill(processes: int, words: list[object], rng: random.Random, run: Path) -> bool:
+    """Start the run and kill all of it, or one process, at a random instant of its work; whether it was killed."""
+    process = start(processes, *words)
+    try:
+        while process.poll() is None and not (run / "metrics.jsonl").exists():
+            time.sleep(0.01)
+        began, wait = time.monotonic(), rng.uniform(0, 0.6)
+        before = {p.name for p in (run / "checkpoints").glob("*")}
+        if rng.random() < 0.5:  # the instant that a checkpoint is being written
+            while process.poll() is None and time.monotonic() - began < 5:
+                now = {p.name for p in (run / "checkpoints").glob("*")}
+                if any(name.endswith(".tmp") for name in now - before):
+                    break
+        else:
+            time.sleep(wait)
+        if process.poll() is not None:
+            return False
+        victims = children(process.pid) if processes > 1 else []
+        if victims and rng.random() < 0.5:
+            os.kill(rng.choice(victims), signal.SIGKILL)  # one of them: the others end by themselves
+            process.wait(timeout=120)
+        else:
+            for pid in [process.pid, *victims]:
+                os.kill(pid, signal.SIGKILL)
+            process.wait()
+        for pid in victims:  # the lock of a killed process is free once the kernel is through with it
+            while Path(f"/proc/{pid}").exists() and "Z" not in Path(f"/proc/{pid}/stat").read_text().split(")")[1][:3]:
+                time.sleep(0.01)
+        return True
+    finally:
+        process.kill()
+        process.communicate()
+
+
+@pytest.mark.parametrize("processes", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_killed_at_random_it_ends_the_same(tiny, tmp_path, processes, capsys):
+    """Weights, EMA and optimizer state have the sha256 of an undisturbed run's files, every time."""
+    seed = int(os.environ.get("DISTGAN_KILL_SEED", random.randrange(10**6)))
+    rng = random.Random(seed)
+    words = ["--data.shards", tiny, *TINY, *LENGTH]
+    launch(processes, *words, "--run_dir", tmp_path / "whole")
+    expected, kills, runs = weights(tmp_path / "whole"), 0, 0
+    while kills < KILLS[processes]:
+        run, runs = tmp_path / f"run{runs}", runs + 1
+        while kills < KILLS[processes] and run_and_kill(processes, [*words, "--run_dir", run], rng, run):
+            kills += 1
+        launch(processes, *words, "--run_dir", run)
+        assert weights(run) == expected, f"seed {seed}, after {kills} kills"
+        assert not list((run / "checkpoints").glob(".*")), "something half written was left"
+    with capsys.disabled():
+        print(f"\n{kills} kills of {runs} runs on {processes} process(es), seed {seed}: all ended the same")
+
+
+def test_the_number_of_processes_may_change(tiny, tmp_path):
+    """1 -> 2 -> 4 -> 1 processes: the losses of a norm-free network are those of the run on one, up to rounding."""
+    words = ["--data.shards", tiny, *TINY, "--model.options.norm", "none", "--report.every_images", 16]
+    from shared import metrics
+
+    launch(1, *words, "--run_dir", tmp_path / "whole", "--epochs", 4)
+    for epochs, processes in enumerate((1, 2, 4, 1), 1):
+        done = launch(processes, *words, "--run_dir", tmp_path / "parts", "--epochs", epochs)
+        assert f"{processes} process(es)" in done.stdout
+    rows = [metrics(tmp_path / name) for name in ("whole", "parts")]
+    assert [row["images"] for row in rows[0]] == [row["images"] for row in rows[1]] == list(range(16, 321, 16))
+    for key in ("d_loss", "g_loss"):
+        assert max(abs(a[key] - b[key]) for a, b in zip(*rows, strict=True)) < 1e-4
+
+
+def test_a_lost_process_ends_the_others_and_is_named(tiny, tmp_path):
+    """One hangs: the others wait no longer than the time-out, and say which."""
+    words = ["--data.shards", tiny, "--run_dir", tmp_path / "run", *TINY, "--epochs", 100_000]
+    process = start(2, *words, DISTGAN_TIMEOUT_SECONDS="6")
+    try:
+        while process.poll() is None and not (tmp_path / "run" / "metrics.jsonl").exists():
+            time.sleep(0.05)
+        victim = max(children(process.pid))
+        os.kill(victim, signal.SIGSTOP)
+        began = time.monotonic()
+        while process.poll() is None and time.monotonic() - began < 60:
+            time.sleep(0.1)
+            if time.monotonic() - began > 15:
+                os.kill(victim, signal.SIGCONT) if Path(f"/proc/{victim}").exists() else None
+        out, _ = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode != 0
+    assert re.search(r"process 0: process 1 \(counted from 0\) is gone or hangs; the last checkpoint stands", out), out

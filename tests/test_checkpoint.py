@@ -83,7 +83,7 @@ def test_a_full_disk_leaves_the_checkpoints_before_it_whole(tiny, small_disk, ca
     stands = Checkpoints(run / "checkpoints", 0).newest(print)
     assert stands is not None and not list((run / "checkpoints").glob(".*"))
     subprocess.run(["mount", "-o", "remount,size=64m", str(small_disk)], check=True)
-    assert train(*words, "--epochs", 8) == 0 and weights(run)["images"] == 640
+    assert train(*words, "--epochs", 14) == 0 and weights(run)["images"] == 1120
 
 
 def test_a_read_only_run_folder(trained, tiny, small_disk, capsys):

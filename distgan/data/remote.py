@@ -22,7 +22,7 @@ from distgan import BadInput, Failed
 from distgan.data import Damaged
 from distgan.data.shardset import Folder, Place
 
-CHUNK = 1 << 20
+CHUNK = 1 << 18
 
 
 class Body(NamedTuple):
@@ -205,7 +205,7 @@ def http_open(url: str, start: int) -> Iterator[Body]:
         raise Passing(repr(error)) from None
     with answer:
         length = answer.headers.get("Content-Length")
-        yield Body(start if answer.status == 206 else 0, answer.read, int(length) if length else None)
+        yield Body(start if answer.status == 206 else 0, answer.read1, int(length) if length else None)
 
 
 class S3:

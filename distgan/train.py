@@ -10,6 +10,7 @@ import contextlib
 import json
 import math
 import os
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -52,6 +53,8 @@ class Run:
     images: int = 0
     skipped: int = 0
     """Damaged images that were stepped over, up to the last line of the log; over all processes."""
+    save_seconds: float = 0.0
+    """Time that the loop waited for checkpoints since the last line of the log."""
     rollbacks: int = 0
     """Times the run went back to a checkpoint; part of the key of every random number from then on."""
     bad: list[str] = field(default_factory=list)
@@ -342,11 +345,12 @@ def loop(run: Run, report: Report, checkpoints: Checkpoints, stop: Stop) -> str 
         if processes.main and run.images > started_at and run.passed(config.samples.every_epochs):
             save_fakes(run, report)
         if due or (done and run.images > saved_at):
-            saved_at = run.images
+            saved_at, began = run.images, time.perf_counter()
             if processes.main:
                 save(run, checkpoints)
                 if config.checkpoint.wait:
                     checkpoints.wait()
+            run.save_seconds += time.perf_counter() - began
         if done:
             return (stop.reason or "another process was asked to") if run.images < run.target else None
         norms = guard.before()
@@ -365,7 +369,9 @@ def write_line(run: Run, report: Report) -> None:
         print(f"distgan: stepped over: {line}", file=sys.stderr, flush=True)
     run.skipped += run.processes.total(len(run.bad))
     run.bad.clear()
-    report.line(run.processes.mean(report.means()), run.images, {"skipped": run.skipped})
+    extra = {"skipped": run.skipped, "save_seconds": run.save_seconds}
+    run.save_seconds = 0.0
+    report.line(run.processes.mean(report.means()), run.images, extra)
     if run.skipped > run.config.data.skip_bad:
         raise Failed(f"more than data.skip_bad = {run.config.data.skip_bad} damaged images over all processes")
     if run.processes.world > 1:

@@ -67,10 +67,20 @@ class Lanes:
             shards = order.permutation(len(self.counts))
             ends = np.cumsum(self.counts[shards])
             self._line = epoch, shards, ends, int(order.integers(self.total))
-        _, shards, ends, turn = self._line
-        places = (np.arange(start, stop) + turn) % self.total
-        at = np.searchsorted(ends, places, side="right")
-        return self.starts[shards[at]] + places - (ends[at] - self.counts[shards[at]])
+        turn = self._line[3]
+        start, length = (start + turn) % self.total, stop - start
+        whole = self._straight(start, min(start + length, self.total))
+        over = start + length - self.total
+        return whole if over <= 0 else np.concatenate([whole, self._straight(0, over)])
+
+    def _straight(self, start: int, stop: int) -> np.ndarray:
+        """Sample ids at places [start, stop) of the line before it was turned."""
+        assert self._line is not None
+        _, shards, ends, _ = self._line
+        first, last = np.searchsorted(ends, [start, stop - 1], side="right")
+        ends, shards = ends[first : last + 1], shards[first : last + 1]
+        lengths = np.diff(np.minimum(ends, stop), prepend=start)
+        return np.arange(start, stop) + np.repeat(self.starts[shards + 1] - ends, lengths)
 
 
 def rows(batch: int, lanes: int, rank: int, world: int) -> np.ndarray:

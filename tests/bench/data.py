@@ -1,0 +1,241 @@
+"""Reading images: ours against ImageFolder, WebDataset's own pipeline, mosaicml-streaming and litdata, in one run.
+
+    .venv/bin/python tests/bench/data.py            # makes an environment for the others beside its data, ~15 minutes
+
+Crops of scikit-learn's two photographs with exposure jitter and sensor noise, 12,000 of 64 pixels and 1,500 of 256, as
+JPEG (quality 95) and raw. Each contender runs in a process of its own: it delivers uint8 minibatches of 64 in shuffled
+order with 2 workers (threads for ours), and reports images per second of CPU time of all its processes, which stays
+steady on a busy machine, and per second of the clock. Contenders take turns; the figures are medians over rounds.
+"""
+
+# pyright: reportMissingImports=false, reportAttributeAccessIssue=false
+import argparse
+import io
+import json
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+PEERS = ["torch==2.15.0", "torchvision", "webdataset==1.0.2", "mosaicml-streaming==0.13.0", "litdata==0.2.76"]
+COUNT = {64: 12_000, 256: 1_500}
+BATCH = 64
+
+
+def crops(size: int) -> Any:
+    """JPEG bytes and pixels of each image."""
+    import numpy as np
+    from PIL import Image
+    from sklearn.datasets import load_sample_images
+
+    random = np.random.default_rng(size)
+    photos = list(load_sample_images().images)
+    for _ in range(COUNT[size]):
+        photo = photos[random.integers(2)]
+        y, x = (random.integers(limit - size) for limit in photo.shape[:2])
+        crop = photo[y : y + size, x : x + size] * random.uniform(0.7, 1.2) + random.normal(0, 3, (size, size, 3))
+        pixels = np.clip(crop, 0, 255).astype(np.uint8)
+        out = io.BytesIO()
+        Image.fromarray(pixels).save(out, "JPEG", quality=95, subsampling=0)
+        yield out.getvalue(), pixels
+
+
+def prepare_ours(root: Path, size: int) -> None:
+    """The folder of JPEGs that ImageFolder reads, our shards of it, and the raw pixels for the others to store."""
+    import numpy as np
+
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+    from distgan.data import make
+    from distgan.data.sources import of_arrays, open_source
+    from shared import options
+
+    folder = root / f"images{size}" / "all"
+    folder.mkdir(parents=True)
+    pixels = []
+    for i, (data, image) in enumerate(crops(size)):
+        (folder / f"{i:06d}.jpg").write_bytes(data)
+        pixels.append(image)
+    np.save(root / f"pixels{size}.npy", np.stack(pixels))
+    raw = of_arrays("bench", np.stack(pixels), np.zeros(len(pixels), np.int64), ["all"])
+    make.make(raw, root / f"ours{size}-raw", options(shard_mb=16), 2)
+    source = open_source(str(folder.parent), split="train", files=None, labels="none", samples=1, seed=0)
+    make.make(source, root / f"ours{size}-jpeg", options(shard_mb=16, format="jpg"), 2)
+
+
+def prepare_peers(root: Path, size: int) -> None:
+    import litdata
+    import numpy as np
+    import webdataset as wds
+    from streaming import MDSWriter
+
+    pixels = np.load(root / f"pixels{size}.npy")
+    files = sorted((root / f"images{size}" / "all").iterdir())
+    for kind in ("jpeg", "raw"):
+        items = [path.read_bytes() for path in files] if kind == "jpeg" else [image.tobytes() for image in pixels]
+        with MDSWriter(out=str(root / f"mosaic{size}-{kind}"), columns={"x": "bytes"}, size_limit=1 << 24) as writer:
+            for item in items:
+                writer.write({"x": item})
+        inputs = [(item,) for item in items]
+        litdata.optimize(identity, inputs, str(root / f"litdata{size}-{kind}"), chunk_bytes="16MB", num_workers=1)
+    (root / f"wds{size}").mkdir()
+    with wds.ShardWriter(str(root / f"wds{size}" / "%06d.tar"), maxcount=1000) as writer:
+        for i, path in enumerate(files):
+            writer.write({"__key__": f"{i:06d}", "jpg": path.read_bytes(), "cls": 0})
+
+
+def identity(item: tuple[bytes]) -> bytes:
+    return item[0]
+
+
+def decode(data: bytes, size: int, kind: str) -> Any:
+    import numpy as np
+    import torch
+    from PIL import Image
+
+    if kind == "raw":
+        return torch.from_numpy(np.frombuffer(data, np.uint8).reshape(size, size, 3).copy())
+    return torch.from_numpy(np.array(Image.open(io.BytesIO(data)).convert("RGB")))
+
+
+def image_folder(root: Path, size: int, kind: str) -> Iterable:
+    import torch
+    from torchvision import datasets, transforms
+
+    dataset = datasets.ImageFolder(str(root / f"images{size}"), transforms.PILToTensor())
+    return torch.utils.data.DataLoader(dataset, BATCH, shuffle=True, num_workers=2)
+
+
+def webdataset(root: Path, size: int, kind: str) -> Iterable:
+    import torch
+    import webdataset as wds
+
+    shards = [str(path) for path in sorted((root / f"wds{size}").glob("*.tar"))]
+    dataset: Any = wds.WebDataset(shards, shardshuffle=100).shuffle(1000).decode("rgb8").to_tuple("jpg", "cls")
+    return torch.utils.data.DataLoader(dataset.batched(BATCH), batch_size=None, num_workers=2)
+
+
+def mosaic(root: Path, size: int, kind: str) -> Iterable:
+    import torch
+    from streaming import StreamingDataset
+
+    class Images(StreamingDataset):
+        def __getitem__(self, at: Any) -> Any:
+            return decode(super().__getitem__(at)["x"], size, kind)
+
+    dataset = Images(local=str(root / f"mosaic{size}-{kind}"), shuffle=True, batch_size=BATCH)
+    return torch.utils.data.DataLoader(dataset, BATCH, num_workers=2)
+
+
+def litdata_(root: Path, size: int, kind: str) -> Iterable:
+    from litdata import StreamingDataLoader, StreamingDataset
+
+    class Images(StreamingDataset):
+        def __getitem__(self, at: Any) -> Any:
+            return decode(super().__getitem__(at), size, kind)
+
+    dataset = Images(str(root / f"litdata{size}-{kind}"), shuffle=True)
+    return StreamingDataLoader(dataset, batch_size=BATCH, num_workers=2)
+
+
+def ours(root: Path, size: int, kind: str, decoder: str = "pillow", threads: int = 2) -> Iterable:
+    from itertools import islice
+
+    import torch
+
+    torch.set_num_threads(1)
+    from distgan.data.order import Lanes
+    from distgan.data.shardset import Folder, open_set
+    from distgan.data.stream import Reader, stream
+
+    shards = open_set(Folder(root / f"ours{size}-{kind}"), "bench")
+    order, reader = Lanes(shards.counts, 0, BATCH), Reader(shards, decoder=decoder)
+    batches = stream(order, reader, lambda position: {}, batch=BATCH, position=0, threads=threads)
+    return islice(batches, order.epoch_images // BATCH)
+
+
+CONTENDERS: dict[str, tuple[str, Callable[..., Iterable]]] = {
+    "ImageFolder, Pillow": ("peers", image_folder),
+    "webdataset's pipeline, Pillow": ("peers", webdataset),
+    "mosaicml-streaming": ("peers", mosaic),
+    "litdata": ("peers", litdata_),
+    "distgan": ("ours", ours),
+    "distgan, simplejpeg": ("ours", lambda root, size, kind: ours(root, size, kind, "simplejpeg")),
+    "distgan, in the loop's thread": ("ours", lambda root, size, kind: ours(root, size, kind, threads=0)),
+}
+ONLY_JPEG = {"webdataset's pipeline, Pillow", "ImageFolder, Pillow", "distgan, simplejpeg"}
+
+
+def measure(name: str, root: Path, size: int, kind: str, epochs: int) -> dict[str, float]:
+    """Images a second of CPU time, and of the clock, over whole epochs with start and end of the workers."""
+
+    def cpu() -> float:
+        used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+        return sum(one.ru_utime + one.ru_stime for one in used)
+
+    make, images = CONTENDERS[name][1], 0
+    for _ in make(root, size, kind):  # once over everything: imports, page cache
+        pass
+    began, cpu_began = time.perf_counter(), cpu()
+    for _ in range(epochs):
+        for batch in make(root, size, kind):
+            batch = batch[0] if isinstance(batch, (tuple, list)) else batch
+            images += len(batch)
+    return {"cpu": images / (cpu() - cpu_began), "wall": images / (time.perf_counter() - began)}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--root", type=Path, default=Path("/tmp/distgan-bench"))
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--one", nargs=3, metavar=("NAME", "SIZE", "KIND"))
+    parser.add_argument("--prepare", choices=["ours", "peers"])
+    args = parser.parse_args()
+    if args.prepare:
+        for size in COUNT:
+            (prepare_ours if args.prepare == "ours" else prepare_peers)(args.root, size)
+        return
+    if args.one:
+        name, size, kind = args.one
+        epochs = {("raw", 64): 5, ("jpeg", 64): 1, ("raw", 256): 3, ("jpeg", 256): 1}[kind, int(size)]
+        print(json.dumps(measure(name, args.root, int(size), kind, epochs)))
+        return
+    pythons = {"ours": sys.executable, "peers": str(args.root / "env" / "bin" / "python")}
+    if not Path(pythons["peers"]).exists():
+        args.root.mkdir(parents=True)
+        subprocess.run([sys.executable, "-m", "venv", args.root / "env"], check=True)
+        subprocess.run([pythons["peers"], "-m", "pip", "install", "-q", *PEERS], check=True)
+        for which in ("ours", "peers"):
+            subprocess.run([pythons[which], __file__, "--root", args.root, "--prepare", which], check=True)
+    report(args, pythons)
+
+
+def report(args: argparse.Namespace, pythons: dict[str, str]) -> None:
+    print(f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}, medians of {args.rounds} rounds; {', '.join(PEERS)}")
+    for size, kind in ((64, "raw"), (64, "jpeg"), (256, "jpeg"), (256, "raw")):
+        names = [name for name in CONTENDERS if kind == "jpeg" or name not in ONLY_JPEG or name.startswith("ImageF")]
+        rates: dict[str, list[dict[str, float]]] = {name: [] for name in names}
+        for _ in range(args.rounds):
+            for name in names:
+                what = "jpeg" if name.startswith("ImageF") else kind
+                command = [pythons[CONTENDERS[name][0]], "-W", "ignore", __file__, "--root", str(args.root)]
+                done = subprocess.run([*command, "--one", name, str(size), what], capture_output=True, text=True)
+                if done.returncode:
+                    print(f"{name}: failed: {done.stderr.strip().splitlines()[-1]}")
+                    continue
+                rates[name].append(json.loads(done.stdout.strip().splitlines()[-1]))
+        base = rates["ImageFolder, Pillow"]
+        print(f"\n| {size} px {kind} | img/CPU-s | to ImageFolder-JPEG | img/s |\n|---|---|---|---|")
+        for name, values in rates.items():
+            if values:
+                cpu, wall = (statistics.median(value[key] for value in values) for key in ("cpu", "wall"))
+                ratio = statistics.median(v["cpu"] / b["cpu"] for v, b in zip(values, base, strict=False))
+                print(f"| {name} | {cpu:,.0f} | {ratio:.1f} | {wall:,.0f} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()

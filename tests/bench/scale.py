@@ -1,0 +1,49 @@
+"""The order and the index at scale, on a synthetic set: time to open, to seek, to plan; bytes an image.
+
+.venv/bin/python tests/bench/scale.py           # writes 2.4 GB to a temporary folder
+"""
+
+import statistics
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+
+from distgan.data.order import Lanes
+from distgan.data.shardset import COLUMNS, FORMAT, Folder, commit, open_set
+
+
+def main() -> None:
+    shards, each = 100_000, 1_000
+    with tempfile.TemporaryDirectory() as folder:
+        rows = [{"name": f"{i:06d}.tar", "samples": each, "bytes": 10**7, "sha256": "0" * 64} for i in range(shards)]
+        manifest = {"format": FORMAT, "size": 64, "channels": 3, "encoding": "npy", "classes": [], "shards": rows}
+        columns = {name: np.zeros(shards * each, dtype) for name, dtype in COLUMNS.items()}
+        commit(Path(folder), manifest, columns)
+        del columns
+        index = Path(folder) / "index.npz"
+        began = time.perf_counter()
+        found = open_set(Folder(Path(folder)), folder)
+        took = time.perf_counter() - began
+        print(f"open {shards * each:,} images on {shards:,} shards: {took:.2f} s")
+        print(f"index: {index.stat().st_size / (shards * each):.1f} bytes an image")
+        began = time.perf_counter()
+        Lanes(found.counts, 0, 64).ids(10**8 - 64, 64)
+        print(f"first minibatch at its last image: {1e3 * (time.perf_counter() - began):.1f} ms")
+    counts, seeks = np.full(10_000, 1_000), []
+    order = Lanes(counts, 0, 64)
+    for turn in range(21):
+        order = Lanes(counts, turn, 64)
+        began = time.perf_counter()
+        order.ids(10**7 - 10**7 % 64 - 64 * 100, 64)
+        seeks.append(time.perf_counter() - began)
+    print(f"seek to the end of 10,000,000 images, 64 lanes on one process: {1e3 * statistics.median(seeks):.1f} ms")
+    began = time.perf_counter()
+    for position in range(0, 64 * 4_000, 64):
+        order.ids(position, 64)
+    print(f"plan: {(time.perf_counter() - began) / (64 * 4_000) * 1e6:.2f} us an image")
+
+
+if __name__ == "__main__":
+    main()

@@ -117,9 +117,9 @@ class Checkpoints:
         except (OSError, safetensors.SafetensorError):
             shutil.rmtree(temporary, ignore_errors=True)
             raise
-        if self.keep:
-            for images in self.all()[: -self.keep]:
-                shutil.rmtree(self.folder / str(images))
+        if self.keep:  # later ones are damaged, and were passed over
+            for images in [images for images in self.all() if images <= state["images"]][: -self.keep]:
+                shutil.rmtree(self.folder / str(images), ignore_errors=True)
 
     def newest(self, warn: Callable[[str], None]) -> Path | None:
         """The newest checkpoint that is whole; names each damaged one in a line to `warn`.

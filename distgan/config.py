@@ -117,6 +117,8 @@ class Config:
     """Mixed precision of the networks; losses and logits are always float32."""
     channels_last: bool = True
     """Keep images and weights in channels-last memory order. Changes the speed, and rounding."""
+    deterministic: bool = True
+    """Only GPU kernels that give the same bits every time; false: the fastest ones. A CPU's do so anyway."""
     sync_batchnorm: bool = True
     """BatchNorm statistics of the global minibatch where there is more than one GPU."""
     data: DataConfig = field(default_factory=DataConfig)

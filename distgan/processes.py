@@ -32,6 +32,7 @@ class Processes:
             self.accelerator = Accelerator(
                 mixed_precision=precision,
                 cpu=not torch.accelerator.is_available(),
+                dynamo_backend="no",
                 gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
                 log_with="tensorboard" if tensorboard_dir else None,
                 project_dir=tensorboard_dir,
@@ -39,6 +40,9 @@ class Processes:
             )
         except ValueError as error:
             raise BadInput(f"the launch: {' '.join(str(error).split())}") from None
+        kind = self.accelerator.distributed_type.value
+        if kind not in ("NO", "MULTI_CPU", "MULTI_GPU", "MULTI_XPU", "MULTI_NPU", "MULTI_MLU"):
+            raise BadInput(f"the launch: distgan runs on DistributedDataParallel, Accelerate was set up for {kind}")
         self.rank, self.world = self.accelerator.process_index, self.accelerator.num_processes
         self.main = self.rank == 0
         self.device = self.accelerator.device
@@ -60,6 +64,8 @@ class Processes:
                 outcome[0] = work()
             except (BadInput, Failed) as error:
                 outcome[1] = error
+            except OSError as error:
+                outcome[1] = Failed(f"{error.filename}: {error.strerror}")
         if self.hosts is not None:
             dist.broadcast_object_list(outcome, src=0, group=self.hosts)
         if outcome[1] is not None:
@@ -67,6 +73,24 @@ class Processes:
                 outcome[1].shared = True
             raise outcome[1]
         return outcome[0]
+
+    def agreed(self, work: Callable[[], T]) -> T:
+        """What `work` gives to this process; raised in all what it raises in any."""
+        result: Any = None
+        kind, error = "", ""
+        try:
+            result = work()
+        except (BadInput, Failed, OSError) as fault:
+            kind = "input" if isinstance(fault, BadInput) else "failed"
+            error = f"{fault.filename}: {fault.strerror}" if isinstance(fault, OSError) else str(fault)
+        for rank, (its_kind, its_error) in enumerate(self.everybodys((kind, error))):
+            if its_kind:
+                what = f"process {rank}: {its_error}" if rank else its_error
+                raised = BadInput(what) if its_kind == "input" else Failed(what)
+                if isinstance(raised, Failed):
+                    raised.shared = True
+                raise raised
+        return result
 
     def everybodys(self, value: T) -> list[T]:
         """What each process holds, by rank."""
@@ -85,7 +109,7 @@ class Processes:
             raise failed
 
     def settle(self, network: nn.Module, *inputs: Tensor | None) -> None:
-        """Let a wrapped network fix the order in which it sums gradients over processes, with a backward for nothing.
+        """Make a wrapped network fix the order in which it sums gradients over processes, with a backward for nothing.
 
         DistributedDataParallel lays its buckets out anew after the first backward. With more than two processes the
         place of a gradient in its bucket decides the order of its sum, so that a continued run would differ from an
@@ -94,6 +118,9 @@ class Processes:
         inner = self.accelerator.unwrap_model(network)
         if inner is network:
             return
+        # BatchNorm's buffers stay as each forward left them: D has two forwards before one backward. In newer versions
+        # of torch this switch is a property of another name.
+        network.broadcast_buffers = False  # type: ignore[assignment]
         before = {name: tensor.clone() for name, tensor in inner.state_dict().items()}
         network(*inputs).sum().backward()
         inner.zero_grad()

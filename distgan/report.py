@@ -27,11 +27,19 @@ class Report:
     """Writes on the main process, is silent on the others. Sums stay on the device between two lines."""
 
     def __init__(
-        self, folder: Path, accelerator: Accelerator, *, images: int, target: int, epoch_images: int, every_images: int
+        self,
+        folder: Path,
+        accelerator: Accelerator,
+        *,
+        images: int,
+        target: int,
+        epoch_images: int,
+        every_images: int,
+        batch: int,
     ) -> None:
         self.folder, self.accelerator = folder, accelerator
         self.main = accelerator.is_main_process
-        self.target, self.epoch_images, self.every_images = target, epoch_images, every_images
+        self.target, self.epoch_images, self.every_images, self.batch = target, epoch_images, every_images, batch
         self.sums: Tensor | None = None
         self.names: list[str] = []
         self.count = 0
@@ -70,7 +78,8 @@ class Report:
         self.sums, self.count, self.since, self.time = None, 0, images, now
         if not self.main:
             return
-        row = {"images": images, "epoch": math.ceil(images / self.epoch_images), **values, "images_per_second": rate}
+        epoch = (images - self.batch) // self.epoch_images + 1  # the one that the last minibatch began in
+        row = {"images": images, "epoch": epoch, **values, "images_per_second": rate}
         row |= extra | {"memory_gb": peak_memory(self.accelerator.device) / 1e9}
         with open(self.folder / "metrics.jsonl", "a") as file:
             file.write(json.dumps(row) + "\n")

@@ -8,7 +8,6 @@ if not __package__:  # run by path: import the package from the checkout, not th
 
 import contextlib
 import json
-import math
 import os
 import time
 from collections.abc import Iterator
@@ -27,7 +26,7 @@ from distgan.config import Config, OptimizerConfig, flatten, read, to_dict
 from distgan.data import stream
 from distgan.data.order import Lanes, rows
 from distgan.data.remote import open_place
-from distgan.data.shardset import ShardSet, open_set
+from distgan.data.shardset import ShardSet, open_set, write_whole
 from distgan.ema import EMA
 from distgan.gan import GAN, Minibatch, train_step
 from distgan.guard import Guard, checksum
@@ -80,60 +79,66 @@ def build(config: Config, processes: Processes) -> Run:
     """Data, networks, optimizers. Raises BadInput; writes nothing."""
     if config.loss not in LOSSES:
         raise BadInput(f"loss: there is no {config.loss!r}; the losses are {', '.join(LOSSES)}")
-    data, world = config.data, processes.world
-    rows(config.batch, config.lanes, processes.rank, world)
-    share = config.batch // world
+    torch.backends.cudnn.deterministic = config.deterministic
+    torch.backends.cudnn.benchmark = not config.deterministic
+    shards, order = processes.agreed(lambda: open_data(config, processes.rank, processes.world))
+    processes.same(f"the manifest of {config.data.shards}", shards.digest)
+    data = config.data
+    pin = processes.device.type == "cuda"
+    reader = stream.Reader(shards, decoder=data.decoder, skip_bad=data.skip_bad, pin=pin)
+    gan = build_gan(config, processes, shards)
+    half_life = config.ema.half_life_images
+    ema = EMA(processes.accelerator.unwrap_model(gan.G), half_life) if half_life else None
+    return Run(config, processes, shards, reader, order, gan, ema)
+
+
+def open_data(config: Config, rank: int, world: int) -> tuple[ShardSet, Lanes]:
+    """The set, and this process's lanes of it. Raises BadInput."""
+    data, share = config.data, config.batch // world
+    rows(config.batch, config.lanes, rank, world)
     if config.micro_batch and share % config.micro_batch:
         raise BadInput(f"micro_batch: {config.micro_batch} does not divide the {share} images of a process")
     shards = open_set(open_place(data.shards, data.cache_dir, data.cache_gb), data.shards)
-    processes.same(f"the manifest of {data.shards}", shards.digest)
     if data.labels and len(shards.classes) < 2:
         raise BadInput(f"data.labels: {data.shards} has {len(shards.classes) or 'no'} classes; labels need two or more")
     stream.check_decoder(data.decoder, shards.encoding)
-    first, last = processes.rank * config.lanes // world, (processes.rank + 1) * config.lanes // world
-    order = Lanes(shards.counts, config.seed, config.lanes, first, last)
-    pin = processes.device.type == "cuda"
-    reader = stream.Reader(shards, decoder=data.decoder, skip_bad=data.skip_bad, pin=pin)
+    first, last = rank * config.lanes // world, (rank + 1) * config.lanes // world
+    return shards, Lanes(shards.counts, config.seed, config.lanes, first, last)
+
+
+def build_gan(config: Config, processes: Processes, shards: ShardSet) -> GAN:
+    """The networks on their device, with their optimizers, prepared by Accelerate."""
+    accelerator, device = processes.accelerator, processes.device
     G, D = models.build(
         config.model.name,
         size=shards.size,
         channels=shards.channels,
-        classes=len(shards.classes) if data.labels else 0,
+        classes=len(shards.classes) if config.data.labels else 0,
         latent=config.model.latent,
         options=config.model.options,
         seed=config.seed,
     )
-    if config.sync_batchnorm and world > 1 and processes.device.type == "cuda":
+    if config.sync_batchnorm and processes.world > 1 and device.type == "cuda":
         G, D = (nn.SyncBatchNorm.convert_sync_batchnorm(network) for network in (G, D))
     if config.channels_last:
         G, D = (network.to(memory_format=torch.channels_last) for network in (G, D))  # type: ignore[call-overload]
-    accelerator = processes.accelerator
-    G, D = G.to(processes.device), D.to(processes.device)
-    g_optimizer, d_optimizer = adam(G, config.g_optimizer), adam(D, config.d_optimizer)
-    G, D, g_optimizer, d_optimizer = accelerator.prepare(G, D, g_optimizer, d_optimizer)
-    critic = accelerator.unwrap_model(D)
-    for network in (G, D):
-        if network is not accelerator.unwrap_model(network):
-            # BatchNorm's buffers stay as each forward left them: two forwards of D come before one backward. The
-            # older name of this switch is a property of the newer one.
-            network.broadcast_buffers = False  # type: ignore[assignment]
-    n, device = config.micro_batch or share, processes.device
-    labels = torch.zeros(n, dtype=torch.long, device=device) if data.labels else None
+    G, D = G.to(device), D.to(device)
+    optimizers = adam(G, config.g_optimizer), adam(D, config.d_optimizer)
+    G, D, g_optimizer, d_optimizer = accelerator.prepare(G, D, *optimizers)
+    n = config.micro_batch or config.batch // processes.world
+    labels = torch.zeros(n, dtype=torch.long, device=device) if config.data.labels else None
     processes.settle(G, torch.zeros(n, config.model.latent, device=device), labels)
     processes.settle(D, torch.zeros(n, shards.channels, shards.size, shards.size, device=device), labels)
-    gan = GAN(
+    return GAN(
         G=G,
         D=D,
-        critic=critic,
+        critic=accelerator.unwrap_model(D),
         g_optimizer=g_optimizer,
         d_optimizer=d_optimizer,
         loss=LOSSES[config.loss],
         backward=accelerator.backward,
         unsynced=accelerator.no_sync,
     )
-    half_life = config.ema.half_life_images
-    ema = EMA(accelerator.unwrap_model(G), half_life) if half_life else None
-    return Run(config, processes, shards, reader, order, gan, ema)
 
 
 def adam(network: nn.Module, config: OptimizerConfig) -> torch.optim.Adam:
@@ -209,16 +214,15 @@ def save_fakes(run: Run, report: Report) -> None:
     z = torch.from_numpy(generator(config.seed, "samples").standard_normal(latent, np.float32)).to(device)
     classes = len(run.shards.classes) if config.data.labels else 0
     labels = torch.arange(len(z), device=device) % classes if classes else None
-    epoch = math.ceil(run.images / run.order.epoch_images)
+    epoch = run.images // run.order.epoch_images
     report.images(f"fake-{epoch:04d}", sample(run.sampler, z, labels), run.images)
 
 
 def save_reals(run: Run, report: Report) -> None:
-    """The first images of the run."""
-    count = min(run.config.samples.count, run.order.epoch_images)
-    lanes = Lanes(run.shards.counts, run.config.seed, run.config.lanes)
-    ids = lanes.ids(0, -(-count // run.config.lanes) * run.config.lanes)[:count]
-    report.images("real", to_network(run.reader.read(ids).images, False), 0)
+    """The first images that the main process trains on."""
+    count, lanes = min(run.config.samples.count, run.order.epoch_images), run.config.lanes
+    slots = min(-(-count // len(run.order.mine)), run.order.length)
+    report.images("real", to_network(run.reader.read(run.order.ids(0, slots * lanes)[:count]).images, False), 0)
 
 
 def save(run: Run, checkpoints: Checkpoints) -> None:
@@ -279,9 +283,9 @@ def enter(run: Run, fresh: bool, held: contextlib.ExitStack) -> Path | None:
         newest = checkpoints.newest(lambda text: print(text, flush=True))
     try:
         (root / "stop").unlink(missing_ok=True)  # what stopped the run before
-        (root / "config.yaml").write_text(yaml.safe_dump(to_dict(config), sort_keys=False))
+        write_whole(root / "config.yaml", yaml.safe_dump(to_dict(config), sort_keys=False).encode())
         facts = environment(run.processes.device, run.processes.world)
-        (root / "environment.json").write_text(json.dumps(facts, indent=1) + "\n")
+        write_whole(root / "environment.json", (json.dumps(facts, indent=1) + "\n").encode())
     except OSError as error:
         raise BadInput(f"run_dir: {root} cannot be written: {error.strerror}") from None
     return newest
@@ -331,10 +335,10 @@ def loop(run: Run, report: Report, checkpoints: Checkpoints, stop: Stop) -> str 
     while True:
         done = run.images >= run.target
         due = run.images > saved_at and (done or run.passed(config.checkpoint.every_epochs))
-        if due:  # nothing that is not finite is saved
-            guard.weights(run.images)
         flag = processes.most_soon(NOT_FINITE if guard.fault else STOP if stop.asked() else 0)
-        if due and processes.world > 1:  # the others' answer is wanted now, not an iteration later
+        due = run.images > saved_at and (due or flag == STOP)
+        if due:  # nothing that is not finite is saved, and all say so now, not an iteration later
+            guard.weights(run.images)
             flag = max(flag, *processes.everybodys(NOT_FINITE if guard.fault else 0))
         if flag == NOT_FINITE:
             faults = processes.everybodys(guard.fault)
@@ -344,7 +348,7 @@ def loop(run: Run, report: Report, checkpoints: Checkpoints, stop: Stop) -> str 
             write_line(run, report)
         if processes.main and run.images > started_at and run.passed(config.samples.every_epochs):
             save_fakes(run, report)
-        if due or (done and run.images > saved_at):
+        if due:
             saved_at, began = run.images, time.perf_counter()
             if processes.main:
                 save(run, checkpoints)
@@ -396,7 +400,7 @@ def train(argv: list[str]) -> None:
             return dry_run(run)
         newest = processes.on_main(lambda: enter(run, flags.fresh, held))
         if newest is not None:
-            restore(run, newest)
+            processes.agreed(lambda: restore(run, newest))
 
         def written(images: int) -> None:
             if control:
@@ -408,7 +412,6 @@ def train(argv: list[str]) -> None:
         introduce(run, report, newest)
         if processes.main and run.images == 0:
             save_reals(run, report)
-        began_at = run.images
         reason = guarded(run, report, checkpoints, stop)
         processes.on_main(checkpoints.wait)
         if reason is None:
@@ -417,7 +420,7 @@ def train(argv: list[str]) -> None:
             left = f"{run.images:,} of {run.target:,} images"
             report.say(f"stopped at {left} ({reason}); the same command continues the run")
             # A stop file in the run folder is a person's: that run is not to be started again by the cluster.
-            if processes.main and control and run.images > began_at and str(root / "stop") not in reason:
+            if processes.main and control and str(root / "stop") not in reason:
                 (control / "stopped").write_text(f"{run.images}\n")
         processes.end()
 
@@ -461,6 +464,7 @@ def open_report(run: Run, root: Path) -> Report:
         target=run.target,
         epoch_images=run.order.epoch_images,
         every_images=config.report.every_images,
+        batch=config.batch,
     )
 
 

@@ -12,7 +12,6 @@ import pytest
 
 from shared import TINY, launch, start, weights
 
-KILLS = {1: int(os.environ.get("DISTGAN_KILLS", 10)), 2: int(os.environ.get("DISTGAN_KILLS", 10)) // 2}
 LENGTH = ["--epochs", 40, "--checkpoint.every_epochs", 0.2, "--report.every_images", 80]  # a checkpoint an iteration
 
 
@@ -55,17 +54,22 @@ def run_and_kill(processes: int, words: list[object], rng: random.Random, run: P
         process.communicate()
 
 
-@pytest.mark.parametrize("processes", [1, pytest.param(2, marks=pytest.mark.slow)])
-def test_killed_at_random_it_ends_the_same(tiny, tmp_path, processes, capsys):
+MANY = pytest.mark.slow  # with the default run's ten, more than a hundred
+
+
+@pytest.mark.parametrize(
+    ("processes", "wanted"), [(1, 10), pytest.param(1, 60, marks=MANY), pytest.param(2, 40, marks=MANY)]
+)
+def test_killed_at_random_it_ends_the_same(tiny, tmp_path, processes, wanted, capsys):
     """Weights, EMA and optimizer state have the sha256 of an undisturbed run's files, every time."""
     seed = int(os.environ.get("DISTGAN_KILL_SEED", random.randrange(10**6)))
     rng = random.Random(seed)
     words = ["--data.shards", tiny, *TINY, *LENGTH]
     launch(processes, *words, "--run_dir", tmp_path / "whole")
     expected, kills, runs = weights(tmp_path / "whole"), 0, 0
-    while kills < KILLS[processes]:
+    while kills < wanted:
         run, runs = tmp_path / f"run{runs}", runs + 1
-        while kills < KILLS[processes] and run_and_kill(processes, [*words, "--run_dir", run], rng, run):
+        while kills < wanted and run_and_kill(processes, [*words, "--run_dir", run], rng, run):
             kills += 1
         launch(processes, *words, "--run_dir", run)
         assert weights(run) == expected, f"seed {seed}, after {kills} kills"

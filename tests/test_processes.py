@@ -104,7 +104,7 @@ def test_gradients_of_two_processes_are_those_of_the_union(tmp_path):
             torch.testing.assert_close(other[key], value, rtol=1e-6, atol=1e-9, msg=key)
 
 
-@pytest.mark.parametrize("processes", [2, 4])
+@pytest.mark.parametrize("processes", [2, pytest.param(4, marks=pytest.mark.slow)])
 def test_continued_on_the_same_number_it_is_the_same_to_the_bit(tiny, tmp_path, processes):
     """With BatchNorm, whose statistics each process collects for itself."""
     words = ["--data.shards", tiny, *TINY]

@@ -4,6 +4,7 @@ A shard is written to a temporary name, fsynced, scanned and renamed; its rows w
 there. Killed at any instant, the same command goes on with the shards that are missing. The manifest comes last.
 """
 
+import fcntl
 import hashlib
 import io
 import json
@@ -34,9 +35,6 @@ RESIZES = {
     "bicubic": Image.Resampling.BICUBIC,
     "box": Image.Resampling.BOX,
 }
-
-# What Pillow raises for files that are no image, no whole image, or too much of one.
-UNUSABLE = (OSError, ValueError, SyntaxError, Image.DecompressionBombError, Image.DecompressionBombWarning)
 
 
 @dataclass(frozen=True)
@@ -88,11 +86,32 @@ def make(source: Source, dest: Path, options: Options, jobs: int) -> dict[str, A
         manifest = json.loads((dest / "manifest.json").read_text())
         if (manifest.get("options"), manifest.get("source")) != (asdict(options), origin):
             raise BadInput(f"{dest} holds another set; give another folder, or delete this one first")
+        shutil.rmtree(dest / ".making", ignore_errors=True)
         return manifest
     parts = cut(source, order, options)
     making = dest / ".making"
     continue_or_start(making, dest, {"options": asdict(options), "source": origin, "stamps": source.stamps})
-    pending = [i for i in range(len(parts)) if not (making / f"{shard_name(i)}.npz").exists()]
+    lock = open(making / "plan.json")  # noqa: SIM115 - held until the set is written
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        lock.close()
+        raise BadInput(f"{dest}: another `shards make` is writing it; wait for it") from None
+    with lock:
+        return write(source, dest, making, options, origin, parts, jobs)
+
+
+def write(
+    source: Source,
+    dest: Path,
+    making: Path,
+    options: Options,
+    origin: dict[str, Any],
+    parts: list[list[int]],
+    jobs: int,
+) -> dict[str, Any]:
+    """The shards that are missing, then the manifest."""
+    pending = [i for i in range(len(parts)) if not is_written(dest, making, i)]
     bar = tqdm(
         total=len(source), initial=len(source) - sum(len(parts[i]) for i in pending), unit=" images", disable=None
     )
@@ -115,7 +134,11 @@ def settle(source: Source, options: Options) -> Options:
     """Fill in what the source decides: channels and size."""
     size = options.size or source.size
     if size is None:
-        with opened(source, 0) as image:
+        try:
+            image = opened(source, 0)
+        except Exception as error:
+            raise BadInput(f"{source.names[0]}: {error}; give --size N to have all bad images listed") from None
+        with image:
             if image.width != image.height:
                 raise BadInput(f"{source.names[0]} is {image.width}x{image.height}; give --size N to crop and resize")
             size = image.width
@@ -138,6 +161,10 @@ def cut(source: Source, order: list[int], options: Options) -> list[list[int]]:
     )
     shards = max(1, min(len(order), round(len(order) * member / (options.shard_mb * 1e6))))
     return [part.tolist() for part in np.array_split(np.array(order), shards)]
+
+
+def is_written(dest: Path, making: Path, number: int) -> bool:
+    return (making / f"{shard_name(number)}.npz").exists() and (dest / shard_name(number)).exists()
 
 
 def shard_name(number: int) -> str:
@@ -185,7 +212,7 @@ def write_shard(number: int, members: list[int]) -> None:
                     with warnings.catch_warnings():
                         warnings.simplefilter("error", Image.DecompressionBombWarning)
                         pixels = prepare(source.load(image_number), options, written.converted)
-                except UNUSABLE as error:
+                except Exception as error:  # decoders and archives raise whatever they like
                     written.bad.append(f"{source.names[image_number]}: {error}")
                     continue
                 sample: dict[str, Any] = {"__key__": f"{image_number:09d}", options.format: encode(pixels, options)}
@@ -296,9 +323,9 @@ def finish(
         "left_out": bad,
         "made_by": f"distgan {__version__}",
     }
+    commit(dest, manifest, columns)
     for row, _ in rows:
         if not row.samples:
-            (dest / row.name).unlink()
-    commit(dest, manifest, columns)
+            (dest / row.name).unlink(missing_ok=True)
     shutil.rmtree(making)
     return manifest

@@ -78,6 +78,12 @@ class Server:
         return copy
 
     def _fetch(self, name: str, copy: Path, size: int | None, sha256: str | None) -> Path:
+        try:
+            return self._fetch_locked(name, copy, size, sha256)
+        except OSError as error:
+            raise Failed(f"data.cache_dir: {self.folder} cannot be written: {error.strerror or error}") from None
+
+    def _fetch_locked(self, name: str, copy: Path, size: int | None, sha256: str | None) -> Path:
         self.folder.mkdir(parents=True, exist_ok=True)
         with locked(copy.with_name(f".{copy.name}.part")) as part:
             if sha256 is not None and is_whole(copy, size):

@@ -69,12 +69,20 @@ class Reader:
         return Minibatch(images, torch.from_numpy(columns["label"][ids].astype(np.int64)), bad, {})
 
     def _fill_raw(self, out: np.ndarray, shard: int, offset: int, size: int, check: int) -> None:
-        got = os.preadv(self._file(shard).number, [out.data], offset)
+        file = self._file(shard)
+        try:
+            got = os.preadv(file.number, [out.data], offset)
+        except OSError as error:
+            raise self.damaged(shard, offset, error.strerror or str(error)) from None
         if got != size or xxhash.xxh3_64_intdigest(out.data) != check:
             raise self.damaged(shard, offset, "the image's bytes are not those that were indexed")
 
     def _fill_image(self, out: np.ndarray, shard: int, offset: int, size: int, check: int) -> None:
-        data = os.pread(self._file(shard).number, size, offset)
+        file = self._file(shard)
+        try:
+            data = os.pread(file.number, size, offset)
+        except OSError as error:
+            raise self.damaged(shard, offset, error.strerror or str(error)) from None
         if len(data) != size or xxhash.xxh3_64_intdigest(data) != check:
             raise self.damaged(shard, offset, "the image's bytes are not those that were indexed")
         try:
@@ -104,7 +112,7 @@ class Reader:
     def damaged(self, shard: int, offset: int, what: str) -> Damaged:
         try:
             key = self.shards.keys(shard)(offset)
-        except Damaged as error:
+        except (Damaged, OSError) as error:
             key = f"unknown ({error})"
         return Damaged(f"{self.shards.shard_path(shard)}, byte {offset}, key {key}: {what}")
 
@@ -113,11 +121,16 @@ class Reader:
         if handle is None:
             row = self.shards.manifest["shards"][shard]
             path = self.shards.shard_path(shard)
-            try:
-                handle = Handle(path)
-                size = os.fstat(handle.number).st_size
-            except OSError as error:
-                raise Damaged(f"{path}: {error.strerror}") from None
+            for attempt in range(3):  # a full cache may drop a copy between its fetch and its opening
+                try:
+                    handle = Handle(path)
+                    break
+                except OSError as error:
+                    if attempt == 2 or not isinstance(error, FileNotFoundError):
+                        raise Damaged(f"{path}: {error.strerror}") from None
+                    path = self.shards.shard_path(shard)
+            assert handle is not None
+            size = os.fstat(handle.number).st_size
             if size != row["bytes"]:
                 raise Damaged(f"{path}: {size} bytes, {row['bytes']} in the manifest")
             with self._lock:

@@ -206,9 +206,10 @@ def main() -> None:
         return
     pythons = {"ours": sys.executable, "peers": str(args.root / "env" / "bin" / "python")}
     if not Path(pythons["peers"]).exists():
-        args.root.mkdir(parents=True)
+        args.root.mkdir(parents=True, exist_ok=True)
         subprocess.run([sys.executable, "-m", "venv", args.root / "env"], check=True)
         subprocess.run([pythons["peers"], "-m", "pip", "install", "-q", *PEERS], check=True)
+    if not (args.root / "wds256").exists():
         for which in ("ours", "peers"):
             subprocess.run([pythons[which], __file__, "--root", args.root, "--prepare", which], check=True)
     report(args, pythons)

@@ -18,7 +18,8 @@ class DataConfig:
     shards: str = "data/digits"
     """Where `distgan shards make` wrote the set: a folder, or an http(s):// or s3:// address."""
     threads: int = 2
-    """Threads that read and decode, on each device. 0: read in the loop. Changes the speed only."""
+    """Threads that read and decode, on each device; raw sets take one at most. 0: read in the loop. Changes the
+    speed only."""
     flip: bool = False
     """Mirror half of the real images left to right."""
     labels: bool = False

@@ -207,6 +207,8 @@ def stream(
         at, ids = planned
         return reader.read(ids)._replace(drawn=draw(at))
 
+    if reader.shards.encoding == "npy":  # nothing to decode: one thread reads faster than two that wait for each other
+        threads = min(threads, 1)
     return iter(wds.pipeline.DataPipeline(plan, threaded(read, threads)))
 
 

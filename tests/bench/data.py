@@ -165,9 +165,15 @@ CONTENDERS: dict[str, tuple[str, Callable[..., Iterable]]] = {
     "litdata": ("peers", litdata_),
     "distgan": ("ours", ours),
     "distgan, simplejpeg": ("ours", lambda root, size, kind: ours(root, size, kind, "simplejpeg")),
-    "distgan, in the loop's thread": ("ours", lambda root, size, kind: ours(root, size, kind, threads=0)),
+    "distgan, no thread": ("ours", lambda root, size, kind: ours(root, size, kind, threads=0)),
+    "distgan, simplejpeg, no thread": ("ours", lambda root, size, kind: ours(root, size, kind, "simplejpeg", 0)),
 }
-ONLY_JPEG = {"webdataset's pipeline, Pillow", "ImageFolder, Pillow", "distgan, simplejpeg"}
+ONLY_JPEG = {
+    "webdataset's pipeline, Pillow",
+    "ImageFolder, Pillow",
+    "distgan, simplejpeg",
+    "distgan, simplejpeg, no thread",
+}
 
 
 def measure(name: str, root: Path, size: int, kind: str, epochs: int) -> dict[str, float]:
@@ -193,6 +199,7 @@ def main() -> None:
     parser.add_argument("--root", type=Path, default=Path("/tmp/distgan-bench"))
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--one", nargs=3, metavar=("NAME", "SIZE", "KIND"))
+    parser.add_argument("--only", metavar="64-raw")
     parser.add_argument("--prepare", choices=["ours", "peers"])
     args = parser.parse_args()
     if args.prepare:
@@ -218,6 +225,8 @@ def main() -> None:
 def report(args: argparse.Namespace, pythons: dict[str, str]) -> None:
     print(f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}, medians of {args.rounds} rounds; {', '.join(PEERS)}")
     for size, kind in ((64, "raw"), (64, "jpeg"), (256, "jpeg"), (256, "raw")):
+        if args.only not in (None, f"{size}-{kind}"):
+            continue
         names = [name for name in CONTENDERS if kind == "jpeg" or name not in ONLY_JPEG or name.startswith("ImageF")]
         rates: dict[str, list[dict[str, float]]] = {name: [] for name in names}
         for _ in range(args.rounds):

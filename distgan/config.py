@@ -83,6 +83,8 @@ class CheckpointConfig:
 class ReportConfig:
     every_images: int = 5_000
     """Images between two lines of the log and of metrics.jsonl."""
+    digests: bool = False
+    """Add to each line a digest of the images and latents since the line before: equal for equal data."""
     tensorboard: bool = False
     """Write scalars and grids for TensorBoard too (pip install 'distgan[tensorboard]')."""
 

@@ -52,6 +52,8 @@ class Run:
     images: int = 0
     skipped: int = 0
     """Damaged images that were stepped over, up to the last line of the log; over all processes."""
+    digest: int = 0
+    """Of what this process read since the last line of the log, where it is asked for."""
     save_seconds: float = 0.0
     """Time that the loop waited for checkpoints since the last line of the log."""
     rollbacks: int = 0
@@ -178,6 +180,7 @@ def minibatches(run: Run) -> Iterator[list[Minibatch]]:
     )
     for batch in batches:
         run.bad += batch.bad
+        run.digest += batch.digest() if config.report.digests else 0
         if run.skipped + len(run.bad) > config.data.skip_bad:
             raise Failed(f"more than data.skip_bad = {config.data.skip_bad} damaged images; the last: {run.bad[-1]}")
         drawn = {name: tensor.to(processes.device, non_blocking=True) for name, tensor in batch.drawn.items()}
@@ -264,6 +267,7 @@ def restore(run: Run, path: Path) -> None:
         accelerator.scaler.load_state_dict(state["scaler"])
     run.images, run.skipped, run.rollbacks = state["images"], state["skipped"], state["rollbacks"]
     run.bad.clear()
+    run.digest = 0
 
 
 def enter(run: Run, fresh: bool, held: contextlib.ExitStack) -> Path | None:
@@ -373,8 +377,10 @@ def write_line(run: Run, report: Report) -> None:
         print(f"distgan: stepped over: {line}", file=sys.stderr, flush=True)
     run.skipped += run.processes.total(len(run.bad))
     run.bad.clear()
-    extra = {"skipped": run.skipped, "save_seconds": run.save_seconds}
-    run.save_seconds = 0.0
+    extra: dict[str, Any] = {"skipped": run.skipped, "save_seconds": run.save_seconds}
+    if run.config.report.digests:
+        extra["digest"] = run.processes.total(run.digest)
+    run.save_seconds, run.digest = 0.0, 0
     report.line(run.processes.mean(report.means()), run.images, extra)
     if run.skipped > run.config.data.skip_bad:
         raise Failed(f"more than data.skip_bad = {run.config.data.skip_bad} damaged images over all processes")

@@ -79,8 +79,10 @@ def test_killed_at_random_it_ends_the_same(tiny, tmp_path, processes, wanted, ca
 
 
 def test_the_number_of_processes_may_change(tiny, tmp_path):
-    """1 -> 2 -> 4 -> 1 processes: the losses of a norm-free network are those of the run on one, up to rounding."""
+    """1 -> 2 -> 4 -> 1 processes: the samples and latents of every minibatch are those of the run on one process, and
+    so are the losses of a norm-free network, up to rounding."""
     words = ["--data.shards", tiny, *TINY, "--model.options.norm", "none", "--report.every_images", 16]
+    words += ["--report.digests", "true"]
     from shared import metrics
 
     launch(1, *words, "--run_dir", tmp_path / "whole", "--epochs", 4)
@@ -89,6 +91,8 @@ def test_the_number_of_processes_may_change(tiny, tmp_path):
         assert f"{processes} process(es)" in done.stdout
     rows = [metrics(tmp_path / name) for name in ("whole", "parts")]
     assert [row["images"] for row in rows[0]] == [row["images"] for row in rows[1]] == list(range(16, 321, 16))
+    assert [row["digest"] for row in rows[0]] == [row["digest"] for row in rows[1]]
+    assert len({row["digest"] for row in rows[0]}) == 20
     for key in ("d_loss", "g_loss"):
         assert max(abs(a[key] - b[key]) for a, b in zip(*rows, strict=True)) < 1e-4
 

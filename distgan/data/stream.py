@@ -34,6 +34,13 @@ class Minibatch(NamedTuple):
     drawn: dict[str, Tensor]
     """Random numbers for these images."""
 
+    def digest(self) -> int:
+        """A sum over rows of hashes of image and numbers: minibatches that hold the same rows, shared out among any
+        number of processes, have sums that add up to the same. Below 2**40 a row."""
+        numbers = self.drawn["z"].numpy()
+        pairs = zip(self.images.numpy(), numbers, strict=True)
+        return sum(xxhash.xxh3_64_intdigest(image.tobytes() + z.tobytes()) >> 24 for image, z in pairs)
+
 
 class Reader:
     """Reads images of a set by sample id. Threads share one reader.

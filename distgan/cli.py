@@ -35,6 +35,10 @@ def run(command: Callable[[list[str]], None], argv: Sequence[str] | None = None)
 class Parser(jsonargparse.ArgumentParser):
     """A jsonargparse parser whose errors are one line that names the key and what would do."""
 
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        kwargs["allow_abbrev"] = False  # a cut-off key is a typing error, not a key
+        super().__init__(*args, **kwargs)
+
     def error(self, message: str, ex: Exception | None = None) -> Any:
         raise BadInput(self.one_line(message)) from None
 

@@ -75,6 +75,7 @@ def test_help_and_print_config(capsys):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
+        (["--data.shard", "x"], "data.shard: no such key; did you mean data.shards"),
         (["--bach", "3"], "bach: no such key; did you mean batch"),
         (["--g_optimizer.lrr", "3"], "g_optimizer.lrr: no such key; did you mean g_optimizer.lr"),
         (["--nothing", "3"], "nothing: no such key; the keys are"),

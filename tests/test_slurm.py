@@ -216,11 +216,11 @@ def test_a_stop_file_of_a_person_ends_the_job(lab, place):
 @pytest.mark.slow
 def test_the_time_limit(lab, place):
     """A real one, of a minute, and Slurm's own signal before it."""
-    job = Job(lab, place, "limit", "--time=1", "--signal=B:USR1@40", words=("--images", 16 * 4_000))
+    job = Job(lab, place, "limit", "--time=1", "--signal=B:USR1@40", words=("--images", 16 * 2_000))
     facts = job.wait("COMPLETED", seconds=420)
     assert int(facts["Restarts"]) >= 1 and "stopped at" in job.log()
     whole = job.place / "whole-long"
-    words = ["--data.shards", place / "set", *TINY, "--images", 16 * 4_000, *RARELY]
+    words = ["--data.shards", place / "set", *TINY, "--images", 16 * 2_000, *RARELY]
     launch(2, *words, "--run_dir", whole)
     assert weights(job.run) == weights(whole)
 

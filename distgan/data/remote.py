@@ -232,7 +232,7 @@ class S3:
             response_checksum_validation="when_required",
         )
         try:
-            self.client = boto3.client("s3", config=config)
+            self.client = boto3.Session().client("s3", config=config)
         except (botocore.exceptions.BotoCoreError, ValueError) as error:
             raise BadInput(f"{address}: {error}") from None
 

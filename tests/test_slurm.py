@@ -213,7 +213,7 @@ def test_a_stop_file_of_a_person_ends_the_job(lab, place):
     assert facts["Restarts"] == "0" and int(weights(job.run)["images"]) < LENGTH
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_time_limit(lab, place):
     """A real one, of a minute, and Slurm's own signal before it."""
     job = Job(lab, place, "limit", "--time=1", "--signal=B:USR1@40", words=("--images", 16 * 2_000))
@@ -225,7 +225,7 @@ def test_the_time_limit(lab, place):
     assert weights(job.run) == weights(whole)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_node_that_dies(lab, place):
     """slurmd, its helpers and the run's process on node 2 are gone at once; the job is requeued, and goes on.
 

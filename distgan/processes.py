@@ -164,9 +164,11 @@ class Processes:
 
         After every iteration: what a checkpoint holds, and what a run continues with, is then the same everywhere.
         """
+        if self.world == 1:
+            return
         modules = [module for network in networks for module in network.modules() if type(module) is nn.BatchNorm2d]
         buffers = [b for module in modules for b in (module.running_mean, module.running_var) if b is not None]
-        if self.world == 1 or not buffers:
+        if not buffers:
             return
         flat = self.mean(torch.cat([b.flatten() for b in buffers]))
         for buffer, part in zip(buffers, flat.split([b.numel() for b in buffers]), strict=True):

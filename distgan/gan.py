@@ -84,3 +84,13 @@ def generator_step(gan: GAN, parts: Sequence[Minibatch], fakes: Sequence[Tensor]
         total += g_loss.detach()
     gan.g_optimizer.step()
     return {"g_loss": total}
+
+
+@torch.no_grad()
+def generate(G: nn.Module, z: Tensor, labels: Tensor | None) -> Tensor:
+    """Images [N, channels, size, size] of G in evaluation mode, 64 at a time, on the CPU; G's mode stays as it was."""
+    training = G.training
+    G.eval()
+    images = [G(z[i : i + 64], labels[i : i + 64] if labels is not None else None).cpu() for i in range(0, len(z), 64)]
+    G.train(training)
+    return torch.cat(images)

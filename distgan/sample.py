@@ -14,6 +14,7 @@ from torchvision.utils import save_image
 
 from distgan import BadInput, cli, models
 from distgan.checkpoint import Checkpoints, load_weights
+from distgan.gan import generate
 from distgan.randomness import generator
 from distgan.report import grid
 
@@ -38,11 +39,9 @@ def sample(
         raise BadInput(f"--label: {label} is not one of the {classes} classes of {path}")
     z = torch.from_numpy(generator(seed, "sample").standard_normal((count, latent), np.float32))
     labels = torch.full((count,), label) if label is not None else torch.arange(count) % max(classes, 1)
-    with torch.no_grad():
-        parts = zip(z.split(64), labels.split(64), strict=True)
-        images = [G(part, part_labels if classes else None) for part, part_labels in parts]
+    images = generate(G, z, labels if classes else None)
     try:
-        save_image(grid(torch.cat(images)), out, format="png")
+        save_image(grid(images), out, format="png")
     except OSError as error:
         raise BadInput(f"--out: {out} cannot be written: {error.strerror}") from None
     print(f"{out}: {count} images of {path}")
@@ -61,7 +60,7 @@ def find(path: Path) -> Path:
 
 
 def load_generator(path: Path) -> tuple[nn.Module, int, int]:
-    """G in evaluation mode, the dimensions of z, and the number of classes (0 without labels)."""
+    """G, the dimensions of z, and the number of classes (0 without labels)."""
     weights, about = load_weights(path)
     model, classes = about["config"]["model"], len(about["classes"])
     G, _ = models.build(
@@ -77,7 +76,7 @@ def load_generator(path: Path) -> tuple[nn.Module, int, int]:
         G.load_state_dict(weights)
     except RuntimeError:
         raise BadInput(f"{path} does not hold a generator; give generator.safetensors or ema.safetensors") from None
-    return G.eval(), model["latent"], classes
+    return G, model["latent"], classes
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -49,9 +49,8 @@ def lab():
 def place(tmp_path_factory):
     """A folder to submit from, a data set, and the files of an undisturbed run on two processes."""
     folder = tmp_path_factory.mktemp("place")
-    for name in ("distgan", "launch", "configs"):
-        (folder / name).symlink_to(ROOT / name)
-    (folder / "logs").mkdir()
+    (folder / "distgan").symlink_to(ROOT / "distgan")
+    shutil.copytree(ROOT / "launch", folder / "launch", ignore=shutil.ignore_patterns("*.out", "control"))
     make_set(folder / "set", noise(80))
     words = ["--data.shards", folder / "set", *TINY, "--images", LENGTH, *RARELY]
     launch(2, *words, "--run_dir", folder / "whole")
@@ -89,7 +88,7 @@ class Job:
         raise AssertionError(f"job {self.id} is {self.facts()}\n{self.log()}")
 
     def log(self) -> str:
-        return "\n".join(path.read_text() for path in sorted((self.place / "logs").glob(f"*-{self.id}.out")))
+        return "\n".join(path.read_text() for path in sorted((self.place / "launch/logs").glob(f"*-{self.id}.out")))
 
     def training(self, start: int = 1) -> None:
         """Until the run's `start`-th start has written a line of the log."""
@@ -165,7 +164,7 @@ def test_one_task_of_an_array_restarts_alone(lab, place):
     env = lab | {"RUNS": str(place / "sweep")}
     command = ["sbatch", *options, *script, "--images", str(LENGTH), *map(str, RARELY)]
     array = subprocess.run(command, cwd=place, env=env, capture_output=True, text=True, check=True).stdout.strip()
-    logs = [place / "logs" / f"distgan-sweep-{array}_{task}.out" for task in range(2)]
+    logs = [place / "launch/logs" / f"distgan-sweep-{array}_{task}.out" for task in range(2)]
     deadline = time.monotonic() + 90
     while time.monotonic() < deadline and not all(log.exists() and "img/s" in log.read_text() for log in logs):
         time.sleep(0.2)
@@ -183,12 +182,22 @@ def test_one_task_of_an_array_restarts_alone(lab, place):
 
 
 @pytest.mark.parametrize("launcher", ["accelerate", "srun"])
-def test_a_process_that_dies_fails_the_job_and_is_not_requeued(lab, place, launcher):
-    job = Job(lab, place, f"dies-{launcher}", LAUNCHER=launcher)
+@pytest.mark.parametrize("death", ["killed", "exits-7"])
+def test_a_process_that_dies_fails_the_job_and_is_not_requeued(lab, place, tmp_path, launcher, death):
+    """The second death is arranged from outside the program: Python imports a sitecustomize where it finds one."""
+    (tmp_path / "sitecustomize.py").write_text(
+        "import os, signal\nsignal.signal(signal.SIGUSR2, lambda *_: os._exit(7))\n"
+    )
+    job = Job(lab, place, f"{death}-{launcher}", LAUNCHER=launcher, PYTHONPATH=str(tmp_path))
     job.training()
-    os.kill(job.ranks()[-1], signal.SIGKILL)
+    os.kill(job.ranks()[-1], signal.SIGKILL if death == "killed" else signal.SIGUSR2)
     facts = job.wait("FAILED", seconds=90)
-    assert facts["Restarts"] == "0" and "requeue" not in job.log().split("train.sbatch: job")[-1]
+    log = job.log()
+    assert facts["Restarts"] == "0" and "requeue" not in log.split("train.sbatch: job")[-1]
+    if launcher == "accelerate":  # which has an exit code of its own, 1, and names the process's
+        assert re.search(r"exitcode +: " + ("-9" if death == "killed" else "7"), log), log
+    else:
+        assert facts["ExitCode"] == ("137:0" if death == "killed" else "7:0"), log
 
 
 def test_with_retry_it_is_requeued_after_progress_only(lab, place):
@@ -205,6 +214,26 @@ def test_with_retry_it_is_requeued_after_progress_only(lab, place):
     assert none.wait("FAILED", seconds=90)["Restarts"] == "0"
 
 
+def test_a_chain_goes_on_where_the_cluster_does_not_requeue(lab, place):
+    """Each task of the chain starts after a success and continues the run; when it is done the rest leave at once."""
+    job = Job(lab, place, "chain", "--array=1-3%1", "--no-requeue", "--output=launch/logs/chain-%a.out")
+    logs = [place / "launch/logs" / f"chain-{task}.out" for task in (1, 2, 3)]
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and not (logs[0].exists() and "img/s" in logs[0].read_text()):
+        time.sleep(0.2)
+    job.call("scancel", "--batch", "--signal=USR1", f"{job.id}_1")
+    shown = ""
+    while time.monotonic() < deadline + 120:
+        shown = job.call("scontrol", "show", "job", job.id)
+        if re.findall(r"JobState=(\w+)", shown) == ["COMPLETED"] * 3:
+            break
+        time.sleep(0.5)
+    first, second, third = (log.read_text() if log.exists() else "" for log in logs)
+    assert "submit as a chain" in first and "continuing" in second and "done: " in second, shown + first + second
+    assert f"continuing {job.run}/checkpoints/{LENGTH}" in third and same_as_undisturbed(job)
+    assert set(re.findall(r"Restarts=(\d)", shown)) == {"0"}
+
+
 def test_a_stop_file_of_a_person_ends_the_job(lab, place):
     job = Job(lab, place, "person")
     job.training()
@@ -213,7 +242,6 @@ def test_a_stop_file_of_a_person_ends_the_job(lab, place):
     assert facts["Restarts"] == "0" and int(weights(job.run)["images"]) < LENGTH
 
 
-@pytest.mark.long
 def test_the_time_limit(lab, place):
     """A real one, of a minute, and Slurm's own signal before it."""
     job = Job(lab, place, "limit", "--time=1", "--signal=B:USR1@40", words=("--images", 16 * 2_000))
@@ -225,7 +253,6 @@ def test_the_time_limit(lab, place):
     assert weights(job.run) == weights(whole)
 
 
-@pytest.mark.long
 def test_a_node_that_dies(lab, place):
     """slurmd, its helpers and the run's process on node 2 are gone at once; the job is requeued, and goes on.
 

@@ -28,7 +28,7 @@ from distgan import models
 from distgan.config import Config, read
 from distgan.gan import train_step
 from distgan.processes import Processes
-from distgan.train import build, minibatches
+from distgan.run import build, minibatches
 from shared import options
 
 

@@ -83,6 +83,11 @@ def open_data(config: Config, rank: int, world: int) -> tuple[ShardSet, Lanes]:
     if config.micro_batch and share % config.micro_batch:
         raise BadInput(f"micro_batch: {config.micro_batch} does not divide the {share} images of a process")
     shards = open_set(open_place(data.shards, data.cache_dir, data.cache_gb), data.shards)
+    if rank == 0 and (missing := shards.missing()):
+        more = f" and {len(missing) - 1} more shards" if len(missing) > 1 else ""
+        raise BadInput(
+            f"data.shards: {missing[0]}{more} of {data.shards} are gone; copy them there again, or make the set anew"
+        )
     if data.labels and len(shards.classes) < 2:
         raise BadInput(f"data.labels: {data.shards} has {len(shards.classes) or 'no'} classes; labels need two or more")
     stream.check_decoder(data.decoder, shards.encoding)

@@ -155,39 +155,26 @@ def test_the_budget_counts_and_replaces(folder):
     assert len(np.unique(seen, axis=0)) == 39  # the one is gone, another stands in for it
 
 
+def an_epochs_words(folder: Path) -> list[object]:
+    return ["--data.shards", folder, "--batch", 8, "--epochs", 1, "--model.options.width", 2]
+
+
 def test_a_whole_bad_shard_uses_the_budget_up(folder, tmp_path, capsys):
-    a_missing_shard(folder)
+    a_web_page(folder)
     assert len(an_epoch(folder, skip_bad=200)[1]) >= 10
-    words = [
-        "--data.shards",
-        folder,
-        "--batch",
-        8,
-        "--epochs",
-        1,
-        "--model.options.width",
-        2,
-        "--run_dir",
-        tmp_path / "run",
-    ]
-    assert train(*words, "--data.skip_bad", 9) == 1
-    assert "shard-000001.tar: No such file" in capsys.readouterr().err
+    assert train(*an_epochs_words(folder), "--run_dir", tmp_path / "run", "--data.skip_bad", 9) == 1
+    assert "shard-000001.tar: 41 bytes, 30720 in the manifest" in capsys.readouterr().err
+
+
+def test_a_shard_that_is_gone_is_told_before_the_run_starts(folder, tmp_path, capsys):
+    a_missing_shard(folder)
+    assert train("--data.shards", folder, "--run_dir", tmp_path / "run") == 2
+    assert "data.shards: shard-000001.tar of " in capsys.readouterr().err and not (tmp_path / "run").exists()
 
 
 def test_the_trainer_reports_the_budget(folder, tmp_path, capsys):
     a_bit_of_data(folder)
-    words = [
-        "--data.shards",
-        folder,
-        "--batch",
-        8,
-        "--epochs",
-        1,
-        "--model.options.width",
-        2,
-        "--report.every_images",
-        8,
-    ]
+    words = [*an_epochs_words(folder), "--report.every_images", 8]
     assert train(*words, "--run_dir", tmp_path / "strict") == 1
     assert "shard-000001.tar, byte" in capsys.readouterr().err
     assert train(*words, "--run_dir", tmp_path / "lenient", "--data.skip_bad", 3) == 0

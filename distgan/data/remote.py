@@ -77,6 +77,9 @@ class Server:
             os.utime(copy)  # the clock of the cache: what was opened last stays longest
         return copy
 
+    def names(self) -> set[str] | None:
+        return None
+
     def _fetch(self, name: str, copy: Path, size: int | None, sha256: str | None) -> Path:
         try:
             return self._fetch_locked(name, copy, size, sha256)

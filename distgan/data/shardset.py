@@ -28,6 +28,10 @@ class Place(Protocol):
         """A local path of the set's file `name`, checked against size and hash where it had to be fetched."""
         ...
 
+    def names(self) -> set[str] | None:
+        """Of the shards that are there; None where they cannot be listed."""
+        ...
+
 
 class Folder:
     """A set on a local disk."""
@@ -37,6 +41,9 @@ class Folder:
 
     def path(self, name: str, size: int | None = None, sha256: str | None = None) -> Path:
         return self.root / name
+
+    def names(self) -> set[str] | None:
+        return {path.relative_to(self.root).as_posix() for path in self.root.rglob("*.tar")}
 
 
 @dataclass(frozen=True)
@@ -69,6 +76,11 @@ class ShardSet:
     def classes(self) -> list[dict[str, Any]]:
         """[{"name": ..., "samples": ...}, ...], or [] for a set without labels."""
         return self.manifest["classes"]
+
+    def missing(self) -> list[str]:
+        """Shards that are not where the set is; a server's are known when they are fetched."""
+        there = self.place.names()
+        return [row["name"] for row in self.manifest["shards"] if there is not None and row["name"] not in there]
 
     def shard_path(self, shard: int) -> Path:
         row = self.manifest["shards"][shard]

@@ -6,9 +6,12 @@ __version__ = "0.1.0"
 class BadInput(ValueError):
     """What the user gave cannot be used. The message is one line: the thing, and what would mend it. Exit code 2."""
 
+    shared = False
+    """Whether all of a run's processes raise it, so that the first may speak for all."""
+
 
 class Failed(RuntimeError):
     """The work went wrong in a way that is understood. The message says what, and what stands. Exit code 1."""
 
     shared = False
-    """Whether all of a run's processes raise it, so that one of them may speak for all."""
+    """Whether all of a run's processes raise it, so that the first may speak for all."""

@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 import shutil
+import sys
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -62,8 +63,15 @@ class Checkpoints:
     state.json with the sha256 of every other file; one that does not match is passed over when resuming.
     """
 
-    def __init__(self, folder: Path, keep: int, written: Callable[[int], None] = lambda images: None) -> None:
-        self.folder, self.keep, self.written = folder, keep, written
+    def __init__(
+        self,
+        folder: Path,
+        keep: int,
+        *,
+        written: Callable[[int], None] = lambda images: None,
+        say: Callable[[str], None] = lambda text: print(f"distgan: {text}", file=sys.stderr, flush=True),
+    ) -> None:
+        self.folder, self.keep, self.written, self.say = folder, keep, written, say
         self.writer = ThreadPoolExecutor(1, thread_name_prefix="distgan-save")
         self.writing: Future[None] | None = None
 
@@ -76,10 +84,14 @@ class Checkpoints:
     def save(self, files: dict[str, Tensors], state: dict[str, Any], metadata: dict[str, Any]) -> None:
         """Write `files` (in host memory, not changed by the caller again) and `state` behind the loop.
 
-        Waits for the write before it, and raises Failed for that one if it could not be made.
+        Waits for the write before it. Where that one failed, this one is waited for too: raises Failed where a disk
+        took neither.
         """
-        self.wait()
+        before, self.writing = self.writing, None
+        failed = before is not None and before.exception() is not None
         self.writing = self.writer.submit(self._write, files, state, metadata)
+        if failed:
+            self.wait()
 
     def wait(self) -> None:
         """Until what was saved is on disk. Raises Failed where it could not be."""
@@ -88,9 +100,12 @@ class Checkpoints:
             try:
                 writing.result()
             except (OSError, safetensors.SafetensorError) as error:
-                stands = self.all()
-                last = f"the checkpoint at {stands[-1]:,} images stands" if stands else "there is none yet"
-                raise Failed(f"a checkpoint could not be written to {self.folder}: {error}; {last}") from None
+                raise Failed(self._told(error)) from None
+
+    def _told(self, error: Exception) -> str:
+        stands = self.all()
+        last = f"the checkpoint at {stands[-1]:,} images stands" if stands else "there is none yet"
+        return f"a checkpoint could not be written to {self.folder}: {error}; {last}"
 
     def _write(self, files: dict[str, Tensors], state: dict[str, Any], metadata: dict[str, Any]) -> None:
         final = self.folder / str(state["images"])
@@ -114,15 +129,16 @@ class Checkpoints:
             os.rename(temporary, final)
             sync_folder(self.folder)
             self.written(state["images"])
-        except (OSError, safetensors.SafetensorError):
+        except (OSError, safetensors.SafetensorError) as error:
             shutil.rmtree(temporary, ignore_errors=True)
+            self.say(self._told(error))
             raise
         if self.keep:  # later ones are damaged, and were passed over
             for images in [images for images in self.all() if images <= state["images"]][: -self.keep]:
                 shutil.rmtree(self.folder / str(images), ignore_errors=True)
 
-    def newest(self, warn: Callable[[str], None]) -> Path | None:
-        """The newest checkpoint that is whole; names each damaged one in a line to `warn`.
+    def newest(self) -> Path | None:
+        """The newest checkpoint that is whole; says which are damaged.
 
         None where there is none at all. Raises Failed where there are some and none is whole.
         """
@@ -132,7 +148,7 @@ class Checkpoints:
             fault = fault_of(path)
             if fault is None:
                 return path
-            warn(f"checkpoint {path} is damaged: {fault}; taking the one before it")
+            self.say(f"checkpoint {path} is damaged: {fault}; taking the one before it")
         if stands:
             raise Failed(f"no checkpoint in {self.folder} is whole; --fresh moves the run aside and starts over")
         return None
@@ -202,9 +218,13 @@ class RunFolder:
             raise BadInput(f"run_dir: {root} cannot be written: {error.strerror}") from None
         try:
             fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        except BlockingIOError:
             self.lock.close()
             raise BadInput(f"run_dir: another run is writing to {root}; wait for it, or give another run_dir") from None
+        except OSError as error:
+            self.lock.close()
+            what = f"the file system of {root} has no locks ({error.strerror}); give another run_dir"
+            raise BadInput(f"run_dir: {what}") from None
 
     def close(self) -> None:
         self.lock.close()

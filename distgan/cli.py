@@ -24,7 +24,9 @@ def run(command: Callable[[list[str]], None], argv: Sequence[str] | None = None)
     try:
         command(list(sys.argv[1:] if argv is None else argv))
     except (BadInput, Failed) as error:
-        if os.environ.get("RANK", "0") == "0" or (isinstance(error, Failed) and not error.shared):
+        # What all devices of a node find in the same arguments and files is said once for the node.
+        alone = os.environ.get("LOCAL_RANK", "0") == "0" if isinstance(error, BadInput) else True
+        if os.environ.get("RANK", "0") == "0" or (alone and not error.shared):
             print(f"distgan: {error}", file=sys.stderr, flush=True)
         return 2 if isinstance(error, BadInput) else 1
     except BrokenPipeError:  # `distgan shards order ... | head`

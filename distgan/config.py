@@ -123,7 +123,7 @@ class Config:
     deterministic: bool = True
     """Only GPU kernels that give the same bits every time; false: the fastest ones. A CPU's do so anyway."""
     sync_batchnorm: bool = True
-    """BatchNorm statistics of the global minibatch where there is more than one GPU."""
+    """BatchNorm statistics of the images of all devices (of a micro-batch); false: each normalises by its own."""
     data: DataConfig = field(default_factory=DataConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     loss: str = "bce"

@@ -1,5 +1,6 @@
 """The processes of a run: their start, what they agree on, and how a run is asked to stop."""
 
+import ctypes
 import os
 import signal
 import time
@@ -69,8 +70,7 @@ class Processes:
         if self.hosts is not None:
             dist.broadcast_object_list(outcome, src=0, group=self.hosts)
         if outcome[1] is not None:
-            if isinstance(outcome[1], Failed):
-                outcome[1].shared = True
+            outcome[1].shared = True
             raise outcome[1]
         return outcome[0]
 
@@ -87,8 +87,7 @@ class Processes:
             if its_kind:
                 what = f"process {rank}: {its_error}" if rank else its_error
                 raised = BadInput(what) if its_kind == "input" else Failed(what)
-                if isinstance(raised, Failed):
-                    raised.shared = True
+                raised.shared = True
                 raise raised
         return result
 
@@ -209,8 +208,22 @@ class Processes:
         self.accelerator.end_training()
 
 
+def follow_launcher() -> None:
+    """Have Linux send this process a SIGTERM when `accelerate launch` ends before it.
+
+    A launcher of one process passes no signal on: ended by one, it would leave the run behind, with the device and
+    the run folder.
+    """
+    try:
+        launched = b"accelerate" in Path(f"/proc/{os.getppid()}/cmdline").read_bytes()
+    except OSError:
+        return  # not Linux
+    if launched:
+        ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
+
+
 class Stop:
-    """Whether somebody asked this process to stop: SIGTERM, SIGUSR1, Ctrl-C, or a file.
+    """Whether somebody asked this process to stop: SIGTERM, SIGUSR1, Ctrl-C, a file, or the end of its launcher.
 
     A handler only sets a flag; the loop saves at its own pace. A second Ctrl-C ends the process at once.
     The file is `stop` in the run folder or in $DISTGAN_CONTROL_DIR, seen by the main process within `look_seconds`.
@@ -222,6 +235,7 @@ class Stop:
         self.look_seconds, self._looked = look_seconds, time.monotonic()
         numbers = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
         self._before = {number: signal.signal(number, self._on_signal) for number in numbers}
+        follow_launcher()
 
     def close(self) -> None:
         """Give the signals back."""

@@ -3,12 +3,13 @@
 import contextlib
 import json
 from pathlib import Path
+from typing import Any
 
 import yaml
 
 from distgan import BadInput
 from distgan.checkpoint import Checkpoints, RunFolder, load, optimizer_restore, optimizer_snapshot, snapshot
-from distgan.config import flatten, read, to_dict
+from distgan.config import Config, flatten, read, to_dict
 from distgan.data.shardset import write_whole
 from distgan.report import environment
 from distgan.run import Run
@@ -39,14 +40,18 @@ def save(run: Run, checkpoints: Checkpoints) -> None:
 
 
 def restore(run: Run, path: Path) -> None:
-    """Continue from a checkpoint; every process reads it."""
+    """Continue from a checkpoint; every process reads it. Raises BadInput where it holds other networks."""
     accelerator, gan = run.processes.accelerator, run.gan
     files, state = load(path)
     G = accelerator.unwrap_model(gan.G)
-    G.load_state_dict(files["generator"])
-    gan.critic.load_state_dict(files["discriminator"])
-    if run.ema:
-        run.ema.module.load_state_dict(files.get("ema", files["generator"]))
+    try:
+        G.load_state_dict(files["generator"])
+        gan.critic.load_state_dict(files["discriminator"])
+        if run.ema:
+            run.ema.module.load_state_dict(files.get("ema", files["generator"]))
+    except RuntimeError as error:
+        first = str(error).splitlines()[-1].strip()
+        raise BadInput(f"run_dir: the networks in {path} are not those of these settings: {first}") from None
     optimizer_restore(files["optimizers"], "generator", G, gan.g_optimizer)
     optimizer_restore(files["optimizers"], "discriminator", gan.critic, gan.d_optimizer)
     if accelerator.scaler is not None and state["scaler"]:
@@ -70,34 +75,47 @@ def enter(run: Run, fresh: bool, held: contextlib.ExitStack) -> Path | None:
         held.enter_context(contextlib.closing(RunFolder(root)))
     with contextlib.closing(Checkpoints(root / "checkpoints", config.checkpoint.keep)) as checkpoints:
         checkpoints.clear_up()
-        newest = checkpoints.newest(lambda text: print(text, flush=True))
-    try:
-        (root / "stop").unlink(missing_ok=True)  # what stopped the run before
-        write_whole(root / "config.yaml", yaml.safe_dump(to_dict(config), sort_keys=False).encode())
-        facts = environment(run.processes.device, run.processes.world)
-        write_whole(root / "environment.json", (json.dumps(facts, indent=1) + "\n").encode())
-    except OSError as error:
-        raise BadInput(f"run_dir: {root} cannot be written: {error.strerror}") from None
-    return newest
+        return checkpoints.newest()
+
+
+def sign(run: Run) -> None:
+    """Write what the run is and what it runs on; once it is known to go on from what is in its folder."""
+    root = Path(run.config.run_dir)
+    write_whole(root / "config.yaml", yaml.safe_dump(to_dict(run.config), sort_keys=False).encode())
+    facts = environment(run.processes.device, run.processes.world)
+    write_whole(root / "environment.json", (json.dumps(facts, indent=1) + "\n").encode())
 
 
 def refuse_changes(run: Run, root: Path) -> None:
     """Raises BadInput where the folder's run was started with other settings, or on other images."""
-    if run.config.resume.override or not (root / "config.yaml").exists():
+    found = None if run.config.resume.override else settings(root)
+    if found is None:
         return
-    before, _ = read(["--config", str(root / "config.yaml")], prog="distgan train", description="")
-    then, now = flatten(before.identity()), flatten(run.config.identity())
-    keys = [key for key in sorted(then | now) if then.get(key) != now.get(key)]
+    default = flatten(Config().identity())  # of a key that this version has and that one had not
+    then, now = default | flatten(found[0]), flatten(run.config.identity())
+    keys = [key for key in sorted(set(flatten(found[0])) | set(now)) if then.get(key) != now.get(key)]
     changed = [f"{key} {then.get(key)} -> {now.get(key)}" for key in keys]
-    states = sorted((root / "checkpoints").glob("[0-9]*/state.json"), key=lambda path: int(path.parent.name))
-    if states:
-        try:
-            if json.loads(states[-1].read_text())["manifest"] != run.shards.digest:
-                changed.append(f"the images of data.shards (now {run.config.data.shards})")
-        except (OSError, ValueError, KeyError):
-            pass  # a damaged checkpoint is named when it comes to be read
+    if found[1] not in (None, run.shards.digest):
+        changed.append(f"the images of data.shards (now {run.config.data.shards})")
     if changed:
         raise BadInput(
             f"run_dir: {root} holds a run with other settings: {'; '.join(changed)}. Give another run_dir, or --fresh "
             "to move that run aside, or --resume.override true to continue it with the new ones"
         )
+
+
+def settings(root: Path) -> tuple[dict[str, Any], str | None] | None:
+    """What the newest checkpoint was computed with: the deciding keys and the manifest's digest.
+
+    Of a run without checkpoints, what it was started with; None in an unused folder.
+    """
+    checkpoints = Checkpoints(root / "checkpoints", 0)
+    for images in reversed(checkpoints.all()):
+        try:
+            state = json.loads((checkpoints.folder / str(images) / "state.json").read_text())
+            return state["config"], state["manifest"]
+        except (OSError, ValueError, KeyError, TypeError):
+            continue  # a damaged one is named when it comes to be read
+    if not (root / "config.yaml").exists():
+        return None
+    return read(["--config", str(root / "config.yaml")], prog="distgan train", description="")[0].identity(), None

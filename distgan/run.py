@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from distgan import BadInput, Failed, models
+from distgan import BadInput, Failed, batchnorm, models
 from distgan.config import Config, OptimizerConfig
 from distgan.data import stream
 from distgan.data.order import Lanes, rows
@@ -107,8 +107,8 @@ def build_gan(config: Config, processes: Processes, shards: ShardSet) -> GAN:
         options=config.model.options,
         seed=config.seed,
     )
-    if config.sync_batchnorm and processes.world > 1 and device.type == "cuda":
-        G, D = (nn.SyncBatchNorm.convert_sync_batchnorm(network) for network in (G, D))
+    if config.sync_batchnorm and processes.world > 1:
+        G, D = batchnorm.convert(G), batchnorm.convert(D)
     if config.channels_last:
         G, D = (network.to(memory_format=torch.channels_last) for network in (G, D))  # type: ignore[call-overload]
     G, D = G.to(device), D.to(device)

@@ -51,7 +51,7 @@ def find(path: Path) -> Path:
     """The file to sample from."""
     if not path.is_dir():
         return path
-    newest = Checkpoints(path / "checkpoints", 0).newest(lambda text: print(text, file=sys.stderr))
+    newest = Checkpoints(path / "checkpoints", 0).newest()
     folder = newest or path
     for name in ("ema.safetensors", "generator.safetensors"):
         if (folder / name).is_file():

@@ -10,6 +10,7 @@ import contextlib
 import json
 import os
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from distgan.guard import Guard, checksum
 from distgan.processes import Processes, Stop
 from distgan.randomness import generator
 from distgan.report import Report, environment, peak_memory
-from distgan.resume import enter, restore, save
+from distgan.resume import enter, restore, save, sign
 from distgan.run import Run, build, minibatches, to_network
 
 CONTROL = "DISTGAN_CONTROL_DIR"  # launch/train.sbatch and the run leave each other files there
@@ -80,7 +81,7 @@ def loop(run: Run, report: Report, checkpoints: Checkpoints, stop: Stop) -> str 
             faults = processes.everybodys(guard.fault)
             raise NotFinite(next(fault for fault in faults if fault is not None))
         done = done or flag == STOP
-        if report.due(run.images) or (done and report.count):
+        if report.due(run.images) or ((done or due) and report.count):  # a line never spans a checkpoint
             write_line(run, report)
         if processes.main and run.images > started_at and run.passed(config.samples.every_epochs):
             save_fakes(run, report)
@@ -131,6 +132,7 @@ def train(argv: list[str]) -> None:
         # From here on a signal only sets a flag: a run that is asked to stop while it starts stops after a checkpoint.
         stop = held.enter_context(contextlib.closing(Stop([root, control] if control else [root])))
         processes = Processes(config.precision, tensorboard_dir=root if config.report.tensorboard else None)
+        held.enter_context(in_one_line(processes, root))
         if not processes.main:
             stop.files.clear()  # one process looks for files; all hear of it
         run = build(config, processes)
@@ -139,14 +141,15 @@ def train(argv: list[str]) -> None:
         newest = processes.on_main(lambda: enter(run, flags.fresh, held))
         if newest is not None:
             processes.agreed(lambda: restore(run, newest))
+        processes.on_main(lambda: sign(run))
+        report = held.enter_context(contextlib.closing(open_report(run, root)))
 
         def written(images: int) -> None:
             if control:
                 (control / "saved").write_text(f"{images}\n")
 
-        checkpoints = Checkpoints(root / "checkpoints", config.checkpoint.keep, written)
+        checkpoints = Checkpoints(root / "checkpoints", config.checkpoint.keep, written=written, say=report.say)
         held.enter_context(contextlib.closing(checkpoints))
-        report = held.enter_context(contextlib.closing(open_report(run, root)))
         introduce(run, report, newest)
         if processes.main and run.images == 0:
             save_reals(run, report)
@@ -157,10 +160,28 @@ def train(argv: list[str]) -> None:
         else:
             left = f"{run.images:,} of {run.target:,} images"
             report.say(f"stopped at {left} ({reason}); the same command continues the run")
-            # A stop file in the run folder is a person's: that run is not to be started again by the cluster.
-            if processes.main and control and str(root / "stop") not in reason:
+            if processes.main and str(root / "stop") in reason:
+                (root / "stop").unlink(missing_ok=True)  # a person's: the cluster is not to start this run again
+            elif processes.main and control:
                 (control / "stopped").write_text(f"{run.images}\n")
         processes.end()
+
+
+@contextlib.contextmanager
+def in_one_line(processes: Processes, root: Path) -> Iterator[None]:
+    """What breaks a run from outside, said in one line: a process that is gone, a folder that cannot be written."""
+    try:
+        yield
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        images = Checkpoints(root / "checkpoints", 0).all()
+        stands = f"the checkpoint at {images[-1]:,} images stands" if images else "there is no checkpoint yet"
+        raise Failed(f"{error.filename or root}: {error.strerror}; {stands}") from None
+    except (dist.DistError, RuntimeError) as error:
+        if isinstance(error, Failed) or not (isinstance(error, dist.DistError) or "gloo" in str(error)):
+            raise  # this process's own
+        raise processes.lost(error) from error
 
 
 def guarded(run: Run, report: Report, checkpoints: Checkpoints, stop: Stop) -> str | None:
@@ -172,7 +193,7 @@ def guarded(run: Run, report: Report, checkpoints: Checkpoints, stop: Stop) -> s
         except NotFinite as fault:
             processes.forget()
             processes.on_main(checkpoints.wait)
-            newest = processes.on_main(lambda: checkpoints.newest(report.say))
+            newest = processes.on_main(checkpoints.newest)
             stands = f"the checkpoint {newest} stands" if newest else "there is no checkpoint yet"
             if run.rollbacks >= run.config.guard.rollbacks or newest is None:
                 raise NotFinite(f"{fault}; {stands}") from None
@@ -181,14 +202,6 @@ def guarded(run: Run, report: Report, checkpoints: Checkpoints, stop: Stop) -> s
             restore(run, newest)
             run.rollbacks = rollbacks
             report.back_to(run.images)
-        except OSError as error:
-            images = checkpoints.all()
-            stands = f"the checkpoint at {images[-1]:,} images stands" if images else "there is no checkpoint yet"
-            raise Failed(f"{run.config.run_dir} could not be written: {error.strerror}; {stands}") from None
-        except (dist.DistError, RuntimeError) as error:
-            if isinstance(error, Failed) or not (isinstance(error, dist.DistError) or "gloo" in str(error)):
-                raise  # this process's own
-            raise processes.lost(error) from error
 
 
 def open_report(run: Run, root: Path) -> Report:

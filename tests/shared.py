@@ -127,6 +127,12 @@ def metrics(run: Path) -> list[dict]:
     return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
 
 
+def computed(run: Path) -> list[dict]:
+    """The lines of metrics.jsonl without what a clock or the memory has to say."""
+    timed = {"images_per_second", "save_seconds", "memory_gb"}
+    return [{key: value for key, value in row.items() if key not in timed} for row in metrics(run)]
+
+
 def weights(run: Path) -> dict[str, str]:
     """The sha256 of every file of the newest checkpoint."""
     newest = max((run / "checkpoints").iterdir(), key=lambda path: int(path.name))

@@ -1,5 +1,8 @@
 """Checkpoints on bad days: disks that are full, files that rotted, folders that cannot be written."""
 
+import contextlib
+import errno
+import fcntl
 import json
 import os
 import subprocess
@@ -9,8 +12,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from distgan import Failed
-from distgan.checkpoint import Checkpoints, load, optimizer_restore, optimizer_snapshot
+from distgan import BadInput, Failed
+from distgan.checkpoint import Checkpoints, RunFolder, load, optimizer_restore, optimizer_snapshot
 from shared import TINY, launch, train, weights
 
 
@@ -49,8 +52,9 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_taken(trained, caps
     what = spoil(run / "checkpoints" / "160")
     capsys.readouterr()
     assert weights(trained("--epochs", 3)) == expected
-    out = capsys.readouterr().out
-    assert what in out and "checkpoints/160 is damaged" in out and "continuing" in out and "checkpoints/80:" in out
+    out, error = capsys.readouterr()
+    assert what in error and "checkpoints/160 is damaged" in error and error.count("\n") == 1
+    assert "continuing" in out and "checkpoints/80:" in out
 
 
 def test_none_is_whole(trained, tiny, tmp_path, capsys):
@@ -78,9 +82,9 @@ def test_a_full_disk_leaves_the_checkpoints_before_it_whole(tiny, small_disk, ca
     words = ["--data.shards", tiny, "--run_dir", run, *TINY, "--model.options.width", 16, "--checkpoint.keep", 0]
     assert train(*words, "--epochs", 100) == 1
     error = capsys.readouterr().err
-    assert "could not be written" in error and "No space left on device" in error and " images stands" in error
+    assert str(run) in error and "No space left on device" in error and " images stands" in error
     assert error.count("\n") == 1
-    stands = Checkpoints(run / "checkpoints", 0).newest(print)
+    stands = Checkpoints(run / "checkpoints", 0).newest()
     assert stands is not None and not list((run / "checkpoints").glob(".*"))
     subprocess.run(["mount", "-o", "remount,size=64m", str(small_disk)], check=True)
     assert train(*words, "--epochs", 14) == 0 and weights(run)["images"] == 1120
@@ -108,13 +112,32 @@ def test_a_clock_that_goes_backwards(trained, monkeypatch):
     assert weights(trained("--epochs", 3)) == expected
 
 
-def test_a_failing_write_is_raised_at_the_next_save(tmp_path):
-    (tmp_path / "checkpoints").write_text("a file in the way")
-    checkpoints = Checkpoints(tmp_path / "checkpoints", 3)
-    checkpoints.save({"generator": {"w": torch.zeros(3)}}, {"images": 1}, {})
-    with pytest.raises(Failed, match="a checkpoint could not be written"):
+def test_a_failing_write_is_said_at_once_and_ends_the_run_when_the_next_fails_too(tmp_path):
+    said: list[str] = []
+    way = tmp_path / "checkpoints"
+    checkpoints = Checkpoints(way, 3, say=said.append)
+    files = {"generator": {"w": torch.zeros(3)}}
+    with contextlib.closing(checkpoints):
+        way.write_text("a file in the way")
+        checkpoints.save(files, {"images": 1}, {})
+        with pytest.raises(Failed, match="a checkpoint could not be written"):
+            checkpoints.save(files, {"images": 2}, {})
+        assert len(said) == 2 and "Not a directory" in said[0]
+        checkpoints.save(files, {"images": 3}, {})
+        assert checkpoints.writing is not None and checkpoints.writing.exception() is not None
+        way.unlink()
+        checkpoints.save(files, {"images": 4}, {})  # the disk is well again: nothing of this one is lost
         checkpoints.wait()
-    checkpoints.close()
+    assert checkpoints.newest() == way / "4"
+
+
+def test_a_file_system_without_locks_is_named(tmp_path, monkeypatch):
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with pytest.raises(BadInput, match="has no locks"):
+        RunFolder(tmp_path / "run")
 
 
 def test_optimizers_keep_their_memory_order(tmp_path):

@@ -182,6 +182,17 @@ def test_the_trainer_reports_the_budget(folder, tmp_path, capsys):
     assert "stepped over: " in capsys.readouterr().err
 
 
+def test_the_budget_is_one_for_all_starts_of_a_run(folder, tmp_path):
+    """What was stepped over is in the checkpoint, and in the lines, as if the run had not been interrupted."""
+    a_bit_of_data(folder)
+    words = ["--data.shards", folder, "--batch", 8, "--model.options.width", 2, "--data.skip_bad", 9]
+    for name, ends in {"whole": [160], "parts": [40, 120, 160]}.items():
+        for images in ends:
+            assert train(*words, "--run_dir", tmp_path / name, "--images", images) == 0
+    rows = [{row["images"]: row["skipped"] for row in metrics(tmp_path / name)} for name in ("whole", "parts")]
+    assert rows[0] == rows[1] and rows[0][160] == 4
+
+
 def test_the_same_basename_in_two_folders(tmp_path):
     for part in ("train", "val"):
         made = make_set(tmp_path / part, noise(10, seed=len(part)), shards=1)

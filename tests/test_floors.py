@@ -13,7 +13,7 @@ GROUND = {"distgan", "cli", "randomness"}  # errors, the command line's manners,
 FLOORS = {
     **dict.fromkeys(["losses", "ema", "models", "config"], 0),
     "gan": 1,
-    **dict.fromkeys(["data", "checkpoint", "report", "processes", "guard"], 2),
+    **dict.fromkeys(["data", "checkpoint", "report", "processes", "guard", "batchnorm"], 2),
     "run": 3,
     "resume": 4,
     **dict.fromkeys(["train", "sample", "shards", "__main__"], 5),

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from shared import TINY, launch, start, weights
+from shared import TINY, computed, launch, metrics, start, weights
 
-LENGTH = ["--epochs", 40, "--checkpoint.every_epochs", 0.2, "--report.every_images", 80]  # a checkpoint an iteration
+LENGTH = ["--epochs", 40, "--checkpoint.every_epochs", 0.2, "--report.digests", "true"]  # a checkpoint an iteration
 
 
 def children(pid: int) -> list[int]:
@@ -66,13 +66,15 @@ def test_killed_at_random_it_ends_the_same(tiny, tmp_path, processes, wanted, ca
     rng = random.Random(seed)
     words = ["--data.shards", tiny, *TINY, *LENGTH]
     launch(processes, *words, "--run_dir", tmp_path / "whole")
-    expected, kills, runs = weights(tmp_path / "whole"), 0, 0
+    expected, lines = weights(tmp_path / "whole"), computed(tmp_path / "whole")
+    kills = runs = 0
     while kills < wanted:
         run, runs = tmp_path / f"run{runs}", runs + 1
         while kills < wanted and run_and_kill(processes, [*words, "--run_dir", run], rng, run):
             kills += 1
         launch(processes, *words, "--run_dir", run)
         assert weights(run) == expected, f"seed {seed}, after {kills} kills"
+        assert computed(run) == lines, f"seed {seed}, after {kills} kills"
         assert not list((run / "checkpoints").glob(".*")), "something half written was left"
     with capsys.disabled():
         print(f"\n{kills} kills of {runs} runs on {processes} process(es), seed {seed}: all ended the same")
@@ -83,8 +85,6 @@ def test_the_number_of_processes_may_change(tiny, tmp_path):
     so are the losses of a norm-free network, up to rounding."""
     words = ["--data.shards", tiny, *TINY, "--model.options.norm", "none", "--report.every_images", 16]
     words += ["--report.digests", "true"]
-    from shared import metrics
-
     launch(1, *words, "--run_dir", tmp_path / "whole", "--epochs", 4)
     for epochs, processes in enumerate((1, 2, 4, 1), 1):
         done = launch(processes, *words, "--run_dir", tmp_path / "parts", "--epochs", epochs)

@@ -67,3 +67,14 @@ def test_logits_are_float32_under_autocast():
 def test_what_cannot_be_built_is_named(changes, message):
     with pytest.raises(BadInput, match=message):
         build(**changes)
+
+
+def test_g_listens_to_z_more_than_to_the_label():
+    """Where both weigh the same, G learns one image a class and forgets z."""
+    G, _ = models.build("dcgan", size=16, channels=1, classes=10, latent=100, options={"width": 8}, seed=0)
+    z, labels = torch.randn(64, 100, generator=torch.Generator().manual_seed(0)), torch.arange(64) % 10
+    G.eval()
+    with torch.no_grad():
+        over_z = G(z, torch.zeros_like(labels)).var(0).mean()
+        over_labels = G(z[:1].expand(64, -1), labels).var(0).mean()
+    assert 0 < 10 * over_labels < over_z

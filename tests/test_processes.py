@@ -4,6 +4,7 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -14,14 +15,13 @@ import torch
 from distgan.losses import LOSSES
 from shared import ROOT, TINY, launch, launch_env, make_set, metrics, noise, start, weights
 
-NORM_FREE = ["--model.options.norm", "none"]
 
-
-def test_two_processes_are_two_and_compute_the_same(tiny, tmp_path):
-    """The losses of a norm-free network agree within 1e-5 after 20 iterations, the weights nearly so."""
+@pytest.mark.parametrize("norm", ["none", "batch"])
+def test_two_processes_are_two_and_compute_the_same(tiny, tmp_path, norm):
+    """The losses agree within 1e-5 after 20 iterations, with BatchNorm too: its statistics are those of all images."""
     runs = []
     for processes in (1, 2):
-        words = ["--data.shards", tiny, "--run_dir", tmp_path / str(processes), *TINY, *NORM_FREE]
+        words = ["--data.shards", tiny, "--run_dir", tmp_path / str(processes), *TINY, "--model.options.norm", norm]
         done = launch(processes, *words, "--images", 320, "--report.every_images", 16, "--data.flip", "true")
         assert f"{processes} process(es), cpu" in done.stdout
         runs.append(metrics(tmp_path / str(processes)))
@@ -51,7 +51,7 @@ def test_without_a_gpu_multi_gpu_is_still_one_run(tiny, tmp_path, options):
 GRADIENTS = """
 import sys, torch
 from accelerate import Accelerator
-from distgan import models
+from distgan import batchnorm, models
 from distgan.gan import GAN, Minibatch, train_step
 from distgan.losses import LOSSES
 
@@ -60,11 +60,17 @@ accelerator = Accelerator(cpu=True)
 rank, world = accelerator.process_index, accelerator.num_processes
 torch.set_default_dtype(torch.float64)
 result = {}
-for name, loss in LOSSES.items():
-    G, D = models.build("dcgan", size=16, channels=3, classes=3, latent=8, options={"width": 4, "norm": "none"}, seed=0)
+for name, loss, norm in [(*row, norm) for row in LOSSES.items() for norm in ("none", "batch")]:
+    if norm == "batch" and parts > 1:
+        continue  # the statistics of a part are its own
+    G, D = models.build("dcgan", size=16, channels=3, classes=3, latent=8, options={"width": 4, "norm": norm}, seed=0)
     G, D = G.double(), D.double()
+    if world > 1:
+        G, D = batchnorm.convert(G), batchnorm.convert(D)
     optimizers = [torch.optim.SGD(n.parameters(), lr=0.1) for n in (G, D)]
     G, D, g_optimizer, d_optimizer = accelerator.prepare(G, D, *optimizers)
+    if world > 1:
+        G.broadcast_buffers = D.broadcast_buffers = False
     critic = accelerator.unwrap_model(D)
     gan = GAN(G, D, critic, g_optimizer, d_optimizer, loss, accelerator.backward, accelerator.no_sync)
     generator = torch.Generator().manual_seed(0)
@@ -76,8 +82,10 @@ for name, loss in LOSSES.items():
         train_step(gan, [Minibatch(*part) for part in zip(*columns)])
     for net, module in (("G", accelerator.unwrap_model(G)), ("D", critic)):
         for key, parameter in module.named_parameters():
-            result[f"{name}.{net}.{key}"] = parameter.detach().clone()
-            result[f"{name}.{net}.{key}.grad"] = parameter.grad.clone()
+            result[f"{name}.{norm}.{net}.{key}"] = parameter.detach().clone()
+            result[f"{name}.{norm}.{net}.{key}.grad"] = parameter.grad.clone()
+        for key, buffer in module.named_buffers():
+            result[f"{name}.{norm}.{net}.{key}"] = buffer.clone()
 if rank == 0:
     torch.save({"world": world, **result}, out)
 accelerator.end_training()
@@ -85,7 +93,7 @@ accelerator.end_training()
 
 
 def test_gradients_of_two_processes_are_those_of_the_union(tmp_path):
-    """Of D and of G, for every loss there is, in one part and in two; after three updates."""
+    """Of D and of G, for every loss there is, in one part and in two, and with BatchNorm; after three updates."""
     (tmp_path / "gradients.py").write_text(GRADIENTS)
     found = {}
     for processes, parts in ((1, 1), (2, 1), (2, 2)):
@@ -99,15 +107,19 @@ def test_gradients_of_two_processes_are_those_of_the_union(tmp_path):
         assert found[processes, parts].pop("world") == processes
     one = found.pop((1, 1))
     assert {key.split(".")[0] for key in one} == set(LOSSES) and len(one) > 20
+    assert set(one) == set(found[2, 1]) > set(found[2, 2])
     for other in found.values():
-        for key, value in one.items():
+        for key, value in ((key, one[key]) for key in other):
             torch.testing.assert_close(other[key], value, rtol=1e-6, atol=1e-9, msg=key)
 
 
-@pytest.mark.parametrize("processes", [2, pytest.param(4, marks=pytest.mark.slow)])
-def test_continued_on_the_same_number_it_is_the_same_to_the_bit(tiny, tmp_path, processes):
-    """With BatchNorm, whose statistics each process collects for itself."""
-    words = ["--data.shards", tiny, *TINY]
+@pytest.mark.parametrize(
+    ("processes", "sync"),
+    [(2, "true"), *(pytest.param(n, sync, marks=pytest.mark.slow) for n, sync in [(2, "false"), (4, "true")])],
+)
+def test_continued_on_the_same_number_it_is_the_same_to_the_bit(tiny, tmp_path, processes, sync):
+    """With BatchNorm, whose statistics are those of all processes, or each process's own."""
+    words = ["--data.shards", tiny, *TINY, "--sync_batchnorm", sync]
     launch(processes, *words, "--run_dir", tmp_path / "whole", "--epochs", 4)
     for epochs in (1, 4):
         launch(processes, *words, "--run_dir", tmp_path / "parts", "--epochs", epochs)
@@ -154,6 +166,23 @@ def wait_for_children(process: subprocess.Popen, sign) -> list[int]:
             return int(dict(item.split("=", 1) for item in file.read().split("\0") if "=" in item)["RANK"])
 
     return sorted(pids, key=rank)
+
+
+def test_a_process_lost_before_the_first_iteration_is_named(tiny, tmp_path):
+    """The second process is one that leaves as soon as both have met."""
+    leaves = "import os; from distgan.processes import Processes; Processes('no'); os._exit(3)"
+    words = [str(word) for word in (ROOT / "distgan/train.py", "--data.shards", tiny, "--run_dir", tmp_path / "run")]
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1]), "ACCELERATE_USE_CPU": "true"}
+    ranks = []
+    for rank, command in enumerate(([sys.executable, *words], [sys.executable, "-c", leaves])):
+        env = launch_env(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2", LOCAL_WORLD_SIZE="2", **address)
+        ranks.append(subprocess.Popen(command, env=env, cwd=ROOT, text=True, stderr=subprocess.PIPE))
+    error = ranks[0].communicate(timeout=120)[1]
+    ranks[1].communicate(timeout=120)
+    assert [process.returncode for process in ranks] == [1, 3]
+    assert "distgan: process 0: process 1 (counted from 0) is gone or hangs" in error and "Traceback" not in error
 
 
 def test_bad_input_is_one_line_on_many_processes(tiny, tmp_path):

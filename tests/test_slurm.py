@@ -216,7 +216,8 @@ def test_with_retry_it_is_requeued_after_progress_only(lab, place):
 
 def test_a_chain_goes_on_where_the_cluster_does_not_requeue(lab, place):
     """Each task of the chain starts after a success and continues the run; when it is done the rest leave at once."""
-    job = Job(lab, place, "chain", "--array=1-3%1", "--no-requeue", "--output=launch/logs/chain-%a.out")
+    options = ["--array=1-3%1", "--no-requeue", "--output=launch/logs/chain-%a.out"]
+    job = Job(lab, place, "chain", *options, words=("--fresh",))  # the first task's alone
     logs = [place / "launch/logs" / f"chain-{task}.out" for task in (1, 2, 3)]
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline and not (logs[0].exists() and "img/s" in logs[0].read_text()):

@@ -19,7 +19,7 @@ import distgan.train
 from distgan import models
 from distgan.checkpoint import load
 from distgan.data.shardset import Folder, open_set
-from shared import ROOT, TINY, launch, launch_env, make_set, metrics, noise, start, train, weights
+from shared import ROOT, TINY, computed, launch, launch_env, make_set, metrics, noise, start, train, weights
 
 
 def test_it_writes_what_the_contract_says(trained):
@@ -36,7 +36,7 @@ def test_it_writes_what_the_contract_says(trained):
     rows = metrics(run)
     keys = {"images", "epoch", "d_loss", "g_loss", "d_real", "d_fake", "images_per_second", "skipped"}
     assert all(keys <= row.keys() for row in rows)
-    assert [(row["images"], row["epoch"]) for row in rows] == [(32, 1), (64, 1), (96, 2), (128, 2), (160, 2)]
+    assert [(row["images"], row["epoch"]) for row in rows] == [(32, 1), (64, 1), (80, 1), (96, 2), (128, 2), (160, 2)]
     assert all(0 < row["d_real"] < 1 and 0 < row["d_fake"] < 1 for row in rows)
     facts = json.loads((run / "environment.json").read_text())
     assert facts["libraries"]["torch"] == torch.__version__.split("+")[0] and facts["processes"] == 1
@@ -66,12 +66,7 @@ def test_continued_it_is_the_undisturbed_run_to_the_bit(trained, words):
     whole = trained("--epochs", 4, "--report.every_images", 16, *words, name="whole")
     for epochs in (1, 2, 4):
         parts = trained("--epochs", epochs, "--report.every_images", 16, *words, name="parts")
-    assert weights(parts) == weights(whole)
-    timeless = [
-        [{k: v for k, v in row.items() if k in ("images", "d_loss", "g_loss")} for row in metrics(r)]
-        for r in (whole, parts)
-    ]
-    assert timeless[0] == timeless[1]
+    assert weights(parts) == weights(whole) and computed(parts) == computed(whole)
     for name in ("real.png", "fake-0001.png", "fake-0004.png"):
         assert (whole / "samples" / name).read_bytes() == (parts / "samples" / name).read_bytes()
 
@@ -174,6 +169,40 @@ def test_other_settings_are_refused_and_shown(trained, tiny, tmp_path, capsys):
     assert weights(tmp_path / "run")["images"] == 160
 
 
+def test_settings_that_no_checkpoint_fits_leave_the_run_as_it_was(trained, tiny, tmp_path, capsys):
+    trained("--epochs", 1)
+    words = ["--data.shards", tiny, "--run_dir", tmp_path / "run", *TINY, "--epochs", 2]
+    error = bad(*words, "--model.options.width", 8, "--resume.override", "true", capsys=capsys)
+    assert "the networks in" in error and "size mismatch" in error
+    assert weights(trained("--epochs", 2)) == weights(trained("--epochs", 2, name="whole"))
+
+
+def test_what_the_checkpoints_were_computed_with_decides(trained, tiny, tmp_path, capsys):
+    """Not config.yaml, which a hand may edit or remove."""
+    run = trained("--epochs", 1)
+    (run / "config.yaml").unlink()
+    words = ["--data.shards", tiny, "--run_dir", run, *TINY, "--epochs", 2]
+    assert "seed 0 -> 4" in bad(*words, "--seed", 4, capsys=capsys)
+    assert train(*words) == 0
+
+
+def test_a_copy_of_a_checkpoint_beside_them_is_not_ours(trained):
+    run = trained("--epochs", 1)
+    shutil.copytree(run / "checkpoints" / "80", run / "checkpoints" / "80-best")
+    assert (
+        load(trained("--epochs", 2) / "checkpoints" / "160")[1]
+        == load(trained("--epochs", 2, name="whole") / "checkpoints" / "160")[1]
+    )
+
+
+def test_a_stop_file_is_honoured_whenever_it_came_and_only_once(trained):
+    run = trained("--epochs", 1)
+    (run / "stop").touch()
+    words = ["--images", 10_000_000, "--checkpoint.every_epochs", 1_000_000, "--samples.every_epochs", 1_000_000]
+    stopped = weights(trained(*words))["images"]
+    assert 80 < int(stopped) < 10_000_000 and not (run / "stop").exists()
+
+
 def test_keys_of_speed_and_place_may_change(trained, tiny, tmp_path):
     trained("--epochs", 1)
     shutil.copytree(tiny, tmp_path / "moved")
@@ -233,6 +262,31 @@ def test_both_ways_to_start_it(tiny, tmp_path):
         cwd = ROOT if name == "launched" else tmp_path
         subprocess.run([*first, *words, str(tmp_path / name)], check=True, capture_output=True, cwd=cwd, env=env)
     assert len({json.dumps(weights(tmp_path / name)) for name in ("path", "module", "verb", "launched")}) == 1
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_a_launcher_that_is_ended_takes_the_run_to_a_checkpoint(tiny, tmp_path, number):
+    """`accelerate launch` of one process passes no signal on; the run notices that it is gone."""
+    run = tmp_path / "run"
+    first = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", "1"]
+    words = ["distgan/train.py", "--data.shards", tiny, *TINY, "--run_dir", run, "--images", 10**9]
+    words += ["--checkpoint.every_epochs", 10**6, "--samples.every_epochs", 10**6]
+    command = [*first, *map(str, words)]
+    pipe = subprocess.PIPE
+    launcher = subprocess.Popen(command, stdout=pipe, stderr=subprocess.STDOUT, text=True, env=launch_env(), cwd=ROOT)
+    while launcher.poll() is None and not (run / "metrics.jsonl").exists():
+        time.sleep(0.05)
+    launcher.send_signal(number)
+    out, _ = launcher.communicate(timeout=60)  # until the run too has closed the pipe
+    stopped = re.search(r"stopped at ([\d,]+) of .* \(SIGTERM\)", out)
+    assert stopped and weights(run)["images"] == int(stopped[1].replace(",", ""))
+
+
+def test_bad_input_is_said_once_on_each_node(tmp_path):
+    words = ["--config", tmp_path / "none.yaml"]
+    first, second = (launch(1, *words, check=False, RANK="3", LOCAL_RANK=local) for local in "01")
+    assert (first.returncode, second.returncode) == (2, 2)
+    assert first.stderr.count("there is no file") == 1 and second.stderr == ""
 
 
 def test_the_launchers_world_is_asserted(tiny, tmp_path, monkeypatch, capsys):

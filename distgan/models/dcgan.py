@@ -3,6 +3,7 @@
 import math
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from distgan import BadInput
@@ -36,15 +37,19 @@ def resolutions(size: int) -> list[int]:
 
 
 class Generator(nn.Module):
-    """z [N, latent] -> images [N, channels, size, size] in [-1, 1]; a label is an embedding beside z."""
+    """z [N, latent] -> images [N, channels, size, size] in [-1, 1].
+
+    A label is a one-hot vector beside z (Mirza & Osindero 2014). An embedding there, as long as z, is what G listens to
+    from the start: on the handwritten digits it then drew one image a class, whatever the z.
+    """
 
     def __init__(self, size: int, channels: int, classes: int, latent: int, width: int, norm: str) -> None:
         super().__init__()
-        self.embed = nn.Embedding(classes, latent) if classes else None
+        self.classes = classes
         bias = norm == "none"
         at = maps(size, width)
         layers: list[nn.Module] = [
-            nn.ConvTranspose2d(latent * (2 if classes else 1), at[0], 4, 1, 0, bias=bias),
+            nn.ConvTranspose2d(latent + classes, at[0], 4, 1, 0, bias=bias),
             NORMS[norm](at[0]),
             nn.ReLU(inplace=True),
         ]
@@ -58,8 +63,8 @@ class Generator(nn.Module):
         self.layers = nn.Sequential(*layers)
 
     def forward(self, z: Tensor, labels: Tensor | None = None) -> Tensor:
-        if self.embed is not None:
-            z = torch.cat([z, self.embed(labels)], dim=1)
+        if labels is not None:
+            z = torch.cat([z, F.one_hot(labels, self.classes)], dim=1)
         return self.layers(z[:, :, None, None])
 
 

@@ -67,7 +67,7 @@ def textbook(folder: Path) -> Iterator[None]:
             g_error = criterion(D(fake), torch.ones(64))
             g_error.backward()
             g_optimizer.step()
-            (real_error + fake_error).item(), g_error.item()
+            _ = (real_error + fake_error).item(), g_error.item()
             yield
 
 

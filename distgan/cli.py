@@ -29,8 +29,15 @@ def run(command: Callable[[list[str]], None], argv: Sequence[str] | None = None)
         if os.environ.get("RANK", "0") == "0" or (alone and not error.shared):
             print(f"distgan: {error}", file=sys.stderr, flush=True)
         return 2 if isinstance(error, BadInput) else 1
+    except UnicodeDecodeError as error:
+        print(f"distgan: a file that is read as text is not UTF-8: {error}", file=sys.stderr, flush=True)
+        return 2
     except BrokenPipeError:  # `distgan shards order ... | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except OSError as error:
+        what = f"{error.filename}: {error.strerror}" if error.filename else str(error)
+        print(f"distgan: {what}", file=sys.stderr, flush=True)
+        return 1
     return 0
 
 
@@ -46,6 +53,8 @@ class Parser(jsonargparse.ArgumentParser):
 
     def one_line(self, message: str) -> str:
         message = " ".join(message.split())
+        if message.startswith("Unexpected config:"):
+            return f"--config: {message.removeprefix('Unexpected config:').strip() or 'nothing'}: keys need values under them"
         unknown = re.search(r"(?i)^Unrecognized arguments: --(\S+)|^Option '(.+)' is not accepted", message)
         in_group = re.search(r"^Group '(.+)' does not accept option '(.+)'", message)
         found = unknown or in_group

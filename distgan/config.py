@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -146,6 +147,9 @@ class Config:
             object.__setattr__(self, "epochs", 25)
         elif self.epochs is not None and self.images is not None:
             raise BadInput("epochs and images are both given; give one, and null for the other")
+        for key, number in flatten(to_dict(self)).items():
+            if isinstance(number, float) and not math.isfinite(number):
+                raise BadInput(f"{key}: {number} is not a finite number")
         for key, least in LEAST.items():
             value: Any = self
             for name in key.split("."):
@@ -246,6 +250,11 @@ def read(argv: Sequence[str], *, prog: str, description: str) -> tuple[Config, j
         if not Path(path).is_file():
             raise BadInput(f"--config: there is no file {path}")
     namespace = parser.parse_args(list(argv))
+    for section in dataclasses.fields(Config):
+        value, kind = namespace[section.name], section.default_factory
+        if dataclasses.is_dataclass(kind) and not isinstance(value, jsonargparse.Namespace):
+            keys = ", ".join(key.name for key in dataclasses.fields(kind))
+            raise BadInput(f"{section.name}: {value!r} is no section; its keys are {keys}")
     flags = jsonargparse.Namespace(fresh=namespace.pop("fresh"), dry_run=namespace.pop("dry_run"))
     namespace.pop("config", None)
     given = {key for key in ("epochs", "images") if any(word.split("=")[0] == f"--{key}" for word in argv)}

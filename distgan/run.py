@@ -83,6 +83,8 @@ def open_data(config: Config, rank: int, world: int) -> tuple[ShardSet, Lanes]:
     if config.micro_batch and share % config.micro_batch:
         raise BadInput(f"micro_batch: {config.micro_batch} does not divide the {share} images of a process")
     shards = open_set(open_place(data.shards, data.cache_dir, data.cache_gb), data.shards)
+    if rank == 0:
+        shards.check_index()
     if rank == 0 and (missing := shards.missing()):
         more = f" and {len(missing) - 1} more shards" if len(missing) > 1 else ""
         raise BadInput(

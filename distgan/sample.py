@@ -62,21 +62,18 @@ def find(path: Path) -> Path:
 def load_generator(path: Path) -> tuple[nn.Module, int, int]:
     """G, the dimensions of z, and the number of classes (0 without labels)."""
     weights, about = load_weights(path)
-    model, classes = about["config"]["model"], len(about["classes"])
-    G, _ = models.build(
-        model["name"],
-        size=about["size"],
-        channels=about["channels"],
-        classes=classes,
-        latent=model["latent"],
-        options=model["options"],
-        seed=0,
-    )
+    try:
+        model, classes = about["config"]["model"], len(about["classes"])
+        name, latent, options = model["name"], model["latent"], model["options"]
+        shape = {"size": about["size"], "channels": about["channels"]}
+    except (KeyError, TypeError):
+        raise BadInput(f"{path}: its metadata does not describe a network of distgan") from None
+    G, _ = models.build(name, **shape, classes=classes, latent=latent, options=options, seed=0)
     try:
         G.load_state_dict(weights)
     except RuntimeError:
         raise BadInput(f"{path} does not hold a generator; give generator.safetensors or ema.safetensors") from None
-    return G, model["latent"], classes
+    return G, latent, classes
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -49,7 +49,7 @@ def make(
     Args:
         src: A folder, a class-folder tree, a .zip, or digits, fashion-mnist, mnist, stacked-mnist, cifar10.
         dest: The folder to write; the same command goes on with an unfinished one.
-        size: Side of the square images in pixels; default: as they are.
+        size: Side of the square images in pixels; default: as they are, and all alike.
         channels: 1 (grey) or 3 (RGB); auto: the data set's own, and 3 for folders and zips.
         crop: What to do with an image that is not square: cut out its centre, or refuse it.
         resize: Filter, always antialiased; recorded in the manifest, since it changes FID.
@@ -65,11 +65,11 @@ def make(
         skip_bad: Leave out images that cannot be used, in place of failing with a list of them.
         jobs: Processes; default: one a core.
     """
-    if size is not None and not 1 <= size <= 4096:
-        raise BadInput(f"--size: {size} is not between 1 and 4096")
+    if size is not None and not 4 <= size <= 4096:
+        raise BadInput(f"--size: {size} is not between 4 and 4096")
     if not 1 <= quality <= 95:
         raise BadInput(f"--quality: {quality} is not between 1 and 95")
-    if shard_mb <= 0 or (jobs is not None and jobs < 1) or samples < 1:
+    if not shard_mb > 0 or (jobs is not None and jobs < 1) or samples < 1:
         raise BadInput("--shard_mb, --jobs and --samples must be above 0")
     opened = open_source(src, split=split, files=source, labels=labels, samples=samples, seed=seed)
     options = distgan.data.make.Options(
@@ -130,7 +130,7 @@ def stats(dest: str, out: str | None = None, cache_dir: str | None = None) -> No
     sizes = shards.counts
     print(f"samples in a shard: {sizes.min()} to {sizes.max()}")
     if out:
-        save_image(grid(torch.from_numpy(preview).permute(0, 3, 1, 2).float() / 127.5 - 1), out)
+        save_image(grid(torch.from_numpy(preview).permute(0, 3, 1, 2).float() / 127.5 - 1), out, format="png")
         print(f"wrote {out}")
 
 
@@ -158,6 +158,9 @@ def order(
         lanes: As data.lanes.
         cache_dir: Folder for the shards of a remote set.
     """
+    for name, value, least in (("batch", batch, 1), ("lanes", lanes, 1), ("start", start, 0), ("count", count, 0)):
+        if value is not None and value < least:
+            raise BadInput(f"--{name}: {value} is too small; at least {least}")
     shards = opened(dest, cache_dir)
     lanes = lanes or max(n for n in range(1, min(64, batch) + 1) if batch % n == 0)
     if batch % lanes or start % lanes:

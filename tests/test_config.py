@@ -125,3 +125,20 @@ def test_configs_read_and_open_with_their_command(path):
     assert parse("--config", str(path)).run_dir.startswith("runs/")
     head = [line for line in path.read_text().splitlines() if line.startswith("#")]
     assert any("distgan/train.py" in line or "make demo" in line for line in head), "a config opens with its command"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("ema: 0", "ema: 0 is no section; its keys are half_life_images"),
+        ("g_optimizer: 2.0e-4", "g_optimizer"),
+        ("model: [width, 4]", "model"),
+        ("ema: {half_life_images: .nan}", "ema.half_life_images: nan is not a finite number"),
+        ("checkpoint: {every_epochs: .inf}", "checkpoint.every_epochs: inf is not a finite number"),
+        ("g_optimizer: {lr: .inf}", "g_optimizer.lr: inf is not a finite number"),
+    ],
+)
+def test_a_file_that_reads_but_makes_no_sense(tmp_path, text, message):
+    (tmp_path / "config.yaml").write_text(text)
+    with pytest.raises(BadInput, match=message):
+        parse("--config", str(tmp_path / "config.yaml"))

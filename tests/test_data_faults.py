@@ -7,10 +7,12 @@ import pickle
 import re
 import shutil
 import tarfile
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from distgan import BadInput
@@ -102,6 +104,14 @@ def a_bit_of_data(folder: Path) -> str:
     return f"{path.name}.*key {found.name[:9]}"
 
 
+def zeros(folder: Path) -> str:
+    path = folder / "shard-000001.tar"
+    size = path.stat().st_size
+    os.truncate(path, 0)
+    os.truncate(path, size)
+    return path.name
+
+
 FAULTS = [
     cut_at_a_member,
     cut_in_a_header,
@@ -111,6 +121,7 @@ FAULTS = [
     a_missing_shard,
     a_web_page,
     a_bit_of_data,
+    zeros,
 ]
 
 
@@ -275,6 +286,54 @@ def test_a_decompression_bomb_is_not_decoded(tmp_path):
         reader.decode(png(9_000), reader.shape)
 
 
+def edit(folder: Path, change: Callable[[dict], object]) -> None:
+    path = folder / "manifest.json"
+    manifest = json.loads(path.read_text())
+    change(manifest)
+    path.write_text(json.dumps(manifest))
+
+
+def test_labels_that_are_not_the_manifests_are_told_before_the_run_starts(folder, tmp_path, capsys):
+    column = opened(folder).columns["label"]
+    data = (folder / "index.npz").read_bytes()
+    at = data.index(np.asarray(column).tobytes())
+    write_at(folder / "index.npz", at, bytes([data[at] ^ 1]))
+    assert train("--data.shards", folder, "--data.labels", "true", "--run_dir", tmp_path / "run") == 2
+    assert "is not the manifest's" in capsys.readouterr().err and not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("size", [b"-00000001000", b"0x000000010\0", b"1_0\0"])
+def test_a_tar_size_that_is_not_octal(folder, size):
+    path, found = member(folder, shard=0, number=0)
+    header = bytearray(path.read_bytes()[found.offset - 512 : found.offset])
+    header[156:157], header[124 : 124 + len(size)], header[148:156] = b"g", size, b" " * 8
+    header[148:156] = b"%06o\0 " % sum(header)
+    write_at(path, found.offset - 512, bytes(header))
+    with pytest.raises(Damaged, match="is not a tar header"):
+        list(members(path))
+
+
+@pytest.mark.parametrize("record", [b"0 path=x\n", b"zz path=x\n", b"-1 path=x\n", b"9999"])
+def test_a_pax_record_that_cannot_be_read(folder, record):
+    path, found = member(folder, shard=0, number=0)
+    header = bytearray(path.read_bytes()[found.offset - 512 : found.offset])
+    header[156:157], header[124:136], header[148:156] = b"x", b"%011o\0" % len(record), b" " * 8
+    header[148:156] = b"%06o\0 " % sum(header)
+    write_at(path, found.offset - 512, bytes(header) + record.ljust(512, b"\0"))
+    with pytest.raises(Damaged, match="the names at byte"):
+        list(members(path))
+
+
+@pytest.mark.parametrize("threads", [0, 2, 8])
+def test_threads_keep_the_order(tmp_path, threads):
+    found = opened(make_set(tmp_path / "set", noise(40), shards=4, format="png"))
+    order, reader = Lanes(found.counts, 0, 8), Reader(found)
+    batches = stream(order, reader, lambda position: {}, batch=8, position=0, threads=threads)
+    for at in range(0, 120, 8):
+        expected = reader.read(order.ids(at, 8))
+        assert torch.equal(next(batches).images, expected.images)
+
+
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
@@ -283,6 +342,10 @@ def test_a_decompression_bomb_is_not_decoded(tmp_path):
         (lambda folder: os.truncate(folder / "manifest.json", 100), "manifest.json is damaged"),
         (lambda folder: (folder / "manifest.json").unlink(), "has no manifest.json; `distgan shards index` makes one"),
         (lambda folder: (folder / "manifest.json").write_text(json.dumps({"format": "other"})), "is of format 'other'"),
+        (lambda folder: (folder / "manifest.json").write_bytes(b"\xff"), "manifest.json is damaged"),
+        (lambda folder: edit(folder, lambda made: made.pop("channels")), "manifest.json is damaged .KeyError"),
+        (lambda folder: edit(folder, lambda made: made["shards"][0].update(name="../x.tar")), "a file '../x.tar'"),
+        (lambda folder: edit(folder, lambda made: made["shards"][0].update(sha256="/etc/x")), "the sha256 '/etc/x'"),
     ],
 )
 def test_a_damaged_manifest_or_index_is_bad_input(folder, spoil, message):

@@ -55,6 +55,19 @@ def test_an_iteration_is_the_textbooks():
             torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
 
 
+def test_what_is_logged():
+    """d_loss is the sum of D's two errors, d_real and d_fake the means of sigmoid(logits) before the update."""
+    gan, batch = make(), minibatch()
+    real, fake = (copy.deepcopy(gan.D)(images) for images in (batch.real, copy.deepcopy(gan.G)(batch.z)))
+    scalars = train_step(gan, [batch])
+    torch.testing.assert_close(scalars["d_real"], real.sigmoid().mean().detach())
+    torch.testing.assert_close(scalars["d_fake"], fake.sigmoid().mean().detach(), rtol=1e-3, atol=1e-4)
+    errors = F.binary_cross_entropy_with_logits(real, torch.ones(8)) + F.binary_cross_entropy_with_logits(
+        fake, torch.zeros(8)
+    )
+    torch.testing.assert_close(scalars["d_loss"], errors.detach(), rtol=1e-3, atol=1e-4)
+
+
 @pytest.mark.parametrize("loss", LOSSES.values(), ids=LOSSES.keys())
 def test_each_update_leaves_the_other_network_alone(loss):
     gan, batch = make(loss), minibatch()

@@ -22,10 +22,11 @@ def children(pid: int) -> list[int]:
 
 def run_and_kill(processes: int, words: list[object], rng: random.Random, run: Path) -> bool:
     """Start the run and kill all of it, or one process, at a random instant of its work; whether it was killed."""
+    before = {p.name for p in (run / "checkpoints").glob("*")}
     process = start(processes, *words)
     try:
-        while process.poll() is None and not (run / "metrics.jsonl").exists():
-            time.sleep(0.01)
+        while process.poll() is None and not {p.name for p in (run / "checkpoints").glob("[0-9]*")} - before:
+            time.sleep(0.005)  # until this start has trained and saved, past what the one before left
         began, wait = time.monotonic(), rng.uniform(0, 0.6)
         before = {p.name for p in (run / "checkpoints").glob("*")}
         if rng.random() < 0.5:  # the instant that a checkpoint is being written

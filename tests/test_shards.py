@@ -4,6 +4,7 @@ import gzip
 import json
 import os
 import re
+import shutil
 import signal
 import struct
 import subprocess
@@ -23,7 +24,7 @@ from distgan.data import make
 from distgan.data.remote import open_place
 from distgan.data.shardset import open_set
 from distgan.data.stream import Reader
-from shared import make_set, noise, options
+from shared import ROOT, make_set, noise, options
 
 
 def command(*words: object) -> int:
@@ -73,7 +74,7 @@ def test_webdatasets_own_reader_opens_it(tmp_path, format):
 def test_the_same_input_gives_the_same_bytes(tmp_path):
     one = files(make_set(tmp_path / "a", noise(50), shards=4, jobs=1))
     two = files(make_set(tmp_path / "b", noise(50), shards=4, jobs=2))
-    assert one == two and len(one) == 6
+    assert one == two and len(one) == 7
     assert files(make_set(tmp_path / "c", noise(50), shards=4, seed=1)) != one
 
 
@@ -95,7 +96,9 @@ def test_a_zip_is_the_folder(folder_of_images, tmp_path):
         == 0
     )
     a, b = files(tmp_path / "a"), files(tmp_path / "b")
-    assert a.pop("manifest.json") != b.pop("manifest.json") and a == b
+    for name in ("manifest.json", ".source"):  # what they were made from
+        assert a.pop(name) != b.pop(name)
+    assert a == b
 
 
 @pytest.mark.parametrize("kind", ["csv", "jsonl", "json"])
@@ -236,12 +239,20 @@ def test_a_decompression_bomb_is_refused(tmp_path, capsys, monkeypatch):
         (["verify", "nowhere"], "there is nothing at nowhere"),
         (["order", "SET", "--batch", "16", "--world", "3"], "3 processes do not divide the 16 lanes"),
         (["order", "SET", "--batch", "16", "--world", "2", "--rank", "2"], "2 is not one of 2 processes"),
+        (["order", "SET", "--batch", "0"], "--batch: 0 is too small"),
+        (["order", "SET", "--start", "-2"], "--start: -2 is too small"),
+        (["make", "SRC", "PLAIN/x"], "cannot be written: Not a directory"),
+        (["make", "SRC", "DEST", "--labels", "PLAIN"], "not a list of file names and labels"),
+        (["verify", "http://localhost:abc/x"], "names no server"),
+        (["verify", "s3://"], "names no server"),
         (["order", "SET", "--batsh", "16"], "batsh: no such key; did you mean batch"),
     ],
 )
 def test_bad_input_is_one_line(words, message, folder_of_images, tmp_path, tiny, capsys):
     (tmp_path / "empty").mkdir()
+    (tmp_path / "plain").write_bytes(b"\xff\xfe not text")
     places = {"DEST": tmp_path / "set", "SRC": folder_of_images, "EMPTY": tmp_path / "empty", "SET": tiny}
+    places |= {"PLAIN": tmp_path / "plain", "PLAIN/x": tmp_path / "plain" / "x"}
     assert command(*(places.get(word, word) for word in words)) == 2
     error = capsys.readouterr().err
     assert re.search(message, error) and error.startswith("distgan: ") and error.count("\n") == 1
@@ -254,6 +265,89 @@ def test_made_again_it_says_so_and_another_is_refused(folder_of_images, tmp_path
     assert command("make", folder_of_images, tmp_path / "set") == 0 and files(tmp_path / "set") == before
     assert command("make", folder_of_images, tmp_path / "set", "--format", "png") == 2
     assert "holds another set" in capsys.readouterr().err and files(tmp_path / "set") == before
+
+
+def test_made_again_it_looks_at_what_is_there(folder_of_images, tmp_path, capsys):
+    assert command("make", folder_of_images, tmp_path / "set") == 0
+    image = next(folder_of_images.rglob("*.png"))
+    before, when = image.read_bytes(), image.stat()
+    Image.fromarray(noise(1, seed=5)[0]).save(image)
+    assert command("make", folder_of_images, tmp_path / "set") == 2
+    assert "was made before the images changed" in capsys.readouterr().err
+    image.write_bytes(before)
+    os.utime(image, ns=(when.st_atime_ns, when.st_mtime_ns))
+    assert command("make", folder_of_images, tmp_path / "set") == 0
+    (tmp_path / "set" / "shard-000000.tar").unlink()
+    assert command("make", folder_of_images, tmp_path / "set") == 2
+    assert "shard-000000.tar is gone or cut off" in capsys.readouterr().err
+
+
+def test_links_are_followed_and_one_that_leads_nowhere_is_named(folder_of_images, tmp_path, capsys):
+    (tmp_path / "elsewhere").mkdir()
+    Image.fromarray(noise(1, seed=5)[0]).save(tmp_path / "elsewhere" / "5.png")
+    (folder_of_images / "c").symlink_to(tmp_path / "elsewhere")
+    (folder_of_images / "c" / "loop").symlink_to(folder_of_images)
+    assert command("make", folder_of_images, tmp_path / "set") == 0
+    found = opened(tmp_path / "set")
+    assert [row["name"] for row in found.classes] == ["a", "b", "c"] and found.counts.sum() == 11
+    (folder_of_images / "a" / "gone.png").symlink_to(tmp_path / "nowhere.png")
+    assert command("make", folder_of_images, tmp_path / "other") == 2
+    error = capsys.readouterr().err
+    assert "1 of 12 images cannot be used" in error and "a/gone.png: " in error and not (tmp_path / "other").exists()
+
+
+def test_without_a_size_images_must_be_alike(folder_of_images, tmp_path, capsys):
+    Image.fromarray(noise(1, size=16)[0]).save(folder_of_images / "b" / "z.png")
+    assert command("make", folder_of_images, tmp_path / "set") == 2
+    assert "b/z.png: 16x16, the first image 8x8; --size N resizes all" in capsys.readouterr().err
+    assert command("make", folder_of_images, tmp_path / "set", "--size", 8) == 0
+
+
+def test_a_failed_make_removes_what_is_its_own(folder_of_images, tmp_path):
+    bad = folder_of_images / "a" / "bad.png"
+    bad.write_text("no image")
+    words = [
+        sys.executable,
+        "-m",
+        "distgan",
+        "shards",
+        "make",
+        str(folder_of_images),
+        str(tmp_path / "set"),
+        "--size=8",
+    ]
+    hold = "import os,signal,distgan.data.make as m; m.finish = lambda *a: os.kill(os.getpid(), signal.SIGKILL); "
+    hold += "from distgan.shards import main; import sys; main(sys.argv[1:])"
+    subprocess.run([sys.executable, "-c", hold, *words[4:]], cwd=ROOT, capture_output=True)  # all but the end
+    (tmp_path / "set" / "notes.txt").write_text("mine")
+    assert subprocess.run(words, cwd=ROOT, capture_output=True).returncode == 2
+    assert [path.name for path in (tmp_path / "set").iterdir()] == ["notes.txt"]
+
+
+def test_no_image_starts_another_program(folder_of_images, tmp_path, monkeypatch, capsys):
+    """Pillow hands what looks like EPS to Ghostscript, whatever the file is called."""
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "gs").write_text(f"#!/bin/sh\necho started >>{tmp_path}/started\nexit 1\n")
+    (tmp_path / "bin" / "gs").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{os.environ['PATH']}")
+    eps = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\nshowpage\n%%EOF\n"
+    (folder_of_images / "a" / "x.png").write_bytes(eps)
+    assert command("make", folder_of_images, tmp_path / "set", "--size", 8) == 2
+    (tmp_path / "foreign").mkdir()
+    with open(tmp_path / "foreign" / "0.tar", "wb") as file, wds.writer.TarWriter(file, encoder=False) as tar:
+        tar.write({"__key__": "0", "png": eps})
+    assert command("index", tmp_path / "foreign") == 1
+    assert not (tmp_path / "started").exists() and capsys.readouterr().err.count("cannot identify image") == 2
+
+
+def test_the_index_of_a_made_set_comes_back_and_nothing_else_changes(folder_of_images, tmp_path, capsys):
+    folder = tmp_path / "set"
+    assert command("make", folder_of_images, folder) == 0
+    before = files(folder)
+    (folder / "index.npz").unlink()
+    assert command("index", folder) == 0 and files(folder) == before
+    shutil.copy(folder / "shard-000000.tar", folder / "shard-000001.tar")
+    assert command("index", folder) == 2 and "holds other shards than" in capsys.readouterr().err
 
 
 def test_a_killed_make_is_finished_by_the_same_command(tmp_path):

@@ -37,8 +37,8 @@ def lab():
         "OMP_NUM_THREADS": "1",
         "ACCELERATE_USE_CPU": "true",
     }
-    subprocess.run([UP, "up"], env=env, check=True)
     try:
+        subprocess.run([UP, "up"], env=env, check=True)
         yield env
     finally:
         subprocess.run([UP, "down"], env=env, check=True)
@@ -100,6 +100,12 @@ class Job:
             assert self.facts().get("JobState") not in ("FAILED", "TIMEOUT"), self.log()
             time.sleep(0.2)
         raise AssertionError(self.log())
+
+    def saved(self) -> None:
+        """Until there is a checkpoint."""
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline and not list((self.run / "checkpoints").glob("[0-9]*")):
+            time.sleep(0.1)
 
     def ranks(self) -> list[int]:
         """The pids of the run's processes on both nodes, in the order of their ranks."""
@@ -203,8 +209,7 @@ def test_a_process_that_dies_fails_the_job_and_is_not_requeued(lab, place, tmp_p
 def test_with_retry_it_is_requeued_after_progress_only(lab, place):
     job = Job(lab, place, "retry", words=("--checkpoint.every_epochs", 20), DISTGAN_RETRY="1")
     job.training()
-    while not (job.run / "checkpoints").exists():
-        time.sleep(0.1)
+    job.saved()
     os.kill(job.ranks()[-1], signal.SIGKILL)
     facts = job.wait("COMPLETED")
     assert facts["Restarts"] == "1" and "came in this start: requeue" in job.log() and same_as_undisturbed(job)
@@ -261,8 +266,7 @@ def test_a_node_that_dies(lab, place):
     """
     job = Job(lab, place, "node", words=("--checkpoint.every_epochs", 20), DISTGAN_RETRY="1")
     job.training()
-    while not list((job.run / "checkpoints").glob("[0-9]*")):
-        time.sleep(0.1)
+    job.saved()
     doomed: dict[int, int] = {}
     for path in Path("/proc").glob("[0-9]*"):
         try:

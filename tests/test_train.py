@@ -14,11 +14,14 @@ import pytest
 import torch
 from PIL import Image
 
+import distgan.report
 import distgan.sample
 import distgan.train
 from distgan import models
 from distgan.checkpoint import load
 from distgan.data.shardset import Folder, open_set
+from distgan.gan import generate
+from distgan.randomness import generator
 from shared import ROOT, TINY, computed, launch, launch_env, make_set, metrics, noise, start, train, weights
 
 
@@ -89,6 +92,25 @@ def test_ways_to_compute(trained, words):
     a, b = metrics(run)[-1], metrics(plain)[-1]
     assert weights(run) != weights(plain)
     assert a["d_loss"] == pytest.approx(b["d_loss"], rel=0.1) and a["g_loss"] == pytest.approx(b["g_loss"], rel=0.1)
+
+
+def test_the_averaged_generator_trails_g_and_draws_the_grids(trained):
+    """After an iteration of 16 images with a half-life of 16 it is half way between G before and G after."""
+    run = trained("--images", 16, "--ema.half_life_images", 16)
+    files, _ = load(run / "checkpoints" / "16")
+    G, _ = models.build("dcgan", size=8, channels=3, classes=0, latent=8, options={"width": 4}, seed=0)
+    for name, before in G.named_parameters():
+        torch.testing.assert_close(files["ema"][name], (before.data + files["generator"][name]) / 2)
+    run = trained("--epochs", 1, name="grid")
+    drawn = distgan.report.grid(
+        generate(
+            distgan.sample.load_generator(run / "checkpoints" / "80" / "ema.safetensors")[0],
+            torch.from_numpy(generator(0, "samples").standard_normal((16, 8), np.float32)),
+            None,
+        )
+    )
+    with Image.open(run / "samples" / "fake-0001.png") as image:
+        assert np.abs(np.asarray(image).transpose(2, 0, 1) - drawn.numpy() * 255).max() <= 1
 
 
 def test_a_finished_run_has_nothing_left_to_do(trained, capsys):

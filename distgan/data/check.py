@@ -1,6 +1,7 @@
 """Checking a set, describing it, and indexing shards that another program wrote."""
 
 import hashlib
+import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -63,6 +64,8 @@ def verify_shard(shards: ShardSet, reader: Reader, number: int, ids: np.ndarray)
 def index(folder: Path, track: Track = iter) -> dict[str, Any]:
     """Write manifest.json and index.npz for the tars in `folder` (labels from `.cls` or `.json`); the manifest.
 
+    Of a set that `shards make` wrote, the index alone.
+
     Raises BadInput for a folder without tars, Damaged for one that is not a set of equal square images.
     """
     paths = sorted(folder.rglob("*.tar")) if folder.is_dir() else []
@@ -99,6 +102,13 @@ def index(folder: Path, track: Track = iter) -> dict[str, Any]:
         "shards": rows,
         "made_by": f"distgan {__version__}, index",
     }
+    made = folder / "manifest.json"
+    if made.exists():
+        before = json.loads(made.read_text())
+        if "options" in before:  # from `shards make`, which knows more than the tars tell
+            if before["shards"] != rows:
+                raise BadInput(f"{folder} holds other shards than `shards make` wrote; make the set anew")
+            manifest = before
     commit(folder, manifest, joined)
     return manifest
 

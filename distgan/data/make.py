@@ -4,6 +4,8 @@ A shard is written to a temporary name, fsynced, scanned and renamed; its rows w
 there. Killed at any instant, the same command goes on with the shards that are missing. The manifest comes last.
 """
 
+import contextlib
+import dataclasses
 import fcntl
 import hashlib
 import io
@@ -15,7 +17,9 @@ import threading
 import time
 import warnings
 from collections import Counter
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,11 +29,12 @@ import webdataset as wds
 from PIL import Image, ImageOps
 from tqdm import tqdm
 
-from distgan import BadInput, __version__
+from distgan import BadInput, Failed, __version__
 from distgan.data.scan import Scan
 from distgan.data.shardset import COLUMNS, FORMAT, class_rows, commit, sha256_of, write_whole
 from distgan.data.sources import Source
 
+STAMPS = ".source"  # beside the manifest, since the time of a file is no part of what a set is
 RESIZES = {
     "lanczos": Image.Resampling.LANCZOS,
     "bicubic": Image.Resampling.BICUBIC,
@@ -74,7 +79,9 @@ def make(source: Source, dest: Path, options: Options, jobs: int) -> dict[str, A
     mixed shards. An image that cannot be used fails the command, after all were tried, with a list.
     """
     options = settle(source, options)
-    hashes = [hashlib.sha256(f"{options.seed}|{name}".encode()).digest() for name in source.names]
+    hashes = [
+        hashlib.sha256(f"{options.seed}|{name}".encode(errors="surrogateescape")).digest() for name in source.names
+    ]
     order = sorted(range(len(source)), key=hashes.__getitem__)
     listing = [source.names, source.labels.tolist() if source.labels is not None else None, source.classes]
     origin = {
@@ -82,23 +89,54 @@ def make(source: Source, dest: Path, options: Options, jobs: int) -> dict[str, A
         "images": len(source),
         "sha256": hashlib.sha256(json.dumps(listing).encode()).hexdigest(),
     }
-    if (dest / "manifest.json").exists():
-        manifest = json.loads((dest / "manifest.json").read_text())
-        if (manifest.get("options"), manifest.get("source")) != (asdict(options), origin):
-            raise BadInput(f"{dest} holds another set; give another folder, or delete this one first")
-        shutil.rmtree(dest / ".making", ignore_errors=True)
-        return manifest
-    parts = cut(source, order, options)
-    making = dest / ".making"
-    continue_or_start(making, dest, {"options": asdict(options), "source": origin, "stamps": source.stamps})
-    lock = open(making / "plan.json")  # noqa: SIM115 - held until the set is written
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        lock.close()
-        raise BadInput(f"{dest}: another `shards make` is writing it; wait for it") from None
-    with lock:
+    stamps = hashlib.sha256(json.dumps(source.stamps).encode()).hexdigest()
+    with alone_in(dest):
+        if (dest / "manifest.json").exists():
+            return finished(dest, options, origin, stamps)
+        parts = cut(source, order, options)
+        making = dest / ".making"
+        continue_or_start(making, dest, {"options": asdict(options), "source": origin, "stamps": stamps})
         return write(source, dest, making, options, origin, parts, jobs)
+
+
+@contextlib.contextmanager
+def alone_in(dest: Path) -> Iterator[None]:
+    """Hold the folder `dest` against a second `make`; one that was made for nothing is removed. Raises BadInput."""
+    try:
+        dest.mkdir(parents=True, exist_ok=True)
+        handle = os.open(dest, os.O_RDONLY | os.O_DIRECTORY)
+    except OSError as error:
+        raise BadInput(f"{dest} cannot be written: {error.strerror}") from None
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise BadInput(f"{dest}: another `shards make` is writing it; wait for it") from None
+        yield
+    finally:
+        os.close(handle)
+        with contextlib.suppress(OSError):
+            dest.rmdir()
+
+
+def finished(dest: Path, options: Options, origin: dict[str, Any], stamps: str) -> dict[str, Any]:
+    """The manifest of the set in `dest`, if it is the one asked for and all of it is there. Raises BadInput."""
+    try:
+        manifest = json.loads((dest / "manifest.json").read_bytes())
+        same = (manifest.get("options"), manifest.get("source")) == (asdict(options), origin)
+    except (ValueError, AttributeError):
+        raise BadInput(f"{dest}: manifest.json is damaged; delete the folder first") from None
+    if not same:
+        raise BadInput(f"{dest} holds another set; give another folder, or delete this one first")
+    stamped = dest / STAMPS
+    if stamped.exists() and stamped.read_text().strip() != stamps:
+        raise BadInput(f"{dest} was made before the images changed; give another folder, or delete this one first")
+    for row in manifest["shards"]:
+        path = dest / row["name"]
+        if not path.exists() or path.stat().st_size != row["bytes"]:
+            raise BadInput(f"{dest}: {row['name']} is gone or cut off; delete the folder, and make the set anew")
+    shutil.rmtree(dest / ".making", ignore_errors=True)
+    return manifest
 
 
 def write(
@@ -122,11 +160,15 @@ def write(
         initializer=start_worker,
         initargs=(os.getpid(), source, dest, options),
     )
-    with bar, pool:
-        waiting = {pool.submit(write_shard, i, parts[i]): len(parts[i]) for i in pending}
-        for done in as_completed(waiting):
-            done.result()
-            bar.update(waiting[done])
+    try:
+        with bar, pool:
+            waiting = {pool.submit(write_shard, i, parts[i]): len(parts[i]) for i in pending}
+            for done in as_completed(waiting):
+                done.result()
+                bar.update(waiting[done])
+    except BrokenProcessPool:
+        what = "a process that writes shards was killed, perhaps for its memory (--jobs 1 takes least)"
+        raise Failed(f"{dest}: {what}; the same command goes on") from None
     return finish(source, dest, making, options, origin, len(parts))
 
 
@@ -142,7 +184,9 @@ def settle(source: Source, options: Options) -> Options:
             if image.width != image.height:
                 raise BadInput(f"{source.names[0]} is {image.width}x{image.height}; give --size N to crop and resize")
             size = image.width
-    return Options(**{**asdict(options), "size": size, "channels": options.channels or source.channels})
+    resize = options.resize if options.size else "none"
+    channels = options.channels or source.channels
+    return dataclasses.replace(options, size=size, resize=resize, channels=channels)
 
 
 def opened(source: Source, number: int) -> Image.Image:
@@ -186,6 +230,14 @@ def continue_or_start(making: Path, dest: Path, plan: dict[str, Any]) -> None:
 
 
 WORK: tuple[Source, Path, Options]  # of a worker, set once by start_worker
+
+
+def remove(dest: Path, shards: int) -> None:
+    """What `make` wrote into `dest`, and nothing else."""
+    for number in range(shards):
+        (dest / shard_name(number)).unlink(missing_ok=True)
+        (dest / f".{shard_name(number)}.tmp").unlink(missing_ok=True)
+    shutil.rmtree(dest / ".making", ignore_errors=True)
 
 
 def start_worker(parent: int, source: Source, dest: Path, options: Options) -> None:
@@ -268,6 +320,10 @@ def prepare(image: Image.Image | np.ndarray, options: Options, converted: dict[s
     if options.crop == "none" and image.width != image.height:
         raise ValueError(f"{image.width}x{image.height} is not square; --crop center cuts it")
     if image.size != (options.size, options.size):
+        if options.resize == "none":
+            raise ValueError(
+                f"{image.width}x{image.height}, the first image {options.size}x{options.size}; --size N resizes all"
+            )
         image = ImageOps.fit(image, (options.size, options.size), RESIZES[options.resize])
     return np.array(image).reshape(options.size, options.size, options.channels)
 
@@ -293,7 +349,7 @@ def finish(
             rows.append((Written(**json.loads(str(stored["meta"]))), {name: stored[name] for name in COLUMNS}))
     bad = [line for written, _ in rows for line in written.bad]
     if bad and not options.skip_bad:
-        shutil.rmtree(dest)
+        remove(dest, shards)
         raise BadInput(
             f"{len(bad)} of {len(source)} images cannot be used; mend them, or leave them out with --skip_bad true:\n  "
             + "\n  ".join(bad)
@@ -302,7 +358,7 @@ def finish(
     written = [row for row, _ in rows if row.samples]
     count = sum(row.samples for row in written)
     if not count:
-        shutil.rmtree(dest)
+        remove(dest, shards)
         raise BadInput("no image was left to write")
     values = count * (options.size or 0) ** 2
     mean = np.array([row.sums for row in written]).sum(0) / values
@@ -323,6 +379,7 @@ def finish(
         "left_out": bad,
         "made_by": f"distgan {__version__}",
     }
+    write_whole(dest / STAMPS, (json.loads((making / "plan.json").read_text())["stamps"] + "\n").encode())
     commit(dest, manifest, columns)
     for row, _ in rows:
         if not row.samples:

@@ -50,6 +50,13 @@ def open_place(address: str, cache_dir: str | None = None, cache_gb: float = 0.0
         return Folder(Path(address))
     if scheme not in ("http", "https", "s3"):
         raise BadInput(f"data.shards: {address}: shards are read from folders, http://, https:// and s3://")
+    try:
+        parts = urllib.parse.urlsplit(address)
+        named = bool(parts.hostname) and parts.port != 0  # a port that is no number raises
+    except ValueError:
+        named = False
+    if not named:
+        raise BadInput(f"data.shards: {address} names no server")
     folder = Path(cache_dir) if cache_dir else Path.home() / ".cache" / "distgan" / "shards"
     return Server(address.rstrip("/"), folder, cache_gb)
 

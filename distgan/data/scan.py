@@ -11,7 +11,7 @@ import xxhash
 from PIL import Image
 
 from distgan.data import Damaged
-from distgan.data.shardset import COLUMNS, EXTENSIONS
+from distgan.data.shardset import CLASSES, COLUMNS, EXTENSIONS, PILLOW
 from distgan.data.tar import members, split_key
 
 
@@ -83,8 +83,8 @@ class Scan:
             label = int(fields["cls"])
         elif "json" in fields:
             label = json.loads(fields["json"]).get("label", -1)
-        if not isinstance(label, int) or not -1 <= label < 2**31:
-            raise ValueError(f"the label {label!r} is not a number from 0 to 2^31")
+        if not isinstance(label, int) or not -1 <= label < CLASSES:
+            raise ValueError(f"the label {label!r} is not a number from 0 to {CLASSES:,}")
         return label
 
     def arrays(self) -> dict[str, np.ndarray]:
@@ -103,5 +103,5 @@ def describe(data: bytes, encoding: str) -> tuple[int, int, int, int]:
         if len(data) - file.tell() != int(np.prod(shape)):
             raise ValueError("the array's bytes are not those its shape needs")
         return (*shape, file.tell())
-    with Image.open(io.BytesIO(data)) as image:
+    with Image.open(io.BytesIO(data), formats=PILLOW) as image:
         return image.height, image.width, 1 if image.mode in ("L", "1") else 3, 0

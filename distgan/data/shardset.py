@@ -5,19 +5,23 @@ import hashlib
 import io
 import json
 import os
+import re
 import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, Protocol
 
 import numpy as np
 
 from distgan import BadInput
+from distgan.data import Damaged
 from distgan.data.tar import members, split_key
 
 FORMAT = "distgan-shards-1"
 COLUMNS = {"offset": np.int64, "size": np.uint32, "label": np.int32, "check": np.uint64}  # 24 bytes an image
+CLASSES = 1_000_000  # at most
+PILLOW = ("PNG", "JPEG")  # what Pillow may take an image for: left free, it starts Ghostscript on what looks like EPS
 EXTENSIONS = {"npy": "npy", "png": "png", "jpg": "jpg", "jpeg": "jpg"}
 
 
@@ -77,6 +81,13 @@ class ShardSet:
         """[{"name": ..., "samples": ...}, ...], or [] for a set without labels."""
         return self.manifest["classes"]
 
+    def check_index(self) -> None:
+        """Raises BadInput where index.npz is not the manifest's; reads all of it."""
+        row = self.manifest["index"]
+        path = self.place.path("index.npz", row["bytes"], row["sha256"])
+        if sha256_of(path) != row["sha256"]:
+            raise BadInput(f"data.shards: {path} is not the manifest's; `distgan shards index` makes it anew")
+
     def missing(self) -> list[str]:
         """Shards that are not where the set is; a server's are known when they are fetched."""
         there = self.place.names()
@@ -89,6 +100,8 @@ class ShardSet:
     def keys(self, shard: int) -> Callable[[int], str]:
         """Names the sample that has a given byte of a shard; walks the shard's headers once."""
         walked = list(members(self.shard_path(shard)))
+        if not walked:
+            raise Damaged(f"{self.shard_path(shard)}: holds no member")
         offsets = [member.offset for member in walked]
 
         def key(offset: int) -> str:
@@ -112,12 +125,13 @@ def open_set(place: Place, name: str) -> ShardSet:
         manifest = json.loads(data)
         if manifest["format"] != FORMAT:
             raise BadInput(f"{name}: manifest.json is of format {manifest['format']!r}; this version reads {FORMAT}")
+        check_manifest(manifest)
         row = manifest["index"]
         columns = map_columns(place.path("index.npz", row["bytes"], row["sha256"]))
         counts = np.array([shard["samples"] for shard in manifest["shards"]], dtype=np.int64)
-    except (KeyError, TypeError, json.JSONDecodeError) as error:
+    except (KeyError, TypeError, AttributeError, json.JSONDecodeError, UnicodeDecodeError) as error:
         raise BadInput(
-            f"{name}: manifest.json is damaged ({error}); `distgan shards verify {name}` tells more"
+            f"{name}: manifest.json is damaged ({error!r}); copy it there again, or make the set anew"
         ) from None
     except (OSError, ValueError, zipfile.BadZipFile) as error:
         if isinstance(error, BadInput):
@@ -128,6 +142,21 @@ def open_set(place: Place, name: str) -> ShardSet:
     if counts.sum() != len(columns["offset"]):
         raise BadInput(f"{name}: index.npz is not the manifest's; `distgan shards index` makes it anew")
     return ShardSet(place, manifest, hashlib.sha256(data).hexdigest(), columns, counts)
+
+
+def check_manifest(manifest: dict[str, Any]) -> None:
+    """Raises KeyError or TypeError where the manifest lacks what reading needs, or names what it must not."""
+    for key, kind in {"samples": int, "size": int, "channels": int, "encoding": str, "classes": list}.items():
+        if not isinstance(manifest[key], kind):
+            raise TypeError(f"{key} is {manifest[key]!r}")
+    if manifest["encoding"] not in EXTENSIONS.values() or manifest["channels"] not in (1, 3):
+        raise TypeError(f"images of {manifest['channels']} channels as {manifest['encoding']!r}")
+    for row in [manifest["index"] | {"name": "index.npz", "samples": 0}, *manifest["shards"]]:
+        path = PurePosixPath(row["name"])
+        if path.is_absolute() or ".." in path.parts or not re.fullmatch("[0-9a-f]{64}", row["sha256"]):
+            raise TypeError(f"a file {row['name']!r} with the sha256 {row['sha256']!r}")
+        if not isinstance(row["bytes"], int) or not isinstance(row["samples"], int):
+            raise TypeError(f"a file of {row['bytes']!r} bytes and {row['samples']!r} samples")
 
 
 def map_columns(path: Path) -> dict[str, np.ndarray]:

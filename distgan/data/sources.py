@@ -4,8 +4,10 @@ import csv
 import gzip
 import io
 import json
+import os
 import zipfile
-from collections.abc import Callable, Sequence
+import zlib
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -14,9 +16,14 @@ import numpy as np
 from PIL import Image
 
 from distgan import BadInput
+from distgan.data.shardset import CLASSES
 from distgan.randomness import generator
 
 IMAGES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"}
+
+
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM")  # Pillow starts Ghostscript for some of the others
+LARGEST = 1 << 28
 
 
 @dataclass
@@ -43,11 +50,14 @@ def open_source(source: str, *, split: str, files: str | None, labels: str, samp
         return NAMED[source](split=split, files=Path(files) if files else None, samples=samples, seed=seed)
     path = Path(source)
     if path.is_dir():
-        found = sorted(p for p in path.rglob("*") if p.suffix.lower() in IMAGES and p.is_file())
+        found = sorted(images_under(path))
         names = [p.relative_to(path).as_posix() for p in found]
-        stats = [p.stat() for p in found]
+        stats = [p.stat() if p.exists() else p.lstat() for p in found]
         made = Source(
-            "folder", names, lambda i: Image.open(found[i]), stamps=[(s.st_size, s.st_mtime_ns) for s in stats]
+            "folder",
+            names,
+            lambda i: Image.open(found[i], formats=FORMATS),
+            stamps=[(s.st_size, s.st_mtime_ns) for s in stats],
         )
         return labelled(made, labels, path, lambda name: (path / name).read_bytes())
     if path.suffix.lower() == ".zip" and path.is_file():
@@ -61,14 +71,31 @@ def open_source(source: str, *, split: str, files: str | None, labels: str, samp
         made = Source(
             "zip",
             [i.filename for i in infos],
-            lambda i: Image.open(io.BytesIO(zip_bytes(path, infos[i]))),
+            lambda i: Image.open(io.BytesIO(zip_bytes(path, infos[i])), formats=FORMATS),
             stamps=[i.CRC for i in infos],
         )
         return labelled(made, labels, path.parent, archive.read)
     raise BadInput(f"{source} is no folder, no .zip and no data set; the data sets are {', '.join(NAMED)}")
 
 
+def images_under(folder: Path, above: tuple[str, ...] = ()) -> Iterator[Path]:
+    """The image files in a folder and in those under it, through links too.
+
+    A link that leads nowhere is among them: reading it will name it.
+    """
+    real = os.path.realpath(folder)
+    if real in above:  # a link to a folder that holds it
+        return
+    for entry in os.scandir(folder):
+        if entry.is_dir():
+            yield from images_under(Path(entry.path), (*above, real))
+        elif Path(entry.name).suffix.lower() in IMAGES and (entry.is_file() or entry.is_symlink()):
+            yield Path(entry.path)
+
+
 def zip_bytes(path: Path, info: zipfile.ZipInfo) -> bytes:
+    if info.file_size > LARGEST:
+        raise ValueError(f"{info.file_size:,} bytes; the largest image read from a zip has {LARGEST:,}")
     with zipfile.ZipFile(path) as archive:  # opened anew: each process reads for itself
         return archive.read(info)
 
@@ -83,9 +110,9 @@ def labelled(source: Source, labels: str, folder: Path, read: Callable[[str], by
         path = Path(labels)
         if not path.is_file():
             raise BadInput(f"--labels: there is no file {labels}; or auto, or none")
-        return attach(source, label_rows(path.suffix.lower(), path.read_text(), labels), labels)
+        return attach(source, label_rows(path.suffix.lower(), path.read_bytes(), labels), labels)
     try:
-        return attach(source, label_rows(".json", read("dataset.json").decode(), "dataset.json"), "dataset.json")
+        return attach(source, label_rows(".json", read("dataset.json"), "dataset.json"), "dataset.json")
     except (OSError, KeyError):
         pass
     tops = [PurePosixPath(name).parts[0] if "/" in name else None for name in source.names]
@@ -97,9 +124,10 @@ def labelled(source: Source, labels: str, folder: Path, read: Callable[[str], by
     return source
 
 
-def label_rows(kind: str, text: str, where: str) -> dict[str, Any]:
+def label_rows(kind: str, data: bytes, where: str) -> dict[str, Any]:
     """{file name: label} of a CSV (two columns), JSONL ({"file_name", "label"}) or NVlabs dataset.json."""
     try:
+        text = data.decode()
         if kind == ".csv":
             rows = [row for row in csv.reader(io.StringIO(text)) if row]
             return {row[0]: row[1] for row in rows if row[:2] != ["file_name", "label"]}
@@ -107,7 +135,7 @@ def label_rows(kind: str, text: str, where: str) -> dict[str, Any]:
             objects = [json.loads(line) for line in text.splitlines() if line.strip()]
             return {row["file_name"]: row["label"] for row in objects}
         return dict(json.loads(text)["labels"] or {})
-    except (ValueError, KeyError, IndexError, TypeError) as error:
+    except (ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
         raise BadInput(f"{where}: not a list of file names and labels ({error!r})") from None
 
 
@@ -118,8 +146,12 @@ def attach(source: Source, rows: dict[str, Any], where: str) -> Source:
     if missing:
         raise BadInput(f"{where}: no label for {len(missing)} images, the first is {missing[0]}")
     values = [rows[name] for name in source.names]
-    if all(isinstance(value, int) or str(value).isdigit() for value in values):
-        source.labels = np.array([int(value) for value in values])
+    if all(isinstance(value, int) or str(value).isdecimal() for value in values):
+        numbers = [int(value) for value in values]
+        odd = next((i for i, number in enumerate(numbers) if not 0 <= number < CLASSES), None)
+        if odd is not None:
+            raise BadInput(f"{where}: the label {numbers[odd]} of {source.names[odd]} is not from 0 to {CLASSES - 1:,}")
+        source.labels = np.array(numbers)
         source.classes = [str(i) for i in range(int(source.labels.max()) + 1)]
     else:
         source.classes = sorted({str(value) for value in values})
@@ -204,9 +236,9 @@ def idx(files: Path | None, split: str, name: str) -> tuple[np.ndarray, np.ndarr
             raise BadInput(f"--source: no {stem}-{kind}-ubyte or .gz in {files}")
         try:
             data = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-        except (OSError, EOFError) as error:
+            found.append(np.frombuffer(data, np.uint8, offset=header))
+        except (OSError, EOFError, ValueError, zlib.error) as error:
             raise BadInput(f"{path}: {error}") from None
-        found.append(np.frombuffer(data, np.uint8, offset=header))
     labels = found[1]
     if len(found[0]) != len(labels) * 784:
         raise BadInput(f"{files}: {len(found[0])} bytes of images do not fit {len(labels)} labels")

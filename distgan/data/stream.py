@@ -19,7 +19,7 @@ from torch import Tensor
 from distgan import BadInput
 from distgan.data import Damaged
 from distgan.data.order import Lanes
-from distgan.data.shardset import ShardSet
+from distgan.data.shardset import PILLOW, ShardSet
 
 OPEN_FILES = 512
 
@@ -159,7 +159,7 @@ class Handle:
 
 
 def decode_pillow(data: bytes, shape: tuple[int, ...]) -> np.ndarray:
-    with Image.open(io.BytesIO(data)) as image:
+    with Image.open(io.BytesIO(data), formats=PILLOW) as image:
         if image.size != shape[1::-1]:  # before a pixel is decoded: a small file can claim a huge image
             raise ValueError(f"{image.size[0]}x{image.size[1]} pixels")
         array = np.asarray(image.convert("L" if shape[2] == 1 else "RGB"))

@@ -48,7 +48,10 @@ def members(path: str | os.PathLike[str]) -> Iterator[Member]:
             if kind == LONG_NAME:
                 name = text(data(size))
             elif kind == PAX:
-                name = pax_path(data(size)) or name
+                try:
+                    name = pax_path(data(size)) or name
+                except (ValueError, IndexError):
+                    raise Damaged(f"{path}: the names at byte {offset} cannot be read") from None
             elif kind in REGULAR:
                 yield Member(name or ustar_name(header), offset + BLOCK, size)
                 name = ""
@@ -72,7 +75,10 @@ def number(data: bytes) -> int:
     """An octal field, or GNU's base-256 for what octal cannot hold."""
     if data[0] & 0x80:
         return int.from_bytes(data, "big") & ~(0x80 << 8 * (len(data) - 1))
-    return int(data.rstrip(b"\0 ") or b"0", 8)
+    digits = data.strip(b"\0 ")
+    if digits.strip(b"01234567"):  # int() would take a sign
+        raise ValueError
+    return int(digits or b"0", 8)
 
 
 def text(data: bytes) -> str:
@@ -89,6 +95,8 @@ def pax_path(records: bytes) -> str:
     found = ""
     while records:
         length = int(records.split(b" ", 1)[0])
+        if length < 1:
+            raise ValueError
         key, _, value = records[:length].split(b" ", 1)[1].rstrip(b"\n").partition(b"=")
         found, records = value.decode() if key == b"path" else found, records[length:]
     return found

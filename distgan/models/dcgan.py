@@ -18,7 +18,7 @@ def build(
     """
     if size < 8 or size > 256 or size & (size - 1):
         raise BadInput(f"model dcgan: no network for {size}x{size} images; sizes are 8, 16, 32, 64, 128, 256")
-    if norm not in NORMS:
+    if not isinstance(norm, str) or norm not in NORMS:
         raise BadInput(f"model.options.norm: there is no {norm!r}; the norms are {', '.join(NORMS)}")
     if not isinstance(width, int) or width < 1:
         raise BadInput(f"model.options.width: {width!r} is not a positive whole number")

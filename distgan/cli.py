@@ -54,7 +54,8 @@ class Parser(jsonargparse.ArgumentParser):
     def one_line(self, message: str) -> str:
         message = " ".join(message.split())
         if message.startswith("Unexpected config:"):
-            return f"--config: {message.removeprefix('Unexpected config:').strip() or 'nothing'}: keys need values under them"
+            found = message.removeprefix("Unexpected config:").strip()
+            return f"--config: {found or 'an empty file'} gives no key a value"
         unknown = re.search(r"(?i)^Unrecognized arguments: --(\S+)|^Option '(.+)' is not accepted", message)
         in_group = re.search(r"^Group '(.+)' does not accept option '(.+)'", message)
         found = unknown or in_group

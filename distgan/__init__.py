@@ -3,6 +3,12 @@
 __version__ = "0.1.0"
 
 
+def told(error: OSError) -> str:
+    """What the system said, in a line, with the file where it named one."""
+    what = error.strerror or str(error)
+    return f"{error.filename}: {what}" if error.filename else what
+
+
 class BadInput(ValueError):
     """What the user gave cannot be used. The message is one line: the thing, and what would mend it. Exit code 2."""
 

@@ -4,29 +4,17 @@ torch's SyncBatchNorm needs GPUs, and each of its forwards makes the host wait f
 peer hangs never comes to say so. Here every process has the same number of images: nothing needs to be waited for.
 """
 
-from typing import Any
-
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.nn.functional import all_reduce
 
 
-class Gathered(torch.autograd.Function):
+def gathered(mine: Tensor) -> Tensor:
     """[...] of this process -> [processes, ...] of all, in the order of their ranks; differentiable."""
-
-    @staticmethod
-    def forward(ctx: Any, mine: Tensor) -> Tensor:
-        everybodys = mine.new_zeros(dist.get_world_size(), *mine.shape)
-        everybodys[dist.get_rank()] = mine
-        dist.all_reduce(everybodys)
-        return everybodys
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable  # a second one would leave the other processes out
-    def backward(ctx: Any, *gradients: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
-        gradient = gradients[0].contiguous()
-        dist.all_reduce(gradient)  # what every process's loss says about the part of this one
-        return gradient[dist.get_rank()]
+    everybodys = mine.new_zeros(dist.get_world_size(), *mine.shape)
+    everybodys[dist.get_rank()] = mine
+    return all_reduce(everybodys)
 
 
 class GlobalBatchNorm2d(nn.BatchNorm2d):
@@ -40,7 +28,7 @@ class GlobalBatchNorm2d(nn.BatchNorm2d):
         x = x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
         mean = x.sum(0) / len(x)
         variance = (x - mean.detach()).square().sum(0) / len(x)  # its derivative by the mean is 0
-        means, variances = Gathered.apply(torch.stack([mean, variance])).unbind(1)
+        means, variances = gathered(torch.stack([mean, variance])).unbind(1)
         mean = means.mean(0)
         variance = variances.mean(0) + means.var(0, correction=0)
         self.track(mean.detach(), variance.detach(), dist.get_world_size() * len(x))

@@ -9,7 +9,7 @@ from typing import Any
 
 import jsonargparse
 
-from distgan import BadInput, Failed
+from distgan import BadInput, Failed, told
 
 # Docstrings under fields are their help.
 jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)
@@ -35,8 +35,7 @@ def run(command: Callable[[list[str]], None], argv: Sequence[str] | None = None)
     except BrokenPipeError:  # `distgan shards order ... | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except OSError as error:
-        what = f"{error.filename}: {error.strerror}" if error.filename else str(error)
-        print(f"distgan: {what}", file=sys.stderr, flush=True)
+        print(f"distgan: {told(error)}", file=sys.stderr, flush=True)
         return 1
     return 0
 

@@ -16,7 +16,7 @@ from accelerate import Accelerator
 from accelerate.utils import GradientAccumulationPlugin, InitProcessGroupKwargs
 from torch import Tensor, nn
 
-from distgan import BadInput, Failed
+from distgan import BadInput, Failed, told
 
 T = TypeVar("T")
 TIMEOUT_SECONDS = float(os.environ.get("DISTGAN_TIMEOUT_SECONDS", 600))
@@ -66,7 +66,7 @@ class Processes:
             except (BadInput, Failed) as error:
                 outcome[1] = error
             except OSError as error:
-                outcome[1] = Failed(f"{error.filename}: {error.strerror}")
+                outcome[1] = Failed(told(error))
         if self.hosts is not None:
             dist.broadcast_object_list(outcome, src=0, group=self.hosts)
         if outcome[1] is not None:
@@ -82,7 +82,7 @@ class Processes:
             result = work()
         except (BadInput, Failed, OSError) as fault:
             kind = "input" if isinstance(fault, BadInput) else "failed"
-            error = f"{fault.filename}: {fault.strerror}" if isinstance(fault, OSError) else str(fault)
+            error = told(fault) if isinstance(fault, OSError) else str(fault)
         for rank, (its_kind, its_error) in enumerate(self.everybodys((kind, error))):
             if its_kind:
                 what = f"process {rank}: {its_error}" if rank else its_error

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from distgan import BadInput, Failed, cli
+from distgan import BadInput, Failed, cli, told
 from distgan.checkpoint import Checkpoints
 from distgan.config import flatten, read, to_dict
 from distgan.gan import generate, train_step
@@ -177,7 +177,7 @@ def in_one_line(processes: Processes, root: Path) -> Iterator[None]:
     except OSError as error:
         images = Checkpoints(root / "checkpoints", 0).all()
         stands = f"the checkpoint at {images[-1]:,} images stands" if images else "there is no checkpoint yet"
-        raise Failed(f"{error.filename or root}: {error.strerror}; {stands}") from None
+        raise Failed(f"{root}: {told(error)}; {stands}") from None
     except (dist.DistError, RuntimeError) as error:
         if isinstance(error, Failed) or not (isinstance(error, dist.DistError) or "gloo" in str(error)):
             raise  # this process's own

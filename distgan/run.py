@@ -88,7 +88,7 @@ def open_data(config: Config, rank: int, world: int) -> tuple[ShardSet, Lanes]:
     if rank == 0 and (missing := shards.missing()):
         more = f" and {len(missing) - 1} more shards" if len(missing) > 1 else ""
         raise BadInput(
-            f"data.shards: {missing[0]}{more} of {data.shards} are gone; copy them there again, or make the set anew"
+            f"data.shards: {data.shards} lacks {missing[0]}{more}; copy what is gone there again, or make the set anew"
         )
     if data.labels and len(shards.classes) < 2:
         raise BadInput(f"data.labels: {data.shards} has {len(shards.classes) or 'no'} classes; labels need two or more")

@@ -180,7 +180,7 @@ def test_a_whole_bad_shard_uses_the_budget_up(folder, tmp_path, capsys):
 def test_a_shard_that_is_gone_is_told_before_the_run_starts(folder, tmp_path, capsys):
     a_missing_shard(folder)
     assert train("--data.shards", folder, "--run_dir", tmp_path / "run") == 2
-    assert "data.shards: shard-000001.tar of " in capsys.readouterr().err and not (tmp_path / "run").exists()
+    assert "lacks shard-000001.tar; copy" in capsys.readouterr().err and not (tmp_path / "run").exists()
 
 
 def test_the_trainer_reports_the_budget(folder, tmp_path, capsys):

@@ -3,21 +3,29 @@
 __version__ = "0.1.0"
 
 
-def told(error: OSError) -> str:
-    """What the system said, in a line, with the file where it named one."""
-    what = error.strerror or str(error)
-    return f"{error.filename}: {what}" if error.filename else what
+class DistganError(Exception):
+    """An error that is understood. The message is one line; the command ends with `exit_code`."""
+
+    exit_code = 1
+    on_all_ranks = False
+    """Whether every process of the run raises it: then only rank 0 prints it."""
 
 
-class BadInput(ValueError):
-    """What the user gave cannot be used. The message is one line: the thing, and what would mend it. Exit code 2."""
+class UsageError(DistganError, ValueError):
+    """What the user gave cannot be used. The message names the key or file and how to fix it."""
 
-    shared = False
-    """Whether all of a run's processes raise it, so that the first may speak for all."""
+    exit_code = 2
 
 
-class Failed(RuntimeError):
-    """The work went wrong in a way that is understood. The message says what, and what stands. Exit code 1."""
+class RunError(DistganError, RuntimeError):
+    """The work failed. The message says what failed and what is left to continue from."""
 
-    shared = False
-    """Whether all of a run's processes raise it, so that the first may speak for all."""
+
+class CorruptDataError(RunError):
+    """The bytes of a shard are not those that were written. Names the shard, and the key and offset if known."""
+
+
+def format_os_error(error: OSError) -> str:
+    """The system's message in one line, with the file it names, if any."""
+    message = error.strerror or str(error)
+    return f"{error.filename}: {message}" if error.filename else message

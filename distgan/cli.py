@@ -9,7 +9,7 @@ from typing import Any
 
 import jsonargparse
 
-from distgan import BadInput, Failed, told
+from distgan import RunError, UsageError, format_os_error
 
 # Docstrings under fields are their help.
 jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)
@@ -23,19 +23,19 @@ def run(command: Callable[[list[str]], None], argv: Sequence[str] | None = None)
     """
     try:
         command(list(sys.argv[1:] if argv is None else argv))
-    except (BadInput, Failed) as error:
+    except (UsageError, RunError) as error:
         # What all devices of a node find in the same arguments and files is said once for the node.
-        alone = os.environ.get("LOCAL_RANK", "0") == "0" if isinstance(error, BadInput) else True
-        if os.environ.get("RANK", "0") == "0" or (alone and not error.shared):
+        alone = os.environ.get("LOCAL_RANK", "0") == "0" if isinstance(error, UsageError) else True
+        if os.environ.get("RANK", "0") == "0" or (alone and not error.on_all_ranks):
             print(f"distgan: {error}", file=sys.stderr, flush=True)
-        return 2 if isinstance(error, BadInput) else 1
+        return 2 if isinstance(error, UsageError) else 1
     except UnicodeDecodeError as error:
         print(f"distgan: a file that is read as text is not UTF-8: {error}", file=sys.stderr, flush=True)
         return 2
     except BrokenPipeError:  # `distgan shards order ... | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except OSError as error:
-        print(f"distgan: {told(error)}", file=sys.stderr, flush=True)
+        print(f"distgan: {format_os_error(error)}", file=sys.stderr, flush=True)
         return 1
     return 0
 
@@ -48,7 +48,7 @@ class Parser(jsonargparse.ArgumentParser):
         super().__init__(*args, **kwargs)
 
     def error(self, message: str, ex: Exception | None = None) -> Any:
-        raise BadInput(self.one_line(message)) from None
+        raise UsageError(self.one_line(message)) from None
 
     def one_line(self, message: str) -> str:
         message = " ".join(message.split())

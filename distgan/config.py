@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import jsonargparse
 
-from distgan import BadInput
+from distgan import UsageError
 from distgan.cli import Parser
 
 
@@ -146,27 +146,27 @@ class Config:
         if self.epochs is None and self.images is None:
             object.__setattr__(self, "epochs", 25)
         elif self.epochs is not None and self.images is not None:
-            raise BadInput("epochs and images are both given; give one, and null for the other")
+            raise UsageError("epochs and images are both given; give one, and null for the other")
         for key, number in flatten(to_dict(self)).items():
             if isinstance(number, float) and not math.isfinite(number):
-                raise BadInput(f"{key}: {number} is not a finite number")
+                raise UsageError(f"{key}: {number} is not a finite number")
         for key, least in LEAST.items():
             value: Any = self
             for name in key.split("."):
                 value = getattr(value, name)
             if value is not None and value < least:
-                raise BadInput(f"{key}: {value} is too small; at least {least}")
+                raise UsageError(f"{key}: {value} is too small; at least {least}")
         for net in ("g_optimizer", "d_optimizer"):
             optimizer = getattr(self, net)
             if not all(0 <= beta < 1 for beta in optimizer.betas):
-                raise BadInput(f"{net}.betas: {list(optimizer.betas)} must both lie in [0, 1)")
+                raise UsageError(f"{net}.betas: {list(optimizer.betas)} must both lie in [0, 1)")
             if not optimizer.lr > 0:
-                raise BadInput(f"{net}.lr: {optimizer.lr} must be above 0")
+                raise UsageError(f"{net}.lr: {optimizer.lr} must be above 0")
         if self.lanes and self.batch % self.lanes:
-            raise BadInput(f"data.lanes: {self.lanes} does not divide batch {self.batch}")
+            raise UsageError(f"data.lanes: {self.lanes} does not divide batch {self.batch}")
         for key, names in (("penalties", self.penalties), ("augment", self.augment)):
             for name in names:
-                raise BadInput(f"{key}: there is no {name!r}; this version has none")
+                raise UsageError(f"{key}: there is no {name!r}; this version has none")
 
     @property
     def lanes(self) -> int:
@@ -239,7 +239,7 @@ def flatten(nested: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 def read(argv: Sequence[str], *, prog: str, description: str) -> tuple[Config, jsonargparse.Namespace]:
     """The configuration of `--config FILE` and the command line, and the flags that are no part of it.
 
-    `--help` and `--print_config` print and exit 0. Raises BadInput.
+    `--help` and `--print_config` print and exit 0. Raises UsageError.
     """
     parser = Parser(prog=prog, description=description)
     parser.add_argument("--config", action="config", help="YAML file; what follows on the command line overrides it.")
@@ -248,13 +248,13 @@ def read(argv: Sequence[str], *, prog: str, description: str) -> tuple[Config, j
     parser.add_argument("--dry_run", action="store_true", help="Build everything, do one iteration, write nothing.")
     for path in (argv[i + 1] for i, word in enumerate(argv[:-1]) if word == "--config"):
         if not Path(path).is_file():
-            raise BadInput(f"--config: there is no file {path}")
+            raise UsageError(f"--config: there is no file {path}")
     namespace = parser.parse_args(list(argv))
     for section in dataclasses.fields(Config):
         value, kind = namespace[section.name], section.default_factory
         if dataclasses.is_dataclass(kind) and not isinstance(value, jsonargparse.Namespace):
             keys = ", ".join(key.name for key in dataclasses.fields(kind))
-            raise BadInput(f"{section.name}: {value!r} is no section; its keys are {keys}")
+            raise UsageError(f"{section.name}: {value!r} is no section; its keys are {keys}")
     flags = jsonargparse.Namespace(fresh=namespace.pop("fresh"), dry_run=namespace.pop("dry_run"))
     namespace.pop("config", None)
     given = {key for key in ("epochs", "images") if any(word.split("=")[0] == f"--{key}" for word in argv)}

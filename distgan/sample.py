@@ -12,11 +12,11 @@ import torch
 from torch import nn
 from torchvision.utils import save_image
 
-from distgan import BadInput, cli, models
-from distgan.checkpoint import Checkpoints, load_weights
-from distgan.gan import generate
-from distgan.randomness import generator
-from distgan.report import grid
+from distgan import UsageError, cli, models
+from distgan.gan.step import generate
+from distgan.rng import rng
+from distgan.training.checkpoint import Checkpoints, load_weights
+from distgan.training.logger import grid
 
 
 def sample(
@@ -32,18 +32,18 @@ def sample(
         label: Class of all images, for a network with labels; default: the classes in turn.
     """
     if count < 1:
-        raise BadInput(f"--count: {count} is too small; at least 1")
+        raise UsageError(f"--count: {count} is too small; at least 1")
     path = find(Path(file_or_run))
     G, latent, classes = load_generator(path)
     if label is not None and not 0 <= label < classes:
-        raise BadInput(f"--label: {label} is not one of the {classes} classes of {path}")
-    z = torch.from_numpy(generator(seed, "sample").standard_normal((count, latent), np.float32))
+        raise UsageError(f"--label: {label} is not one of the {classes} classes of {path}")
+    z = torch.from_numpy(rng(seed, "sample").standard_normal((count, latent), np.float32))
     labels = torch.full((count,), label) if label is not None else torch.arange(count) % max(classes, 1)
     images = generate(G, z, labels if classes else None)
     try:
         save_image(grid(images), out, format="png")
     except OSError as error:
-        raise BadInput(f"--out: {out} cannot be written: {error.strerror}") from None
+        raise UsageError(f"--out: {out} cannot be written: {error.strerror}") from None
     print(f"{out}: {count} images of {path}")
 
 
@@ -56,7 +56,7 @@ def find(path: Path) -> Path:
     for name in ("ema.safetensors", "generator.safetensors"):
         if (folder / name).is_file():
             return folder / name
-    raise BadInput(f"{path} holds no checkpoint")
+    raise UsageError(f"{path} holds no checkpoint")
 
 
 def load_generator(path: Path) -> tuple[nn.Module, int, int]:
@@ -67,12 +67,12 @@ def load_generator(path: Path) -> tuple[nn.Module, int, int]:
         name, latent, options = model["name"], model["latent"], model["options"]
         shape = {"size": about["size"], "channels": about["channels"]}
     except (KeyError, TypeError):
-        raise BadInput(f"{path}: its metadata does not describe a network of distgan") from None
+        raise UsageError(f"{path}: its metadata does not describe a network of distgan") from None
     G, _ = models.build(name, **shape, classes=classes, latent=latent, options=options, seed=0)
     try:
         G.load_state_dict(weights)
     except RuntimeError:
-        raise BadInput(f"{path} does not hold a generator; give generator.safetensors or ema.safetensors") from None
+        raise UsageError(f"{path} does not hold a generator; give generator.safetensors or ema.safetensors") from None
     return G, latent, classes
 
 

@@ -15,14 +15,14 @@ import torch
 from torchvision.utils import save_image
 from tqdm import tqdm
 
-import distgan.data.check
-import distgan.data.make
-from distgan import BadInput, cli
+import distgan.dataset_tool.check
+import distgan.dataset_tool.make
+from distgan import CorruptDataError, UsageError, cli
 from distgan.data.order import Lanes, rows
-from distgan.data.remote import open_place
-from distgan.data.shardset import ShardSet, open_set
-from distgan.data.sources import open_source
-from distgan.report import grid
+from distgan.data.remote import open_storage
+from distgan.data.shardset import ShardSet, open_shardset
+from distgan.dataset_tool.sources import open_source
+from distgan.training.logger import grid
 
 
 def make(
@@ -58,21 +58,21 @@ def make(
         background: Colour behind transparent pixels.
         labels: auto (dataset.json inside, else class folders), none, or a CSV, JSONL or dataset.json file.
         split: Of the named data sets.
-        source: Folder with the files of fashion-mnist, mnist, stacked-mnist or cifar10; default: download.
+        source: LocalStorage with the files of fashion-mnist, mnist, stacked-mnist or cifar10; default: download.
         samples: Images of stacked-mnist.
         seed: Of the order in the shards, and of stacked-mnist's triples.
         shard_mb: Size of a shard in MB.
         skip_bad: Leave out images that cannot be used, in place of failing with a list of them.
-        jobs: Processes; default: one a core.
+        jobs: Distributed; default: one a core.
     """
     if size is not None and not 4 <= size <= 4096:
-        raise BadInput(f"--size: {size} is not between 4 and 4096")
+        raise UsageError(f"--size: {size} is not between 4 and 4096")
     if not 1 <= quality <= 95:
-        raise BadInput(f"--quality: {quality} is not between 1 and 95")
+        raise UsageError(f"--quality: {quality} is not between 1 and 95")
     if not shard_mb > 0 or (jobs is not None and jobs < 1) or samples < 1:
-        raise BadInput("--shard_mb, --jobs and --samples must be above 0")
+        raise UsageError("--shard_mb, --jobs and --samples must be above 0")
     opened = open_source(src, split=split, files=source, labels=labels, samples=samples, seed=seed)
-    options = distgan.data.make.Options(
+    options = distgan.dataset_tool.make.Options(
         size=size,
         channels=0 if channels == "auto" else int(channels),
         crop=crop,
@@ -84,7 +84,7 @@ def make(
         shard_mb=shard_mb,
         skip_bad=skip_bad,
     )
-    manifest = distgan.data.make.make(opened, Path(dest), options, jobs or cores())
+    manifest = distgan.dataset_tool.make.make(opened, Path(dest), options, jobs or cores())
     print(f"{dest}: {describe(manifest)}")
 
 
@@ -94,7 +94,7 @@ def index(dest: str) -> None:
     Args:
         dest: A folder of .tar files, with .npy, .png or .jpg images and .cls or .json labels.
     """
-    manifest = distgan.data.check.index(Path(dest), progress)
+    manifest = distgan.dataset_tool.check.index(Path(dest), progress)
     print(f"{dest}: {describe(manifest)}")
 
 
@@ -103,12 +103,12 @@ def verify(dest: str, cache_dir: str | None = None) -> None:
 
     Args:
         dest: A folder, or an http(s):// or s3:// address.
-        cache_dir: Folder for the shards of a remote set.
+        cache_dir: LocalStorage for the shards of a remote set.
     """
     shards = opened(dest, cache_dir)
-    faults = list(distgan.data.check.verify(shards, progress))
+    faults = list(distgan.dataset_tool.check.verify(shards, progress))
     if faults:
-        raise distgan.data.Damaged(f"{dest}: {len(faults)} faults\n  " + "\n  ".join(faults))
+        raise CorruptDataError(f"{dest}: {len(faults)} faults\n  " + "\n  ".join(faults))
     print(f"{dest}: {describe(shards.manifest)}; verified")
 
 
@@ -118,10 +118,10 @@ def stats(dest: str, out: str | None = None, cache_dir: str | None = None) -> No
     Args:
         dest: A folder, or an http(s):// or s3:// address.
         out: PNG file for a grid of the first 64 images.
-        cache_dir: Folder for the shards of a remote set.
+        cache_dir: LocalStorage for the shards of a remote set.
     """
     shards = opened(dest, cache_dir)
-    facts, preview = distgan.data.check.statistics(shards, progress)
+    facts, preview = distgan.dataset_tool.check.statistics(shards, progress)
     print(describe(shards.manifest))
     for name, value in facts.items():
         print(f"{name}: {value}")
@@ -156,17 +156,17 @@ def order(
         start: Images seen before the first minibatch printed.
         count: Minibatches to print.
         lanes: As data.lanes.
-        cache_dir: Folder for the shards of a remote set.
+        cache_dir: LocalStorage for the shards of a remote set.
     """
     for name, value, least in (("batch", batch, 1), ("lanes", lanes, 1), ("start", start, 0), ("count", count, 0)):
         if value is not None and value < least:
-            raise BadInput(f"--{name}: {value} is too small; at least {least}")
+            raise UsageError(f"--{name}: {value} is too small; at least {least}")
     shards = opened(dest, cache_dir)
     lanes = lanes or max(n for n in range(1, min(64, batch) + 1) if batch % n == 0)
     if batch % lanes or start % lanes:
-        raise BadInput(f"--batch {batch} and --start {start} must be multiples of the {lanes} lanes")
+        raise UsageError(f"--batch {batch} and --start {start} must be multiples of the {lanes} lanes")
     if not 0 <= rank < world:
-        raise BadInput(f"--rank: {rank} is not one of {world} processes")
+        raise UsageError(f"--rank: {rank} is not one of {world} processes")
     rows(batch, lanes, rank, world)
     plan = Lanes(shards.counts, seed, lanes, rank * lanes // world, (rank + 1) * lanes // world)
     starts = np.concatenate([[0], np.cumsum(shards.counts)])
@@ -179,7 +179,7 @@ def order(
 
 
 def opened(dest: str, cache_dir: str | None) -> ShardSet:
-    return open_set(open_place(dest, cache_dir), dest)
+    return open_shardset(open_storage(dest, cache_dir), dest)
 
 
 def describe(manifest: dict[str, Any]) -> str:

@@ -18,16 +18,16 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from distgan import BadInput, Failed, cli, told
-from distgan.checkpoint import Checkpoints
+from distgan import RunError, UsageError, cli, format_os_error
 from distgan.config import flatten, read, to_dict
-from distgan.gan import generate, train_step
-from distgan.guard import Guard, checksum
-from distgan.processes import Processes, Stop
-from distgan.randomness import generator
-from distgan.report import Report, environment, peak_memory
-from distgan.resume import enter, restore, save, sign
-from distgan.run import Run, build, minibatches, to_network
+from distgan.distributed import Distributed, Stop
+from distgan.gan.step import generate, train_step
+from distgan.rng import rng
+from distgan.training.build import Run, build, minibatches, to_network
+from distgan.training.checkpoint import Checkpoints
+from distgan.training.finite import Guard, checksum
+from distgan.training.logger import Report, environment, peak_memory
+from distgan.training.run_dir import enter, restore, save, sign
 
 CONTROL = "DISTGAN_CONTROL_DIR"  # launch/train.sbatch and the run leave each other files there
 
@@ -36,7 +36,7 @@ def save_fakes(run: Run, report: Report) -> None:
     """The fixed latents' images now; the epoch is in the name."""
     config, device = run.config, run.processes.device
     latent = (config.samples.count, config.model.latent)
-    z = torch.from_numpy(generator(config.seed, "samples").standard_normal(latent, np.float32)).to(device)
+    z = torch.from_numpy(rng(config.seed, "samples").standard_normal(latent, np.float32)).to(device)
     classes = len(run.shards.classes) if config.data.labels else 0
     labels = torch.arange(len(z), device=device) % classes if classes else None
     epoch = run.images // run.order.epoch_images
@@ -53,10 +53,10 @@ def save_reals(run: Run, report: Report) -> None:
 STOP, NOT_FINITE = 1, 2  # what a process tells the others; the higher wins
 
 
-class NotFinite(Failed):
+class NotFinite(RunError):
     """The losses or the weights are no numbers any more."""
 
-    shared = True
+    on_all_ranks = True
 
 
 def loop(run: Run, report: Report, checkpoints: Checkpoints, stop: Stop) -> str | None:
@@ -116,7 +116,7 @@ def write_line(run: Run, report: Report) -> None:
     run.save_seconds, run.digest = 0.0, 0
     report.line(run.processes.mean(report.means()), run.images, extra)
     if run.skipped > run.config.data.skip_bad:
-        raise Failed(f"more than data.skip_bad = {run.config.data.skip_bad} damaged images over all processes")
+        raise RunError(f"more than data.skip_bad = {run.config.data.skip_bad} damaged images over all processes")
     if run.processes.world > 1:
         networks = [run.processes.accelerator.unwrap_model(run.gan.G), run.gan.critic]
         run.processes.same(f"at {run.images:,} images the processes drifted apart: the weights", checksum(networks))
@@ -131,7 +131,7 @@ def train(argv: list[str]) -> None:
     with contextlib.ExitStack() as held:
         # From here on a signal only sets a flag: a run that is asked to stop while it starts stops after a checkpoint.
         stop = held.enter_context(contextlib.closing(Stop([root, control] if control else [root])))
-        processes = Processes(config.precision, tensorboard_dir=root if config.report.tensorboard else None)
+        processes = Distributed(config.precision, tensorboard_dir=root if config.report.tensorboard else None)
         held.enter_context(in_one_line(processes, root))
         if not processes.main:
             stop.files.clear()  # one process looks for files; all hear of it
@@ -168,7 +168,7 @@ def train(argv: list[str]) -> None:
 
 
 @contextlib.contextmanager
-def in_one_line(processes: Processes, root: Path) -> Iterator[None]:
+def in_one_line(processes: Distributed, root: Path) -> Iterator[None]:
     """What breaks a run from outside, said in one line: a process that is gone, a folder that cannot be written."""
     try:
         yield
@@ -177,9 +177,9 @@ def in_one_line(processes: Processes, root: Path) -> Iterator[None]:
     except OSError as error:
         images = Checkpoints(root / "checkpoints", 0).all()
         stands = f"the checkpoint at {images[-1]:,} images stands" if images else "there is no checkpoint yet"
-        raise Failed(f"{root}: {told(error)}; {stands}") from None
+        raise RunError(f"{root}: {format_os_error(error)}; {stands}") from None
     except (dist.DistError, RuntimeError) as error:
-        if isinstance(error, Failed) or not (isinstance(error, dist.DistError) or "gloo" in str(error)):
+        if isinstance(error, RunError) or not (isinstance(error, dist.DistError) or "gloo" in str(error)):
             raise  # this process's own
         raise processes.lost(error) from error
 
@@ -246,7 +246,7 @@ def check_tensorboard() -> None:
     try:
         import tensorboard  # noqa: F401
     except ImportError:
-        raise BadInput("report.tensorboard: it is not installed; pip install 'distgan[tensorboard]'") from None
+        raise UsageError("report.tensorboard: it is not installed; pip install 'distgan[tensorboard]'") from None
 
 
 def dry_run(run: Run) -> None:

@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 import distgan.train
-from distgan.data import make, sources
+from distgan.dataset_tool import make, sources
 
 ROOT = Path(__file__).resolve().parent.parent
 TINY = ["--model.options.width", "4", "--model.latent", "8", "--batch", "16", "--samples.count", "16"]
@@ -42,9 +42,9 @@ def noise(count: int, size: int = 8, channels: int = 3, seed: int = 0) -> np.nda
     return np.random.default_rng(seed).integers(0, 256, (count, size, size, channels), dtype=np.uint8)
 
 
-def make_set(folder: Path, images: np.ndarray, *, shards: int = 8, jobs: int = 1, **changes) -> Path:
+def make_dataset(folder: Path, images: np.ndarray, *, shards: int = 8, jobs: int = 1, **changes) -> Path:
     """A set of `images` with labels 0, 1, 2, 0, ... in about `shards` shards."""
-    source = sources.of_arrays("noise", images, np.arange(len(images)) % 3, ["a", "b", "c"])
+    source = sources.from_arrays("noise", images, np.arange(len(images)) % 3, ["a", "b", "c"])
     member = images[0].size + 2048
     make.make(source, folder, options(shard_mb=len(images) * member / shards / 1e6, **changes), jobs)
     return folder
@@ -53,7 +53,7 @@ def make_set(folder: Path, images: np.ndarray, *, shards: int = 8, jobs: int = 1
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory) -> Path:
     """80 images of 8x8 pixels in 8 shards of 10."""
-    return make_set(tmp_path_factory.mktemp("tiny") / "set", noise(80))
+    return make_dataset(tmp_path_factory.mktemp("tiny") / "set", noise(80))
 
 
 @pytest.fixture

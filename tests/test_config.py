@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from distgan import BadInput
+from distgan import UsageError
 from distgan.config import Config, flatten, read, to_dict
 from shared import ROOT
 
@@ -94,7 +94,7 @@ def test_help_and_print_config(capsys):
     ],
 )
 def test_mistakes_are_one_line(words, message):
-    with pytest.raises(BadInput, match=message) as error:
+    with pytest.raises(UsageError, match=message) as error:
         parse(*words)
     assert "\n" not in str(error.value)
 
@@ -110,7 +110,7 @@ def test_mistakes_are_one_line(words, message):
 )
 def test_mistakes_in_a_file_are_one_line(text, message, tmp_path):
     (tmp_path / "config.yaml").write_text(text)
-    with pytest.raises(BadInput, match=message) as error:
+    with pytest.raises(UsageError, match=message) as error:
         parse("--config", str(tmp_path / "config.yaml"))
     assert "\n" not in str(error.value)
 
@@ -140,5 +140,5 @@ def test_configs_read_and_open_with_their_command(path):
 )
 def test_a_file_that_reads_but_makes_no_sense(tmp_path, text, message):
     (tmp_path / "config.yaml").write_text(text)
-    with pytest.raises(BadInput, match=message):
+    with pytest.raises(UsageError, match=message):
         parse("--config", str(tmp_path / "config.yaml"))

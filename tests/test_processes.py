@@ -12,9 +12,9 @@ import time
 import pytest
 import torch
 
-from distgan.data.shardset import Folder, open_set
-from distgan.losses import LOSSES
-from shared import ROOT, TINY, children, launch, launch_env, make_set, metrics, noise, start, train, weights
+from distgan.data.shardset import LocalStorage, open_shardset
+from distgan.gan.losses import LOSSES
+from shared import ROOT, TINY, children, launch, launch_env, make_dataset, metrics, noise, start, train, weights
 
 
 @pytest.mark.parametrize("norm", ["none", "batch"])
@@ -53,9 +53,10 @@ def test_without_a_gpu_multi_gpu_is_still_one_run(tiny, tmp_path, options):
 GRADIENTS = """
 import sys, torch
 from accelerate import Accelerator
-from distgan import batchnorm, models
-from distgan.gan import GAN, Minibatch, train_step
-from distgan.losses import LOSSES
+from distgan import models
+from distgan.training import batchnorm
+from distgan.gan.step import GAN, Minibatch, train_step
+from distgan.gan.losses import LOSSES
 
 out, parts = sys.argv[1], int(sys.argv[2])
 accelerator = Accelerator(cpu=True)
@@ -169,7 +170,7 @@ def wait_for_children(process: subprocess.Popen, sign) -> list[int]:
 
 def test_a_process_lost_before_the_first_iteration_is_named(tiny, tmp_path):
     """The second process is one that leaves as soon as both have met."""
-    leaves = "import os; from distgan.processes import Processes; Processes('no'); os._exit(3)"
+    leaves = "import os; from distgan.distributed import Distributed; Distributed('no'); os._exit(3)"
     words = [str(word) for word in (ROOT / "distgan/train.py", "--data.shards", tiny, "--run_dir", tmp_path / "run")]
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -212,9 +213,9 @@ def test_eight_shards_of_ten_on_two_processes(tiny, tmp_path):
     for epoch in range(3):
         read = [key for rank in epochs for line in rank[5 * epoch : 5 * epoch + 5] for key in line]
         assert len(read) == 80 == len(set(read))
-    few = make_set(tmp_path / "few", noise(37), shards=1)
+    few = make_dataset(tmp_path / "few", noise(37), shards=1)
     with open(few / "shard-000000.tar", "r+b") as file:  # and one budget for damaged images, whoever meets them
-        file.seek(int(open_set(Folder(few), "few").columns["offset"][20]))
+        file.seek(int(open_shardset(LocalStorage(few), "few").columns["offset"][20]))
         file.write(b"damaged")
     words = ["--data.shards", few, *TINY, "--epochs", 5, "--data.skip_bad", 5]
     assert train(*words, "--run_dir", tmp_path / "one") == 0

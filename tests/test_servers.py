@@ -17,12 +17,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from distgan import BadInput, Failed
-from distgan.data import Damaged, remote
-from distgan.data.remote import Server, open_place
-from distgan.data.shardset import ShardSet, open_set
+from distgan import CorruptDataError, RunError, UsageError
+from distgan.data import remote
+from distgan.data.remote import RemoteStorage, open_storage
+from distgan.data.shardset import ShardSet, open_shardset
 from distgan.data.stream import Reader
-from shared import ROOT, TINY, make_set, noise, train, weights
+from shared import ROOT, TINY, make_dataset, noise, train, weights
 
 
 def free_port(first: int = 0) -> int:
@@ -37,7 +37,7 @@ def free_port(first: int = 0) -> int:
 @pytest.fixture(scope="module")
 def shards(tmp_path_factory) -> Path:
     """96 images of 32x32 pixels in 6 shards of 80 KB."""
-    return make_set(tmp_path_factory.mktemp("served") / "set", noise(96, 32), shards=6)
+    return make_dataset(tmp_path_factory.mktemp("served") / "set", noise(96, 32), shards=6)
 
 
 def pixels(shards: ShardSet) -> str:
@@ -46,14 +46,14 @@ def pixels(shards: ShardSet) -> str:
 
 
 def opened(address: str, cache: Path, patience: float = 20) -> ShardSet:
-    place = open_place(address, str(cache))
-    if isinstance(place, Server):
+    place = open_storage(address, str(cache))
+    if isinstance(place, RemoteStorage):
         place.patience = patience
-    return open_set(place, address)
+    return open_shardset(place, address)
 
 
 def local(folder: Path) -> ShardSet:
-    return open_set(open_place(str(folder)), str(folder))
+    return open_shardset(open_storage(str(folder)), str(folder))
 
 
 def leftovers(cache: Path) -> list[str]:
@@ -136,7 +136,7 @@ def test_an_epoch_from_nginx_gives_the_weights_from_disk(nginx, shards, tmp_path
 
 @pytest.mark.servers
 def test_what_is_not_there_is_bad_input(nginx, tmp_path):
-    with pytest.raises(BadInput, match="nowhere/manifest.json: HTTP 404"):
+    with pytest.raises(UsageError, match="nowhere/manifest.json: HTTP 404"):
         opened(nginx("") + "/nowhere", tmp_path / "cache")
 
 
@@ -233,13 +233,13 @@ def test_a_server_without_ranges_is_read_from_the_start(rude, shards, tmp_path):
 
 def test_a_web_page_in_place_of_a_shard(rude, tmp_path):
     found = opened(rude(lambda data, client: send(client, b"<html>log in first</html>")), tmp_path / "cache")
-    with pytest.raises(Damaged, match=r"shard-000000.tar: 25 bytes on the server, \d+ in the manifest"):
+    with pytest.raises(CorruptDataError, match=r"shard-000000.tar: 25 bytes on the server, \d+ in the manifest"):
         found.shard_path(0)
 
 
 def test_other_bytes_of_the_same_length(rude, tmp_path):
     found = opened(rude(lambda data, client: send(client, bytes(len(data)))), tmp_path / "cache")
-    with pytest.raises(Damaged, match="shard-000000.tar: the sha256 is not the manifest's"):
+    with pytest.raises(CorruptDataError, match="shard-000000.tar: the sha256 is not the manifest's"):
         found.shard_path(0)
     assert not leftovers(tmp_path / "cache")
 
@@ -248,10 +248,10 @@ def test_a_dead_server_is_given_up(rude, tmp_path):
     address = rude(lambda data, client: client.sendall(b"HTTP/1.1 503 Busy\r\nContent-Length: 0\r\n\r\n"))
     found = opened(address, tmp_path / "cache", patience=2)
     began = time.monotonic()
-    with pytest.raises(Failed, match="given up after 2 s without a byte: HTTP 503"):
+    with pytest.raises(RunError, match="given up after 2 s without a byte: HTTP 503"):
         found.shard_path(0)
     assert time.monotonic() - began < 10
-    with pytest.raises(Failed, match="given up after 1 s without a byte"):
+    with pytest.raises(RunError, match="given up after 1 s without a byte"):
         opened(f"http://127.0.0.1:{free_port()}/set", tmp_path / "cache", patience=1)
 
 
@@ -275,8 +275,8 @@ def test_one_process_fetches_and_all_share(rude, shards, tmp_path):
 def test_the_cache_forgets_what_was_used_longest_ago(rude, shards, tmp_path):
     size = next(shards.glob("*.tar")).stat().st_size
     address = rude(lambda data, client: send(client, data))
-    place = open_place(address, str(tmp_path / "cache"), cache_gb=3.5 * size / 1e9)
-    found = open_set(place, address)
+    place = open_storage(address, str(tmp_path / "cache"), cache_gb=3.5 * size / 1e9)
+    found = open_shardset(place, address)
     assert pixels(found) == pixels(local(shards))
     kept = {path.stem for path in (tmp_path / "cache").glob("*.tar")}
     assert kept == {row["sha256"] for row in found.manifest["shards"][-3:]}  # they were read in this order
@@ -376,7 +376,7 @@ def test_an_epoch_from_s3_gives_the_weights_from_disk(with_s3, shards, tmp_path)
 
 @pytest.mark.servers
 def test_s3_goes_on_where_it_broke(with_s3, shards, tmp_path):
-    place = Server("s3://images/noise", tmp_path / "cache")
+    place = RemoteStorage("s3://images/noise", tmp_path / "cache")
     name = "shard-000001.tar"
     with place.open(f"s3://images/noise/{name}", 1000) as body:
         assert body.start == 1000 and body.read(10**6) == (shards / name).read_bytes()[1000:]
@@ -392,14 +392,14 @@ def test_s3_goes_on_where_it_broke(with_s3, shards, tmp_path):
 )
 def test_a_wrong_secret_is_refused(with_s3, tmp_path, monkeypatch, name, value, message):
     monkeypatch.setenv(name, value)
-    with pytest.raises(BadInput, match=message):
+    with pytest.raises(UsageError, match=message):
         opened("s3://images/noise", tmp_path / "cache")
 
 
 @pytest.mark.servers
 def test_s3_names_what_is_not_there(with_s3, tmp_path):
     for address in ("s3://images/nowhere", "s3://no-such-bucket/x"):
-        with pytest.raises(BadInput, match="manifest.json: NoSuch"):
+        with pytest.raises(UsageError, match="manifest.json: NoSuch"):
             opened(address, tmp_path / "cache")
 
 

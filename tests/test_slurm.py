@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from shared import ROOT, TINY, launch, make_set, noise, weights
+from shared import ROOT, TINY, launch, make_dataset, noise, weights
 
 pytestmark = pytest.mark.slurm
 LENGTH = 16 * 3_000  # images: some twenty seconds on two cores
@@ -51,7 +51,7 @@ def place(tmp_path_factory):
     folder = tmp_path_factory.mktemp("place")
     (folder / "distgan").symlink_to(ROOT / "distgan")
     shutil.copytree(ROOT / "launch", folder / "launch", ignore=shutil.ignore_patterns("*.out", "control"))
-    make_set(folder / "set", noise(80))
+    make_dataset(folder / "set", noise(80))
     words = ["--data.shards", folder / "set", *TINY, "--images", LENGTH, *RARELY]
     launch(2, *words, "--run_dir", folder / "whole")
     return folder

@@ -16,15 +16,28 @@ import pytest
 import torch
 from PIL import Image
 
-import distgan.report
 import distgan.sample
 import distgan.train
+import distgan.training.logger
 from distgan import models
-from distgan.checkpoint import load
-from distgan.data.shardset import Folder, open_set
-from distgan.gan import generate
-from distgan.randomness import generator
-from shared import ROOT, TINY, children, computed, launch, launch_env, make_set, metrics, noise, start, train, weights
+from distgan.data.shardset import LocalStorage, open_shardset
+from distgan.gan.step import generate
+from distgan.rng import rng
+from distgan.training.checkpoint import load
+from shared import (
+    ROOT,
+    TINY,
+    children,
+    computed,
+    launch,
+    launch_env,
+    make_dataset,
+    metrics,
+    noise,
+    start,
+    train,
+    weights,
+)
 
 
 def test_it_writes_what_the_contract_says(trained):
@@ -52,7 +65,7 @@ def test_the_grids_show_the_images(trained, tiny):
     with Image.open(run / "samples" / "real.png") as image:
         grid = np.asarray(image)
     assert grid.shape == (4 * 10 + 2, 4 * 10 + 2, 3)
-    found = open_set(Folder(tiny), "tiny")
+    found = open_shardset(LocalStorage(tiny), "tiny")
     originals = {image.tobytes() for image in noise(80)}
     tiles = {grid[2 + 10 * y : 10 + 10 * y, 2 + 10 * x : 10 + 10 * x].tobytes() for x in range(4) for y in range(4)}
     assert len(tiles) == 16 and tiles <= originals and found.size == 8
@@ -104,10 +117,10 @@ def test_the_averaged_generator_trails_g_and_draws_the_grids(trained):
     for name, before in G.named_parameters():
         torch.testing.assert_close(files["ema"][name], (before.data + files["generator"][name]) / 2)
     run = trained("--epochs", 1, name="grid")
-    drawn = distgan.report.grid(
+    drawn = distgan.training.logger.grid(
         generate(
             distgan.sample.load_generator(run / "checkpoints" / "80" / "ema.safetensors")[0],
-            torch.from_numpy(generator(0, "samples").standard_normal((16, 8), np.float32)),
+            torch.from_numpy(rng(0, "samples").standard_normal((16, 8), np.float32)),
             None,
         )
     )
@@ -165,14 +178,14 @@ def bad(*words: object, capsys) -> str:
 )
 def test_bad_input_is_one_line_and_nothing_is_written(words, message, tiny, tmp_path, capsys):
     (tmp_path / "empty").mkdir()
-    odd = make_set(tmp_path / "odd", noise(20, 12)) if "ODD" in words else None
+    odd = make_dataset(tmp_path / "odd", noise(20, 12)) if "ODD" in words else None
     plain = tmp_path / "plain"
     if "PLAIN" in words:
         shutil.copytree(tiny, plain)
         manifest = json.loads((plain / "manifest.json").read_text())
         (plain / "manifest.json").write_text(json.dumps(manifest | {"classes": []}))
     if words == ["--batch", "128"]:
-        words = [*words, "--data.shards", str(make_set(tmp_path / "few", noise(20)))]
+        words = [*words, "--data.shards", str(make_dataset(tmp_path / "few", noise(20)))]
     places = {"EMPTY": tmp_path / "empty", "ODD": odd, "PLAIN": plain}
     words = [places.get(word, word) for word in words]
     error = bad("--data.shards", tiny, "--run_dir", tmp_path / "run", *TINY, *words, capsys=capsys)
@@ -186,7 +199,7 @@ def test_other_settings_are_refused_and_shown(trained, tiny, tmp_path, capsys):
     stamps = [p.stat().st_mtime_ns for p in files]
     error = bad(*words, "--g_optimizer.lr", 1e-3, "--seed", 5, capsys=capsys)
     assert "g_optimizer.lr 0.0002 -> 0.001; seed 0 -> 5" in error and "--resume.override true" in error
-    other = make_set(tmp_path / "other", noise(80, seed=9))
+    other = make_dataset(tmp_path / "other", noise(80, seed=9))
     assert "the images of data.shards" in bad(*words, "--data.shards", other, capsys=capsys)
     assert weights(tmp_path / "run") == before and [p.stat().st_mtime_ns for p in files] == stamps
     assert train(*words, "--seed", 5, "--resume.override", "true") == 0

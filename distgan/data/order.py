@@ -9,8 +9,8 @@ found at once.
 
 import numpy as np
 
-from distgan import BadInput
-from distgan.randomness import generator
+from distgan import UsageError
+from distgan.rng import rng
 
 WINDOW = 1024  # samples of a lane that are permuted together
 
@@ -29,7 +29,7 @@ class Lanes:
         self.epoch_images = self.length * lanes
         """Images of an epoch."""
         if not self.length:
-            raise BadInput(f"data.lanes: {lanes} lanes need at least {lanes} images; the set has {self.total}")
+            raise UsageError(f"data.lanes: {lanes} lanes need at least {lanes} images; the set has {self.total}")
         self._table: tuple[tuple[int, int], np.ndarray] | None = None
         self._line: tuple[int, np.ndarray, np.ndarray, int] | None = None
 
@@ -56,14 +56,14 @@ class Lanes:
             for lane in self.mine:
                 start = lane * self.length + first
                 ids = self._span(epoch, start, min(start + WINDOW, (lane + 1) * self.length))
-                columns.append(generator(self.seed, "window", epoch, lane, window).permutation(ids))
+                columns.append(rng(self.seed, "window", epoch, lane, window).permutation(ids))
             self._table = (epoch, window), np.stack(columns, axis=1)
         return self._table[1]
 
     def _span(self, epoch: int, start: int, stop: int) -> np.ndarray:
         """Sample ids at places [start, stop) of the epoch's line of permuted shards."""
         if self._line is None or self._line[0] != epoch:
-            order = generator(self.seed, "shards", epoch)
+            order = rng(self.seed, "shards", epoch)
             shards = order.permutation(len(self.counts))
             ends = np.cumsum(self.counts[shards])
             self._line = epoch, shards, ends, int(order.integers(self.total))
@@ -89,5 +89,5 @@ def rows(batch: int, lanes: int, rank: int, world: int) -> np.ndarray:
         fits = [n for n in range(1, lanes + 1) if lanes % n == 0]
         below, above = max(n for n in fits if n < world), min((n for n in fits if n > world), default=None)
         near = f"{below} or {above}" if above else str(below)
-        raise BadInput(f"{world} processes do not divide the {lanes} lanes of data.lanes; {near} would")
+        raise UsageError(f"{world} processes do not divide the {lanes} lanes of data.lanes; {near} would")
     return np.arange(batch).reshape(-1, world, lanes // world)[:, rank].ravel()

@@ -18,9 +18,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
-from distgan import BadInput, Failed
-from distgan.data import Damaged
-from distgan.data.shardset import Folder, Place
+from distgan import CorruptDataError, RunError, UsageError
+from distgan.data.shardset import LocalStorage, Storage
 
 CHUNK = 1 << 18
 
@@ -43,25 +42,25 @@ class Passing(Exception):
     """A fault that may pass: a busy server, a cut connection, a time-out."""
 
 
-def open_place(address: str, cache_dir: str | None = None, cache_gb: float = 0.0) -> Place:
-    """A folder, or the server that an http(s):// or s3:// address names. Raises BadInput."""
+def open_storage(address: str, cache_dir: str | None = None, cache_gb: float = 0.0) -> Storage:
+    """A folder, or the server that an http(s):// or s3:// address names. Raises UsageError."""
     scheme = address.split("://")[0] if "://" in address else ""
     if not scheme:
-        return Folder(Path(address))
+        return LocalStorage(Path(address))
     if scheme not in ("http", "https", "s3"):
-        raise BadInput(f"data.shards: {address}: shards are read from folders, http://, https:// and s3://")
+        raise UsageError(f"data.shards: {address}: shards are read from folders, http://, https:// and s3://")
     try:
         parts = urllib.parse.urlsplit(address)
         named = bool(parts.hostname) and parts.port != 0  # a port that is no number raises
     except ValueError:
         named = False
     if not named:
-        raise BadInput(f"data.shards: {address} names no server")
+        raise UsageError(f"data.shards: {address} names no server")
     folder = Path(cache_dir) if cache_dir else Path.home() / ".cache" / "distgan" / "shards"
-    return Server(address.rstrip("/"), folder, cache_gb)
+    return RemoteStorage(address.rstrip("/"), folder, cache_gb)
 
 
-class Server:
+class RemoteStorage:
     """A set on a server. One process of a node fetches a file, the others wait for it and share the copy.
 
     A fetch is retried with growing, jittered pauses, going on where it broke off, until `patience` seconds pass
@@ -91,7 +90,7 @@ class Server:
         try:
             return self._fetch_locked(name, copy, size, sha256)
         except OSError as error:
-            raise Failed(f"data.cache_dir: {self.folder} cannot be written: {error.strerror or error}") from None
+            raise RunError(f"data.cache_dir: {self.folder} cannot be written: {error.strerror or error}") from None
 
     def _fetch_locked(self, name: str, copy: Path, size: int | None, sha256: str | None) -> Path:
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -106,7 +105,7 @@ class Server:
                 found = hashlib.file_digest(part, "sha256").hexdigest()
                 if found != sha256:
                     part.truncate(0)
-                    raise Damaged(f"{url}: the sha256 is not the manifest's")
+                    raise CorruptDataError(f"{url}: the sha256 is not the manifest's")
                 self._make_room(part.tell())
             part.flush()
             os.fsync(part.fileno())
@@ -120,7 +119,9 @@ class Server:
             try:
                 with self.open(url, got) as body:
                     if size is not None and body.length is not None and body.start + body.length != size:
-                        raise Damaged(f"{url}: {body.start + body.length} bytes on the server, {size} in the manifest")
+                        raise CorruptDataError(
+                            f"{url}: {body.start + body.length} bytes on the server, {size} in the manifest"
+                        )
                     part.seek(body.start)
                     part.truncate()
                     copy_body(body, part)
@@ -128,13 +129,13 @@ class Server:
                     raise Passing(f"{part.tell()} of {size} bytes came")
                 return
             except Refused as error:
-                kind = BadInput if url.endswith("/manifest.json") else Failed
+                kind = UsageError if url.endswith("/manifest.json") else RunError
                 raise kind(f"{url}: {error}") from None
             except Passing as error:
                 if part.seek(0, os.SEEK_END) > got:
                     last_byte, pause = time.monotonic(), 0.2
                 if time.monotonic() - last_byte + pause > self.patience:
-                    raise Failed(f"{url}: given up after {self.patience:.0f} s without a byte: {error}") from None
+                    raise RunError(f"{url}: given up after {self.patience:.0f} s without a byte: {error}") from None
                 time.sleep(pause * random.uniform(0.5, 1.5))
                 pause = min(2 * pause, 15.0)
 
@@ -233,7 +234,7 @@ class S3:
             import botocore.config
             import botocore.exceptions
         except ImportError:
-            raise BadInput(f"{address}: s3 needs boto3, which is not installed; pip install 'distgan[s3]'") from None
+            raise UsageError(f"{address}: s3 needs boto3, which is not installed; pip install 'distgan[s3]'") from None
         self.errors = botocore.exceptions
         config = botocore.config.Config(
             connect_timeout=10,
@@ -244,7 +245,7 @@ class S3:
         try:
             self.client = boto3.Session().client("s3", config=config)
         except (botocore.exceptions.BotoCoreError, ValueError) as error:
-            raise BadInput(f"{address}: {error}") from None
+            raise UsageError(f"{address}: {error}") from None
 
     @contextlib.contextmanager
     def __call__(self, url: str, start: int) -> Iterator[Body]:

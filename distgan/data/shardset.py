@@ -14,18 +14,21 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from distgan import BadInput
-from distgan.data import Damaged
+from distgan import CorruptDataError, UsageError
 from distgan.data.tar import members, split_key
+from distgan.files import atomic_write, sha256_file
 
 FORMAT = "distgan-shards-1"
 COLUMNS = {"offset": np.int64, "size": np.uint32, "label": np.int32, "check": np.uint64}  # 24 bytes an image
 CLASSES = 1_000_000  # at most
-PILLOW = ("PNG", "JPEG")  # what Pillow may take an image for: left free, it starts Ghostscript on what looks like EPS
+PIL_FORMATS = (
+    "PNG",
+    "JPEG",
+)  # what Pillow may take an image for: left free, it starts Ghostscript on what looks like EPS
 EXTENSIONS = {"npy": "npy", "png": "png", "jpg": "jpg", "jpeg": "jpg"}
 
 
-class Place(Protocol):
+class Storage(Protocol):
     """Where the files of a set are: a folder, or a server with a folder of copies."""
 
     def path(self, name: str, size: int | None = None, sha256: str | None = None) -> Path:
@@ -37,7 +40,7 @@ class Place(Protocol):
         ...
 
 
-class Folder:
+class LocalStorage:
     """A set on a local disk."""
 
     def __init__(self, root: Path) -> None:
@@ -54,7 +57,7 @@ class Folder:
 class ShardSet:
     """An opened set. Sample ids count along the shards in the manifest's order."""
 
-    place: Place
+    place: Storage
     manifest: dict[str, Any]
     digest: str
     """sha256 of manifest.json: the name of this very set."""
@@ -82,11 +85,11 @@ class ShardSet:
         return self.manifest["classes"]
 
     def check_index(self) -> None:
-        """Raises BadInput where index.npz is not the manifest's; reads all of it."""
+        """Raises UsageError where index.npz is not the manifest's; reads all of it."""
         row = self.manifest["index"]
         path = self.place.path("index.npz", row["bytes"], row["sha256"])
-        if sha256_of(path) != row["sha256"]:
-            raise BadInput(f"data.shards: {path} is not the manifest's; `distgan shards index` makes it anew")
+        if sha256_file(path) != row["sha256"]:
+            raise UsageError(f"data.shards: {path} is not the manifest's; `distgan shards index` makes it anew")
 
     def missing(self) -> list[str]:
         """Shards that are not where the set is; a server's are known when they are fetched."""
@@ -101,7 +104,7 @@ class ShardSet:
         """Names the sample that has a given byte of a shard; walks the shard's headers once."""
         walked = list(members(self.shard_path(shard)))
         if not walked:
-            raise Damaged(f"{self.shard_path(shard)}: holds no member")
+            raise CorruptDataError(f"{self.shard_path(shard)}: holds no member")
         offsets = [member.offset for member in walked]
 
         def key(offset: int) -> str:
@@ -110,37 +113,37 @@ class ShardSet:
         return key
 
 
-def open_set(place: Place, name: str) -> ShardSet:
-    """Raises BadInput where there is no set or its parts do not belong together."""
+def open_shardset(place: Storage, name: str) -> ShardSet:
+    """Raises UsageError where there is no set or its parts do not belong together."""
     manifest_path = place.path("manifest.json")
     try:
         data = manifest_path.read_bytes()
     except OSError:
         folder = manifest_path.parent
         if not folder.is_dir():
-            raise BadInput(f"data.shards: there is nothing at {name}; `distgan shards make` writes a set") from None
+            raise UsageError(f"data.shards: there is nothing at {name}; `distgan shards make` writes a set") from None
         mend = "`distgan shards index` makes one" if any(folder.glob("*.tar")) else "`distgan shards make` writes a set"
-        raise BadInput(f"data.shards: {name} has no manifest.json; {mend}") from None
+        raise UsageError(f"data.shards: {name} has no manifest.json; {mend}") from None
     try:
         manifest = json.loads(data)
         if manifest["format"] != FORMAT:
-            raise BadInput(f"{name}: manifest.json is of format {manifest['format']!r}; this version reads {FORMAT}")
+            raise UsageError(f"{name}: manifest.json is of format {manifest['format']!r}; this version reads {FORMAT}")
         check_manifest(manifest)
         row = manifest["index"]
         columns = map_columns(place.path("index.npz", row["bytes"], row["sha256"]))
         counts = np.array([shard["samples"] for shard in manifest["shards"]], dtype=np.int64)
     except (KeyError, TypeError, AttributeError, json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise BadInput(
+        raise UsageError(
             f"{name}: manifest.json is damaged ({error!r}); copy it there again, or make the set anew"
         ) from None
     except (OSError, ValueError, zipfile.BadZipFile) as error:
-        if isinstance(error, BadInput):
+        if isinstance(error, UsageError):
             raise
-        raise BadInput(
+        raise UsageError(
             f"{name}: index.npz is missing or damaged ({error}); `distgan shards index` makes it anew"
         ) from None
     if counts.sum() != len(columns["offset"]):
-        raise BadInput(f"{name}: index.npz is not the manifest's; `distgan shards index` makes it anew")
+        raise UsageError(f"{name}: index.npz is not the manifest's; `distgan shards index` makes it anew")
     return ShardSet(place, manifest, hashlib.sha256(data).hexdigest(), columns, counts)
 
 
@@ -183,24 +186,9 @@ def commit(folder: Path, manifest: dict[str, Any], columns: dict[str, np.ndarray
     buffer = io.BytesIO()
     arrays = {name: np.asarray(columns[name], dtype) for name, dtype in COLUMNS.items()}
     np.savez(buffer, **arrays)  # type: ignore[arg-type]
-    write_whole(folder / "index.npz", buffer.getvalue())
+    atomic_write(folder / "index.npz", buffer.getvalue())
     manifest["index"] = {"bytes": buffer.tell(), "sha256": hashlib.sha256(buffer.getvalue()).hexdigest()}
-    write_whole(folder / "manifest.json", (json.dumps(manifest, indent=1) + "\n").encode())
-
-
-def write_whole(path: Path, data: bytes) -> None:
-    """Replace `path` in one step: a kill leaves the old file or the new one."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    with open(temporary, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
-
-
-def sha256_of(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    atomic_write(folder / "manifest.json", (json.dumps(manifest, indent=1) + "\n").encode())
 
 
 def class_rows(names: Sequence[str], labels: np.ndarray) -> list[dict[str, Any]]:

@@ -16,28 +16,27 @@ import xxhash
 from PIL import Image
 from torch import Tensor
 
-from distgan import BadInput
-from distgan.data import Damaged
+from distgan import CorruptDataError, UsageError
 from distgan.data.order import Lanes
-from distgan.data.shardset import PILLOW, ShardSet
+from distgan.data.shardset import PIL_FORMATS, ShardSet
 
 OPEN_FILES = 512
 
 
-class Minibatch(NamedTuple):
+class ImageBatch(NamedTuple):
     images: Tensor
     """uint8 [N, size, size, channels]; pinned memory where asked for."""
     labels: Tensor
     """int64 [N]; -1 where the set has no labels."""
-    bad: list[str]
+    corrupt: list[str]
     """The damaged images that others stand in for."""
-    drawn: dict[str, Tensor]
+    noise: dict[str, Tensor]
     """Random numbers for these images."""
 
     def digest(self) -> int:
         """A sum over rows of hashes of image and numbers: minibatches that hold the same rows, shared out among any
         number of processes, have sums that add up to the same. Below 2**40 a row."""
-        numbers = self.drawn["z"].numpy()
+        numbers = self.noise["z"].numpy()
         pairs = zip(self.images.numpy(), numbers, strict=True)
         return sum(xxhash.xxh3_64_intdigest(image.tobytes() + z.tobytes()) >> 24 for image, z in pairs)
 
@@ -45,7 +44,7 @@ class Minibatch(NamedTuple):
 class Reader:
     """Reads images of a set by sample id. Threads share one reader.
 
-    Every image is checked against the hash in the index before it is used. A bad one raises Damaged; with a budget
+    Every image is checked against the hash in the index before it is used. A bad one raises CorruptDataError; with a budget
     of `skip_bad`, up to that many are replaced by the next good image of the set, and named in the minibatch.
     """
 
@@ -57,7 +56,7 @@ class Reader:
         self._files: dict[int, Handle] = {}
         self._lock = threading.Lock()
 
-    def read(self, ids: np.ndarray) -> Minibatch:
+    def read(self, ids: np.ndarray) -> ImageBatch:
         """The images of `ids`, in that order."""
         images = torch.empty((len(ids), *self.shape), dtype=torch.uint8, pin_memory=self.pin)
         array = images.numpy()
@@ -69,11 +68,11 @@ class Reader:
         for row, (shard, offset, size, check) in enumerate(zip(shards.tolist(), offsets, sizes, checks, strict=True)):
             try:
                 fill(array[row], shard, offset, size, check)
-            except Damaged as damaged:
+            except CorruptDataError as damaged:
                 self._note(damaged, bad)
                 ids = ids.copy()
                 ids[row] = self._replace(array[row], int(ids[row]), fill, bad)
-        return Minibatch(images, torch.from_numpy(columns["label"][ids].astype(np.int64)), bad, {})
+        return ImageBatch(images, torch.from_numpy(columns["label"][ids].astype(np.int64)), bad, {})
 
     def _fill_raw(self, out: np.ndarray, shard: int, offset: int, size: int, check: int) -> None:
         file = self._file(shard)
@@ -108,20 +107,20 @@ class Reader:
             try:
                 fill(out, shard, *(int(self.shards.columns[name][id]) for name in ("offset", "size", "check")))
                 return id
-            except Damaged as damaged:
+            except CorruptDataError as damaged:
                 self._note(damaged, bad)
 
-    def _note(self, damaged: Damaged, bad: list[str]) -> None:
+    def _note(self, damaged: CorruptDataError, bad: list[str]) -> None:
         bad.append(str(damaged))
         if len(bad) > self.skip_bad:
             raise damaged
 
-    def damaged(self, shard: int, offset: int, what: str) -> Damaged:
+    def damaged(self, shard: int, offset: int, what: str) -> CorruptDataError:
         try:
             key = self.shards.keys(shard)(offset)
-        except (Damaged, OSError) as error:
+        except (CorruptDataError, OSError) as error:
             key = f"unknown ({error})"
-        return Damaged(f"{self.shards.shard_path(shard)}, byte {offset}, key {key}: {what}")
+        return CorruptDataError(f"{self.shards.shard_path(shard)}, byte {offset}, key {key}: {what}")
 
     def _file(self, shard: int) -> "Handle":
         handle = self._files.get(shard)
@@ -134,12 +133,12 @@ class Reader:
                     break
                 except OSError as error:
                     if attempt == 2 or not isinstance(error, FileNotFoundError):
-                        raise Damaged(f"{path}: {error.strerror}") from None
+                        raise CorruptDataError(f"{path}: {error.strerror}") from None
                     path = self.shards.shard_path(shard)
             assert handle is not None
             size = os.fstat(handle.number).st_size
             if size != row["bytes"]:
-                raise Damaged(f"{path}: {size} bytes, {row['bytes']} in the manifest")
+                raise CorruptDataError(f"{path}: {size} bytes, {row['bytes']} in the manifest")
             with self._lock:
                 while len(self._files) >= OPEN_FILES:
                     self._files.pop(next(iter(self._files)))
@@ -159,7 +158,7 @@ class Handle:
 
 
 def decode_pillow(data: bytes, shape: tuple[int, ...]) -> np.ndarray:
-    with Image.open(io.BytesIO(data), formats=PILLOW) as image:
+    with Image.open(io.BytesIO(data), formats=PIL_FORMATS) as image:
         if image.size != shape[1::-1]:  # before a pixel is decoded: a small file can claim a huge image
             raise ValueError(f"{image.size[0]}x{image.size[1]} pixels")
         array = np.asarray(image.convert("L" if shape[2] == 1 else "RGB"))
@@ -180,14 +179,14 @@ def decoders() -> dict[str, Callable[[bytes, tuple[int, ...]], np.ndarray]]:
 
 
 def check_decoder(decoder: str, encoding: str) -> None:
-    """Raises BadInput where the decoder is not installed or cannot read the set."""
+    """Raises UsageError where the decoder is not installed or cannot read the set."""
     if decoder == "simplejpeg":
         if encoding != "jpg":
-            raise BadInput(f"data.decoder: simplejpeg reads JPEG; the set is {encoding}")
+            raise UsageError(f"data.decoder: simplejpeg reads JPEG; the set is {encoding}")
         try:
             import simplejpeg  # noqa: F401
         except ImportError:
-            raise BadInput("data.decoder: simplejpeg is not installed; pip install 'distgan[fast]'") from None
+            raise UsageError("data.decoder: simplejpeg is not installed; pip install 'distgan[fast]'") from None
 
 
 def stream(
@@ -198,7 +197,7 @@ def stream(
     batch: int,
     position: int,
     threads: int,
-) -> Iterator[Minibatch]:
+) -> Iterator[ImageBatch]:
     """The minibatches of `order`'s lanes from global `position` (images seen) on; `batch` is the global one.
 
     `draw` maps the position of a minibatch to the random numbers that go with it.
@@ -210,9 +209,9 @@ def stream(
             yield at, order.ids(at, batch)
             at += batch
 
-    def read(planned: tuple[int, np.ndarray]) -> Minibatch:
+    def read(planned: tuple[int, np.ndarray]) -> ImageBatch:
         at, ids = planned
-        return reader.read(ids)._replace(drawn=draw(at))
+        return reader.read(ids)._replace(noise=draw(at))
 
     if reader.shards.encoding == "npy":  # nothing to decode: one thread reads faster than two that wait for each other
         threads = min(threads, 1)

@@ -8,7 +8,7 @@ import os
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from distgan.data import Damaged
+from distgan import CorruptDataError
 
 BLOCK = 512
 REGULAR, SKIPPED, LONG_NAME, PAX = (b"0", b"\0", b"7"), (b"5", b"g"), b"L", b"x"
@@ -22,7 +22,7 @@ class Member(NamedTuple):
 
 
 def members(path: str | os.PathLike[str]) -> Iterator[Member]:
-    """The regular files of an uncompressed tar, in order. Raises Damaged."""
+    """The regular files of an uncompressed tar, in order. Raises CorruptDataError."""
     end = os.path.getsize(path)
     offset, name = 0, ""
     with open(path, "rb") as file:
@@ -35,28 +35,32 @@ def members(path: str | os.PathLike[str]) -> Iterator[Member]:
             file.seek(offset)
             header = file.read(BLOCK)
             if len(header) < BLOCK:
-                raise Damaged(f"{path}: cut off at byte {offset}, before the end-of-archive mark")
+                raise CorruptDataError(f"{path}: cut off at byte {offset}, before the end-of-archive mark")
             if not any(header):
                 if any(file.read()):
-                    raise Damaged(f"{path}: data after the end-of-archive mark at byte {offset}")
+                    raise CorruptDataError(f"{path}: data after the end-of-archive mark at byte {offset}")
                 return
             if offset == 0 and header[:32].lstrip()[:1] == b"<":
-                raise Damaged(f"{path}: a web page, not a tar")
+                raise CorruptDataError(f"{path}: a web page, not a tar")
             kind, size = check(header, f"{path}: header at byte {offset}")
             if offset + BLOCK + size > end:
-                raise Damaged(f"{path}: the member at byte {offset} runs past the end of the file; the file is cut off")
+                raise CorruptDataError(
+                    f"{path}: the member at byte {offset} runs past the end of the file; the file is cut off"
+                )
             if kind == LONG_NAME:
                 name = text(data(size))
             elif kind == PAX:
                 try:
                     name = pax_path(data(size)) or name
                 except (ValueError, IndexError):
-                    raise Damaged(f"{path}: the names at byte {offset} cannot be read") from None
+                    raise CorruptDataError(f"{path}: the names at byte {offset} cannot be read") from None
             elif kind in REGULAR:
                 yield Member(name or ustar_name(header), offset + BLOCK, size)
                 name = ""
             elif kind not in SKIPPED:
-                raise Damaged(f"{path}: member of type {kind!r} at byte {offset}; shards hold regular files only")
+                raise CorruptDataError(
+                    f"{path}: member of type {kind!r} at byte {offset}; shards hold regular files only"
+                )
             offset += BLOCK + -(-size // BLOCK) * BLOCK
 
 
@@ -65,9 +69,9 @@ def check(header: bytes, where: str) -> tuple[bytes, int]:
     try:
         checksum, size = number(header[148:156]), number(header[124:136])
     except ValueError:
-        raise Damaged(f"{where} is not a tar header") from None
+        raise CorruptDataError(f"{where} is not a tar header") from None
     if sum(header[:148]) + sum(header[156:]) + 8 * ord(" ") != checksum:
-        raise Damaged(f"{where} has a wrong checksum")
+        raise CorruptDataError(f"{where} has a wrong checksum")
     return header[156:157], size
 
 

@@ -6,9 +6,9 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
-from distgan import BadInput
+from distgan import UsageError
 from distgan.models import dcgan
-from distgan.randomness import integer
+from distgan.rng import derive_seed
 
 Builder = Callable[..., tuple[nn.Module, nn.Module]]
 
@@ -20,16 +20,16 @@ def build(
     D: (images, labels [N] or None) -> logits [N]; both on the CPU, initialised from `seed` alone.
 
     `classes` is 0 for networks without labels. `options` are keyword arguments of the architecture.
-    Raises BadInput for an unknown name or option, and where the architecture has no network of that size.
+    Raises UsageError for an unknown name or option, and where the architecture has no network of that size.
     """
     if name not in MODELS:
-        raise BadInput(f"model.name: there is no {name!r}; the models are {', '.join(MODELS)}")
+        raise UsageError(f"model.name: there is no {name!r}; the models are {', '.join(MODELS)}")
     known = [p.name for p in inspect.signature(MODELS[name]).parameters.values() if p.default is not p.empty]
     for key in options:
         if key not in known:
-            raise BadInput(f"model.options.{key}: {name} has no such option; it has {', '.join(known)}")
+            raise UsageError(f"model.options.{key}: {name} has no such option; it has {', '.join(known)}")
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(integer(seed, "weights"))
+        torch.manual_seed(derive_seed(seed, "weights"))
         return MODELS[name](size=size, channels=channels, classes=classes, latent=latent, **options)
 
 

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from distgan import BadInput
+from distgan import UsageError
 
 
 def build(
@@ -14,14 +14,14 @@ def build(
 ) -> tuple[nn.Module, nn.Module]:
     """The generator and the discriminator, both with `width` feature maps at half of the full size.
 
-    `norm` is batch (the paper's), group or none. Raises BadInput for a size that is not 4 * 2^k.
+    `norm` is batch (the paper's), group or none. Raises UsageError for a size that is not 4 * 2^k.
     """
     if size < 8 or size > 256 or size & (size - 1):
-        raise BadInput(f"model dcgan: no network for {size}x{size} images; sizes are 8, 16, 32, 64, 128, 256")
+        raise UsageError(f"model dcgan: no network for {size}x{size} images; sizes are 8, 16, 32, 64, 128, 256")
     if not isinstance(norm, str) or norm not in NORMS:
-        raise BadInput(f"model.options.norm: there is no {norm!r}; the norms are {', '.join(NORMS)}")
+        raise UsageError(f"model.options.norm: there is no {norm!r}; the norms are {', '.join(NORMS)}")
     if not isinstance(width, int) or width < 1:
-        raise BadInput(f"model.options.width: {width!r} is not a positive whole number")
+        raise UsageError(f"model.options.width: {width!r} is not a positive whole number")
     G = Generator(size, channels, classes, latent, width, norm)
     D = Discriminator(size, channels, classes, width, norm)
     return G.apply(initialise), D.apply(initialise)

@@ -14,7 +14,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from shared import make_set, noise, train
+from shared import make_dataset, noise, train
 
 
 def main() -> None:
@@ -22,7 +22,7 @@ def main() -> None:
     shares: dict[str, list[float]] = {"false": [], "true": []}
     with tempfile.TemporaryDirectory() as folder:
         run = Path(folder)
-        shards = make_set(Path(folder) / "set", noise(1024, 32))
+        shards = make_dataset(Path(folder) / "set", noise(1024, 32))
         for turn in range(3):
             for wait, values in shares.items():
                 run = Path(folder) / f"{wait}{turn}"

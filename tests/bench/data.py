@@ -50,8 +50,8 @@ def prepare_ours(root: Path, size: int) -> None:
     import numpy as np
 
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-    from distgan.data import make
-    from distgan.data.sources import of_arrays, open_source
+    from distgan.dataset_tool import make
+    from distgan.dataset_tool.sources import from_arrays, open_source
     from shared import options
 
     folder = root / f"images{size}" / "all"
@@ -61,7 +61,7 @@ def prepare_ours(root: Path, size: int) -> None:
         (folder / f"{i:06d}.jpg").write_bytes(data)
         pixels.append(image)
     np.save(root / f"pixels{size}.npy", np.stack(pixels))
-    raw = of_arrays("bench", np.stack(pixels), np.zeros(len(pixels), np.int64), ["all"])
+    raw = from_arrays("bench", np.stack(pixels), np.zeros(len(pixels), np.int64), ["all"])
     make.make(raw, root / f"ours{size}-raw", options(shard_mb=16), 2)
     source = open_source(str(folder.parent), split="train", files=None, labels="none", samples=1, seed=0)
     make.make(source, root / f"ours{size}-jpeg", options(shard_mb=16, format="jpg"), 2)
@@ -149,10 +149,10 @@ def ours(root: Path, size: int, kind: str, decoder: str = "pillow", threads: int
 
     torch.set_num_threads(1)
     from distgan.data.order import Lanes
-    from distgan.data.shardset import Folder, open_set
+    from distgan.data.shardset import LocalStorage, open_shardset
     from distgan.data.stream import Reader, stream
 
-    shards = open_set(Folder(root / f"ours{size}-{kind}"), "bench")
+    shards = open_shardset(LocalStorage(root / f"ours{size}-{kind}"), "bench")
     order, reader = Lanes(shards.counts, 0, BATCH), Reader(shards, decoder=decoder)
     batches = stream(order, reader, lambda position: {}, batch=BATCH, position=0, threads=threads)
     return islice(batches, order.epoch_images // BATCH)

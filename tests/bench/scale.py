@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from distgan.data.order import Lanes
-from distgan.data.shardset import COLUMNS, FORMAT, Folder, commit, open_set
+from distgan.data.shardset import COLUMNS, FORMAT, LocalStorage, commit, open_shardset
 
 
 def main() -> None:
@@ -24,7 +24,7 @@ def main() -> None:
         del columns
         index = Path(folder) / "index.npz"
         began = time.perf_counter()
-        found = open_set(Folder(Path(folder)), folder)
+        found = open_shardset(LocalStorage(Path(folder)), folder)
         took = time.perf_counter() - began
         print(f"open {shards * each:,} images on {shards:,} shards: {took:.2f} s")
         print(f"index: {index.stat().st_size / (shards * each):.1f} bytes an image")

@@ -26,9 +26,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from distgan import models
 from distgan.config import Config, read
-from distgan.gan import train_step
-from distgan.processes import Processes
-from distgan.run import build, minibatches
+from distgan.distributed import Distributed
+from distgan.gan.step import train_step
+from distgan.training.build import build, minibatches
 from shared import options
 
 
@@ -75,7 +75,7 @@ def ours(config: Config) -> Iterator[None]:
     from accelerate.state import AcceleratorState
 
     AcceleratorState._reset_state(reset_partial_state=True)
-    run = build(config, Processes(config.precision))
+    run = build(config, Distributed(config.precision))
     G = run.processes.accelerator.unwrap_model(run.gan.G)
     sums: dict[str, torch.Tensor] = {}
     for parts in minibatches(run):
@@ -94,8 +94,8 @@ def main() -> None:
     torch.set_num_threads(len(os.sched_getaffinity(0)))
     with tempfile.TemporaryDirectory() as folder:
         photos(Path(folder) / "images", 1024)
-        from distgan.data import make
-        from distgan.data.sources import open_source
+        from distgan.dataset_tool import make
+        from distgan.dataset_tool.sources import open_source
 
         source = open_source(f"{folder}/images", split="train", files=None, labels="auto", samples=1, seed=0)
         make.make(source, Path(folder) / "set", options(), 2)

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 
-from distgan import BadInput
+from distgan import UsageError
 from distgan.data.order import WINDOW, Lanes, rows
 
 
@@ -98,7 +98,7 @@ def test_a_node_reads_its_part_of_the_shards(nodes, shards):
 
 
 def test_what_cannot_be_divided_is_named():
-    with pytest.raises(BadInput, match="5 processes do not divide the 64 lanes of data.lanes; 4 or 8 would"):
+    with pytest.raises(UsageError, match="5 processes do not divide the 64 lanes of data.lanes; 4 or 8 would"):
         rows(64, 64, 0, 5)
-    with pytest.raises(BadInput, match="64 lanes need at least 64 images; the set has 10"):
+    with pytest.raises(UsageError, match="64 lanes need at least 64 images; the set has 10"):
         Lanes(np.array([10]), 0, 64)

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from distgan import BadInput, Failed
-from distgan.checkpoint import Checkpoints, RunFolder, load, optimizer_restore, optimizer_snapshot
+from distgan import RunError, UsageError
+from distgan.training.checkpoint import Checkpoints, RunFolder, load, optimizer_restore, optimizer_snapshot
 from shared import TINY, launch, train, weights
 
 
@@ -120,7 +120,7 @@ def test_a_failing_write_is_said_at_once_and_ends_the_run_when_the_next_fails_to
     with contextlib.closing(checkpoints):
         way.write_text("a file in the way")
         checkpoints.save(files, {"images": 1}, {})
-        with pytest.raises(Failed, match="a checkpoint could not be written"):
+        with pytest.raises(RunError, match="a checkpoint could not be written"):
             checkpoints.save(files, {"images": 2}, {})
         assert len(said) == 2 and "Not a directory" in said[0]
         checkpoints.save(files, {"images": 3}, {})
@@ -136,7 +136,7 @@ def test_a_file_system_without_locks_is_named(tmp_path, monkeypatch):
         raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
 
     monkeypatch.setattr(fcntl, "flock", refuse)
-    with pytest.raises(BadInput, match="has no locks"):
+    with pytest.raises(UsageError, match="has no locks"):
         RunFolder(tmp_path / "run")
 
 

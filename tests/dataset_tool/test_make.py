@@ -20,11 +20,11 @@ import webdataset as wds
 from PIL import Image
 
 from distgan import shards
-from distgan.data import make
-from distgan.data.remote import open_place
-from distgan.data.shardset import open_set
+from distgan.data.remote import open_storage
+from distgan.data.shardset import open_shardset
 from distgan.data.stream import Reader
-from shared import ROOT, make_set, noise, options
+from distgan.dataset_tool import make
+from shared import ROOT, make_dataset, noise, options
 
 
 def command(*words: object) -> int:
@@ -32,7 +32,7 @@ def command(*words: object) -> int:
 
 
 def opened(folder: Path):
-    return open_set(open_place(str(folder)), str(folder))
+    return open_shardset(open_storage(str(folder)), str(folder))
 
 
 def images_of(folder: Path) -> np.ndarray:
@@ -46,7 +46,7 @@ def files(folder: Path) -> dict[str, bytes]:
 
 def test_what_goes_in_comes_out(tmp_path):
     images = noise(50)
-    found = opened(make_set(tmp_path / "set", images, shards=4))
+    found = opened(make_dataset(tmp_path / "set", images, shards=4))
     read = Reader(found).read(np.arange(50))
     originals = {image.tobytes(): i % 3 for i, image in enumerate(images)}
     assert len(found.counts) == 4 and max(found.counts) - min(found.counts) <= 1
@@ -61,7 +61,7 @@ def test_what_goes_in_comes_out(tmp_path):
 @pytest.mark.parametrize("format", ["npy", "png"])
 def test_webdatasets_own_reader_opens_it(tmp_path, format):
     images = noise(20)
-    folder = make_set(tmp_path / "set", images, shards=2, format=format)
+    folder = make_dataset(tmp_path / "set", images, shards=2, format=format)
     tars = [str(path) for path in sorted(folder.glob("*.tar"))]
     decode = "rgb8" if format == "png" else None
     pipeline: Any = wds.compat.WebDataset(tars, shardshuffle=False, empty_check=False)
@@ -72,10 +72,10 @@ def test_webdatasets_own_reader_opens_it(tmp_path, format):
 
 
 def test_the_same_input_gives_the_same_bytes(tmp_path):
-    one = files(make_set(tmp_path / "a", noise(50), shards=4, jobs=1))
-    two = files(make_set(tmp_path / "b", noise(50), shards=4, jobs=2))
+    one = files(make_dataset(tmp_path / "a", noise(50), shards=4, jobs=1))
+    two = files(make_dataset(tmp_path / "b", noise(50), shards=4, jobs=2))
     assert one == two and len(one) == 7
-    assert files(make_set(tmp_path / "c", noise(50), shards=4, seed=1)) != one
+    assert files(make_dataset(tmp_path / "c", noise(50), shards=4, seed=1)) != one
 
 
 def test_class_folders(folder_of_images, tmp_path, capsys):
@@ -316,7 +316,9 @@ def test_a_failed_make_removes_what_is_its_own(folder_of_images, tmp_path):
         str(tmp_path / "set"),
         "--size=8",
     ]
-    hold = "import os,signal,distgan.data.make as m; m.finish = lambda *a: os.kill(os.getpid(), signal.SIGKILL); "
+    hold = (
+        "import os,signal,distgan.dataset_tool.make as m; m.finish = lambda *a: os.kill(os.getpid(), signal.SIGKILL); "
+    )
     hold += "from distgan.shards import main; import sys; main(sys.argv[1:])"
     subprocess.run([sys.executable, "-c", hold, *words[4:]], cwd=ROOT, capture_output=True)  # all but the end
     (tmp_path / "set" / "notes.txt").write_text("mine")
@@ -409,5 +411,5 @@ def test_stats(tiny, tmp_path, capsys):
     assert "class a: 27" in out and "duplicate_images: 0" in out
     with Image.open(tmp_path / "grid.png") as grid:
         assert grid.size == (82, 82)
-    make_set(tmp_path / "twice", np.concatenate([noise(10), noise(10)]))
+    make_dataset(tmp_path / "twice", np.concatenate([noise(10), noise(10)]))
     assert command("stats", tmp_path / "twice") == 0 and "duplicate_images: 10" in capsys.readouterr().out

@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from distgan import BadInput
+from distgan import UsageError
 from distgan.data.shardset import CLASSES
-from distgan.randomness import generator
+from distgan.rng import rng
 
 IMAGES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"}
 
@@ -45,7 +45,7 @@ class Source:
 
 
 def open_source(source: str, *, split: str, files: str | None, labels: str, samples: int, seed: int) -> Source:
-    """The source that SRC names. Raises BadInput."""
+    """The source that SRC names. Raises UsageError."""
     if source in NAMED:
         return NAMED[source](split=split, files=Path(files) if files else None, samples=samples, seed=seed)
     path = Path(source)
@@ -64,7 +64,7 @@ def open_source(source: str, *, split: str, files: str | None, labels: str, samp
         try:
             archive = zipfile.ZipFile(path)
         except zipfile.BadZipFile as error:
-            raise BadInput(f"{source} is not a zip: {error}") from None
+            raise UsageError(f"{source} is not a zip: {error}") from None
         infos = sorted(
             (i for i in archive.infolist() if Path(i.filename).suffix.lower() in IMAGES), key=lambda i: i.filename
         )
@@ -75,7 +75,7 @@ def open_source(source: str, *, split: str, files: str | None, labels: str, samp
             stamps=[i.CRC for i in infos],
         )
         return labelled(made, labels, path.parent, archive.read)
-    raise BadInput(f"{source} is no folder, no .zip and no data set; the data sets are {', '.join(NAMED)}")
+    raise UsageError(f"{source} is no folder, no .zip and no data set; the data sets are {', '.join(NAMED)}")
 
 
 def images_under(folder: Path, above: tuple[str, ...] = ()) -> Iterator[Path]:
@@ -103,13 +103,13 @@ def zip_bytes(path: Path, info: zipfile.ZipInfo) -> bytes:
 def labelled(source: Source, labels: str, folder: Path, read: Callable[[str], bytes]) -> Source:
     """Attach labels: `auto` (dataset.json inside, else class folders, else none), `none`, or a file's."""
     if not source.names:
-        raise BadInput(f"there is no image in the source; images end in {', '.join(sorted(IMAGES))}")
+        raise UsageError(f"there is no image in the source; images end in {', '.join(sorted(IMAGES))}")
     if labels == "none":
         return source
     if labels != "auto":
         path = Path(labels)
         if not path.is_file():
-            raise BadInput(f"--labels: there is no file {labels}; or auto, or none")
+            raise UsageError(f"--labels: there is no file {labels}; or auto, or none")
         return attach(source, label_rows(path.suffix.lower(), path.read_bytes(), labels), labels)
     try:
         return attach(source, label_rows(".json", read("dataset.json"), "dataset.json"), "dataset.json")
@@ -136,7 +136,7 @@ def label_rows(kind: str, data: bytes, where: str) -> dict[str, Any]:
             return {row["file_name"]: row["label"] for row in objects}
         return dict(json.loads(text)["labels"] or {})
     except (ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
-        raise BadInput(f"{where}: not a list of file names and labels ({error!r})") from None
+        raise UsageError(f"{where}: not a list of file names and labels ({error!r})") from None
 
 
 def attach(source: Source, rows: dict[str, Any], where: str) -> Source:
@@ -144,13 +144,15 @@ def attach(source: Source, rows: dict[str, Any], where: str) -> Source:
         return source
     missing = [name for name in source.names if name not in rows]
     if missing:
-        raise BadInput(f"{where}: no label for {len(missing)} images, the first is {missing[0]}")
+        raise UsageError(f"{where}: no label for {len(missing)} images, the first is {missing[0]}")
     values = [rows[name] for name in source.names]
     if all(isinstance(value, int) or str(value).isdecimal() for value in values):
         numbers = [int(value) for value in values]
         odd = next((i for i, number in enumerate(numbers) if not 0 <= number < CLASSES), None)
         if odd is not None:
-            raise BadInput(f"{where}: the label {numbers[odd]} of {source.names[odd]} is not from 0 to {CLASSES - 1:,}")
+            raise UsageError(
+                f"{where}: the label {numbers[odd]} of {source.names[odd]} is not from 0 to {CLASSES - 1:,}"
+            )
         source.labels = np.array(numbers)
         source.classes = [str(i) for i in range(int(source.labels.max()) + 1)]
     else:
@@ -160,7 +162,7 @@ def attach(source: Source, rows: dict[str, Any], where: str) -> Source:
     return source
 
 
-def of_arrays(name: str, images: np.ndarray, labels: np.ndarray, classes: Sequence[str]) -> Source:
+def from_arrays(name: str, images: np.ndarray, labels: np.ndarray, classes: Sequence[str]) -> Source:
     """Images [N, S, S] or [N, S, S, 3] that are kept to the bit."""
     images = images[..., None] if images.ndim == 3 else images
     names = [f"{i:06d}" for i in range(len(images))]
@@ -174,11 +176,13 @@ def digits(**_: Any) -> Source:
     try:
         from sklearn.datasets import load_digits
     except ImportError:
-        raise BadInput("digits come with scikit-learn, which is not installed; pip install 'distgan[digits]'") from None
+        raise UsageError(
+            "digits come with scikit-learn, which is not installed; pip install 'distgan[digits]'"
+        ) from None
     data: Any = load_digits()
     small = [Image.fromarray((image * (255 / 16)).round().astype(np.uint8)) for image in data.images]
     images = [np.asarray(image.resize((32, 32), Image.Resampling.BICUBIC)) for image in small]
-    return of_arrays("digits", np.stack(images), data.target, [str(i) for i in range(10)])
+    return from_arrays("digits", np.stack(images), data.target, [str(i) for i in range(10)])
 
 
 def fashion_mnist(*, split: str, files: Path | None, **_: Any) -> Source:
@@ -186,20 +190,20 @@ def fashion_mnist(*, split: str, files: Path | None, **_: Any) -> Source:
     debian = Path("/usr/share/datasets/fashion-mnist")
     classes = ["T-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot"]
     images, labels = idx(files or (debian if debian.is_dir() else None), split, "FashionMNIST")
-    return of_arrays("fashion-mnist", pad(images), labels, classes)
+    return from_arrays("fashion-mnist", pad(images), labels, classes)
 
 
 def mnist(*, split: str, files: Path | None, **_: Any) -> Source:
     """70,000 handwritten digits of 28x28 pixels (LeCun et al. 1998), padded to 32x32."""
     images, labels = idx(files, split, "MNIST")
-    return of_arrays("mnist", pad(images), labels, [str(i) for i in range(10)])
+    return from_arrays("mnist", pad(images), labels, [str(i) for i in range(10)])
 
 
 def stacked_mnist(*, split: str, files: Path | None, samples: int, seed: int, **_: Any) -> Source:
     """Three MNIST digits as the three channels: 1,000 classes (Metz et al. 2017; Lin et al. 2018), 32x32."""
     images, digit = idx(files, split, "MNIST")
     images = pad(images)
-    chosen = generator(seed, "stacked-mnist").integers(len(images), size=(samples, 3))
+    chosen = rng(seed, "stacked-mnist").integers(len(images), size=(samples, 3))
     labels = digit[chosen].astype(np.int64) @ [100, 10, 1]
     return Source(
         "stacked-mnist",
@@ -215,7 +219,7 @@ def stacked_mnist(*, split: str, files: Path | None, samples: int, seed: int, **
 def cifar10(*, split: str, files: Path | None, **_: Any) -> Source:
     """60,000 colour images of 32x32 pixels in 10 classes (Krizhevsky 2009)."""
     data = torchvision_set("CIFAR10", split, files)
-    return of_arrays("cifar10", data.data, np.array(data.targets), data.classes)
+    return from_arrays("cifar10", data.data, np.array(data.targets), data.classes)
 
 
 def pad(images: np.ndarray) -> np.ndarray:
@@ -233,15 +237,15 @@ def idx(files: Path | None, split: str, name: str) -> tuple[np.ndarray, np.ndarr
     for kind, header in (("images-idx3", 16), ("labels-idx1", 8)):
         path = next((p for p in sorted(files.rglob(f"{stem}-{kind}-ubyte*")) if p.suffix in (".gz", "")), None)
         if path is None:
-            raise BadInput(f"--source: no {stem}-{kind}-ubyte or .gz in {files}")
+            raise UsageError(f"--source: no {stem}-{kind}-ubyte or .gz in {files}")
         try:
             data = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
             found.append(np.frombuffer(data, np.uint8, offset=header))
         except (OSError, EOFError, ValueError, zlib.error) as error:
-            raise BadInput(f"{path}: {error}") from None
+            raise UsageError(f"{path}: {error}") from None
     labels = found[1]
     if len(found[0]) != len(labels) * 784:
-        raise BadInput(f"{files}: {len(found[0])} bytes of images do not fit {len(labels)} labels")
+        raise UsageError(f"{files}: {len(found[0])} bytes of images do not fit {len(labels)} labels")
     return found[0].reshape(-1, 28, 28), labels
 
 
@@ -253,7 +257,7 @@ def torchvision_set(name: str, split: str, files: Path | None) -> Any:
         return getattr(torchvision.datasets, name)(str(root), train=split == "train", download=files is None)
     except (OSError, RuntimeError) as error:
         where = f"--source {files} does not hold it" if files else "it cannot be downloaded here; give --source DIR"
-        raise BadInput(f"{name}: {where} ({' '.join(str(error).split())})") from None
+        raise UsageError(f"{name}: {where} ({' '.join(str(error).split())})") from None
 
 
 NAMED: dict[str, Callable[..., Source]] = {

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from distgan.ema import EMA
+from distgan.gan.ema import EMA
 
 
 @pytest.mark.parametrize("batch", [10, 50, 100])

@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from distgan import BadInput, Failed
+from distgan import RunError, UsageError
 
 METADATA = "distgan"
 Tensors = dict[str, Tensor]
@@ -84,7 +84,7 @@ class Checkpoints:
     def save(self, files: dict[str, Tensors], state: dict[str, Any], metadata: dict[str, Any]) -> None:
         """Write `files` (in host memory, not changed by the caller again) and `state` behind the loop.
 
-        Waits for the write before it. Where that one failed, this one is waited for too: raises Failed where a disk
+        Waits for the write before it. Where that one failed, this one is waited for too: raises RunError where a disk
         took neither.
         """
         before, self.writing = self.writing, None
@@ -94,13 +94,13 @@ class Checkpoints:
             self.wait()
 
     def wait(self) -> None:
-        """Until what was saved is on disk. Raises Failed where it could not be."""
+        """Until what was saved is on disk. Raises RunError where it could not be."""
         if self.writing is not None:
             writing, self.writing = self.writing, None
             try:
                 writing.result()
             except (OSError, safetensors.SafetensorError) as error:
-                raise Failed(self._told(error)) from None
+                raise RunError(self._told(error)) from None
 
     def _told(self, error: Exception) -> str:
         stands = self.all()
@@ -140,7 +140,7 @@ class Checkpoints:
     def newest(self) -> Path | None:
         """The newest checkpoint that is whole; says which are damaged.
 
-        None where there is none at all. Raises Failed where there are some and none is whole.
+        None where there is none at all. Raises RunError where there are some and none is whole.
         """
         stands = self.all()
         for images in reversed(stands):
@@ -150,7 +150,7 @@ class Checkpoints:
                 return path
             self.say(f"checkpoint {path} is damaged: {fault}; taking the one before it")
         if stands:
-            raise Failed(f"no checkpoint in {self.folder} is whole; --fresh moves the run aside and starts over")
+            raise RunError(f"no checkpoint in {self.folder} is whole; --fresh moves the run aside and starts over")
         return None
 
     def close(self) -> None:
@@ -193,21 +193,21 @@ def load(path: Path) -> tuple[dict[str, Tensors], dict[str, Any]]:
 
 
 def load_weights(path: Path) -> tuple[Tensors, dict[str, Any]]:
-    """The tensors of one .safetensors file of ours, and the metadata it carries. Raises BadInput."""
+    """The tensors of one .safetensors file of ours, and the metadata it carries. Raises UsageError."""
     try:
         with safetensors.safe_open(path, framework="pt") as file:
             metadata = json.loads((file.metadata() or {})[METADATA])
             return {name: file.get_tensor(name) for name in file.keys()}, metadata  # noqa: SIM118 - no mapping
     except FileNotFoundError:
-        raise BadInput(f"there is no file {path}") from None
+        raise UsageError(f"there is no file {path}") from None
     except (safetensors.SafetensorError, OSError) as error:
-        raise BadInput(f"{path} is not a whole .safetensors file: {error}") from None
+        raise UsageError(f"{path} is not a whole .safetensors file: {error}") from None
     except (KeyError, json.JSONDecodeError):
-        raise BadInput(f"{path} holds no distgan networks (its metadata has no {METADATA!r})") from None
+        raise UsageError(f"{path} holds no distgan networks (its metadata has no {METADATA!r})") from None
 
 
 class RunFolder:
-    """Takes RUN for this process, until it ends: a lock that a killed run does not leave behind. Raises BadInput."""
+    """Takes RUN for this process, until it ends: a lock that a killed run does not leave behind. Raises UsageError."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -215,16 +215,18 @@ class RunFolder:
             root.mkdir(parents=True, exist_ok=True)
             self.lock = open(root / ".lock", "a")  # noqa: SIM115 - held open
         except OSError as error:
-            raise BadInput(f"run_dir: {root} cannot be written: {error.strerror}") from None
+            raise UsageError(f"run_dir: {root} cannot be written: {error.strerror}") from None
         try:
             fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             self.lock.close()
-            raise BadInput(f"run_dir: another run is writing to {root}; wait for it, or give another run_dir") from None
+            raise UsageError(
+                f"run_dir: another run is writing to {root}; wait for it, or give another run_dir"
+            ) from None
         except OSError as error:
             self.lock.close()
             what = f"the file system of {root} has no locks ({error.strerror}); give another run_dir"
-            raise BadInput(f"run_dir: {what}") from None
+            raise UsageError(f"run_dir: {what}") from None
 
     def close(self) -> None:
         self.lock.close()

@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 
 from distgan import models
-from distgan.gan import GAN, Minibatch, discriminator_step, generator_step, train_step
-from distgan.losses import LOSSES, Loss
+from distgan.gan.losses import LOSSES, Loss
+from distgan.gan.step import GAN, Minibatch, discriminator_step, generator_step, train_step
 
 
 def make(loss: Loss = LOSSES["bce"], norm: str = "batch", classes: int = 0, lr: float = 2e-4) -> GAN:

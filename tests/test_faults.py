@@ -15,25 +15,25 @@ import pytest
 import torch
 from PIL import Image
 
-from distgan import BadInput
-from distgan.data import Damaged, check
+from distgan import CorruptDataError, UsageError
 from distgan.data.order import Lanes
-from distgan.data.remote import open_place
-from distgan.data.scan import Scan
-from distgan.data.shardset import Folder, open_set
+from distgan.data.remote import open_storage
+from distgan.data.shardset import LocalStorage, open_shardset
 from distgan.data.stream import Reader, stream
 from distgan.data.tar import members
-from shared import make_set, metrics, noise, train
+from distgan.dataset_tool import check
+from distgan.dataset_tool.scan import Scan
+from shared import make_dataset, metrics, noise, train
 
 
 @pytest.fixture
 def folder(tmp_path) -> Path:
     """40 images of 16x16 pixels in 4 shards, writable."""
-    return make_set(tmp_path / "set", noise(40, 16), shards=4)
+    return make_dataset(tmp_path / "set", noise(40, 16), shards=4)
 
 
 def opened(folder: Path):
-    return open_set(Folder(folder), str(folder))
+    return open_shardset(LocalStorage(folder), str(folder))
 
 
 def an_epoch(folder: Path, skip_bad: int = 0, batch: int = 8) -> tuple[list[np.ndarray], list[str]]:
@@ -42,7 +42,7 @@ def an_epoch(folder: Path, skip_bad: int = 0, batch: int = 8) -> tuple[list[np.n
     order, reader = Lanes(found.counts, 0, batch), Reader(found, skip_bad=skip_bad)
     batches = stream(order, reader, lambda position: {}, batch=batch, position=0, threads=2)
     read = [next(batches) for _ in range(order.epoch_images // batch)]
-    return [minibatch.images.numpy() for minibatch in read], [line for minibatch in read for line in minibatch.bad]
+    return [minibatch.images.numpy() for minibatch in read], [line for minibatch in read for line in minibatch.corrupt]
 
 
 def member(folder: Path, shard: int = 1, number: int = 5, extension: str = "npy"):
@@ -128,7 +128,7 @@ FAULTS = [
 @pytest.mark.parametrize("fault", FAULTS)
 def test_reading_stops_and_names_it(folder, fault):
     name = fault(folder)
-    with pytest.raises(Damaged, match=name):
+    with pytest.raises(CorruptDataError, match=name):
         an_epoch(folder)
 
 
@@ -147,14 +147,16 @@ def test_a_bit_of_a_header(folder):
     write_at(path, found.offset - 512 + 3, bytes([data[found.offset - 512 + 3] ^ 1]))
     assert [batch.tobytes() for batch in an_epoch(folder)[0]] == whole
     assert any(path.name in line and "checksum" in line for line in check.verify(opened(folder)))
-    with pytest.raises(Damaged, match=rf"{path.name}: header at byte {found.offset - 512} has a wrong checksum"):
+    with pytest.raises(
+        CorruptDataError, match=rf"{path.name}: header at byte {found.offset - 512} has a wrong checksum"
+    ):
         Scan(path)
 
 
 @pytest.mark.parametrize("fault", [cut_at_a_member, cut_in_a_header, cut_in_data, a_web_page])
 def test_indexing_refuses_it(folder, fault):
     name = fault(folder)
-    with pytest.raises(Damaged, match=name):
+    with pytest.raises(CorruptDataError, match=name):
         check.index(folder)
 
 
@@ -206,7 +208,7 @@ def test_the_budget_is_one_for_all_starts_of_a_run(folder, tmp_path):
 
 def test_the_same_basename_in_two_folders(tmp_path):
     for part in ("train", "val"):
-        made = make_set(tmp_path / part, noise(10, seed=len(part)), shards=1)
+        made = make_dataset(tmp_path / part, noise(10, seed=len(part)), shards=1)
         (tmp_path / "all" / part).mkdir(parents=True)
         shutil.copy(made / "shard-000000.tar", tmp_path / "all" / part / "000.tar")
     check.index(tmp_path / "all")
@@ -246,7 +248,7 @@ def png(size: int = 8, value: int = 0) -> bytes:
 )
 def test_what_is_no_set_is_refused(tmp_path, files, message):
     tar(tmp_path / "set" / "0.tar", files)
-    with pytest.raises(Damaged, match=message):
+    with pytest.raises(CorruptDataError, match=message):
         check.index(tmp_path / "set")
 
 
@@ -268,7 +270,7 @@ def test_a_pickle_never_runs(tmp_path):
     array = io.BytesIO()
     np.save(array, np.array([Bomb()], dtype=object), allow_pickle=True)
     tar(tmp_path / "objects" / "0.tar", [("0.npy", array.getvalue())])
-    with pytest.raises(Damaged, match="an array of object"):
+    with pytest.raises(CorruptDataError, match="an array of object"):
         check.index(tmp_path / "objects")
     assert os.environ["WDS_SECURE"] == "1" and not (tmp_path / "executed").exists()
 
@@ -278,7 +280,7 @@ def test_a_decompression_bomb_is_not_decoded(tmp_path):
     tar(tmp_path / "set" / "0.tar", [(f"{i}.png", png(8, i)) for i in range(4)])
     check.index(tmp_path / "set")
     bomb = tar(tmp_path / "bomb" / "0.tar", [("0.png", png(8)), ("1.png", png(9_000))])
-    with pytest.raises(Damaged, match="key 1"):
+    with pytest.raises(CorruptDataError, match="key 1"):
         check.index(bomb.parent)
     found = opened(tmp_path / "set")
     reader = Reader(found)
@@ -309,7 +311,7 @@ def test_a_tar_size_that_is_not_octal(folder, size):
     header[156:157], header[124 : 124 + len(size)], header[148:156] = b"g", size, b" " * 8
     header[148:156] = b"%06o\0 " % sum(header)
     write_at(path, found.offset - 512, bytes(header))
-    with pytest.raises(Damaged, match="is not a tar header"):
+    with pytest.raises(CorruptDataError, match="is not a tar header"):
         list(members(path))
 
 
@@ -320,13 +322,13 @@ def test_a_pax_record_that_cannot_be_read(folder, record):
     header[156:157], header[124:136], header[148:156] = b"x", b"%011o\0" % len(record), b" " * 8
     header[148:156] = b"%06o\0 " % sum(header)
     write_at(path, found.offset - 512, bytes(header) + record.ljust(512, b"\0"))
-    with pytest.raises(Damaged, match="the names at byte"):
+    with pytest.raises(CorruptDataError, match="the names at byte"):
         list(members(path))
 
 
 @pytest.mark.parametrize("threads", [0, 2, 8])
 def test_threads_keep_the_order(tmp_path, threads):
-    found = opened(make_set(tmp_path / "set", noise(40), shards=4, format="png"))
+    found = opened(make_dataset(tmp_path / "set", noise(40), shards=4, format="png"))
     order, reader = Lanes(found.counts, 0, 8), Reader(found)
     batches = stream(order, reader, lambda position: {}, batch=8, position=0, threads=threads)
     for at in range(0, 120, 8):
@@ -350,19 +352,19 @@ def test_threads_keep_the_order(tmp_path, threads):
 )
 def test_a_damaged_manifest_or_index_is_bad_input(folder, spoil, message):
     spoil(folder)
-    with pytest.raises(BadInput, match=message):
+    with pytest.raises(UsageError, match=message):
         opened(folder)
 
 
 def test_no_shell_and_no_other_scheme(tmp_path):
     for address in ("pipe://cat x", "file:///x", "ftp://x/y"):
-        with pytest.raises(BadInput, match="folders, http://, https:// and s3://"):
-            open_place(address, str(tmp_path))
+        with pytest.raises(UsageError, match="folders, http://, https:// and s3://"):
+            open_storage(address, str(tmp_path))
 
 
 @pytest.mark.parametrize("decoder", ["pillow", "simplejpeg"])
 def test_decoders_agree_with_what_was_written(tmp_path, decoder):
     smooth = np.linspace(0, 255, 16 * 16 * 3).reshape(1, 16, 16, 3).astype(np.uint8)
-    folder = make_set(tmp_path / "set", np.concatenate([smooth, smooth[:, ::-1]]), shards=1, format="jpg")
+    folder = make_dataset(tmp_path / "set", np.concatenate([smooth, smooth[:, ::-1]]), shards=1, format="jpg")
     images = Reader(opened(folder), decoder=decoder).read(np.arange(2)).images.numpy().astype(int)
     assert min(np.abs(image - smooth[0]).max() for image in images) < 12

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 
-from distgan import BadInput, models
+from distgan import UsageError, models
 
 
 def build(**changes):
@@ -65,7 +65,7 @@ def test_logits_are_float32_under_autocast():
     ],
 )
 def test_what_cannot_be_built_is_named(changes, message):
-    with pytest.raises(BadInput, match=message):
+    with pytest.raises(UsageError, match=message):
         build(**changes)
 
 

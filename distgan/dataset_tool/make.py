@@ -29,10 +29,11 @@ import webdataset as wds
 from PIL import Image, ImageOps
 from tqdm import tqdm
 
-from distgan import BadInput, Failed, __version__
-from distgan.data.scan import Scan
-from distgan.data.shardset import COLUMNS, FORMAT, class_rows, commit, sha256_of, write_whole
-from distgan.data.sources import Source
+from distgan import RunError, UsageError, __version__
+from distgan.data.shardset import COLUMNS, FORMAT, class_rows, commit
+from distgan.dataset_tool.scan import Scan
+from distgan.dataset_tool.sources import Source
+from distgan.files import atomic_write, sha256_file
 
 STAMPS = ".source"  # beside the manifest, since the time of a file is no part of what a set is
 RESIZES = {
@@ -73,7 +74,7 @@ class Written:
 
 
 def make(source: Source, dest: Path, options: Options, jobs: int) -> dict[str, Any]:
-    """Write `source` as a set into the folder `dest`; returns the manifest. Raises BadInput.
+    """Write `source` as a set into the folder `dest`; returns the manifest. Raises UsageError.
 
     The images are ordered by the hash of (seed, name) before they are cut into shards: a class-sorted folder gives
     mixed shards. An image that cannot be used fails the command, after all were tried, with a list.
@@ -101,17 +102,17 @@ def make(source: Source, dest: Path, options: Options, jobs: int) -> dict[str, A
 
 @contextlib.contextmanager
 def alone_in(dest: Path) -> Iterator[None]:
-    """Hold the folder `dest` against a second `make`; one that was made for nothing is removed. Raises BadInput."""
+    """Hold the folder `dest` against a second `make`; one that was made for nothing is removed. Raises UsageError."""
     try:
         dest.mkdir(parents=True, exist_ok=True)
         handle = os.open(dest, os.O_RDONLY | os.O_DIRECTORY)
     except OSError as error:
-        raise BadInput(f"{dest} cannot be written: {error.strerror}") from None
+        raise UsageError(f"{dest} cannot be written: {error.strerror}") from None
     try:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise BadInput(f"{dest}: another `shards make` is writing it; wait for it") from None
+            raise UsageError(f"{dest}: another `shards make` is writing it; wait for it") from None
         yield
     finally:
         os.close(handle)
@@ -120,21 +121,21 @@ def alone_in(dest: Path) -> Iterator[None]:
 
 
 def finished(dest: Path, options: Options, origin: dict[str, Any], stamps: str) -> dict[str, Any]:
-    """The manifest of the set in `dest`, if it is the one asked for and all of it is there. Raises BadInput."""
+    """The manifest of the set in `dest`, if it is the one asked for and all of it is there. Raises UsageError."""
     try:
         manifest = json.loads((dest / "manifest.json").read_bytes())
         same = (manifest.get("options"), manifest.get("source")) == (asdict(options), origin)
     except (ValueError, AttributeError):
-        raise BadInput(f"{dest}: manifest.json is damaged; delete the folder first") from None
+        raise UsageError(f"{dest}: manifest.json is damaged; delete the folder first") from None
     if not same:
-        raise BadInput(f"{dest} holds another set; give another folder, or delete this one first")
+        raise UsageError(f"{dest} holds another set; give another folder, or delete this one first")
     stamped = dest / STAMPS
     if stamped.exists() and stamped.read_text().strip() != stamps:
-        raise BadInput(f"{dest} was made before the images changed; give another folder, or delete this one first")
+        raise UsageError(f"{dest} was made before the images changed; give another folder, or delete this one first")
     for row in manifest["shards"]:
         path = dest / row["name"]
         if not path.exists() or path.stat().st_size != row["bytes"]:
-            raise BadInput(f"{dest}: {row['name']} is gone or cut off; delete the folder, and make the set anew")
+            raise UsageError(f"{dest}: {row['name']} is gone or cut off; delete the folder, and make the set anew")
     shutil.rmtree(dest / ".making", ignore_errors=True)
     return manifest
 
@@ -168,7 +169,7 @@ def write(
                 bar.update(waiting[done])
     except BrokenProcessPool:
         what = "a process that writes shards was killed, perhaps for its memory (--jobs 1 takes least)"
-        raise Failed(f"{dest}: {what}; the same command goes on") from None
+        raise RunError(f"{dest}: {what}; the same command goes on") from None
     return finish(source, dest, making, options, origin, len(parts))
 
 
@@ -179,10 +180,10 @@ def settle(source: Source, options: Options) -> Options:
         try:
             image = opened(source, 0)
         except Exception as error:
-            raise BadInput(f"{source.names[0]}: {error}; give --size N to have all bad images listed") from None
+            raise UsageError(f"{source.names[0]}: {error}; give --size N to have all bad images listed") from None
         with image:
             if image.width != image.height:
-                raise BadInput(f"{source.names[0]} is {image.width}x{image.height}; give --size N to crop and resize")
+                raise UsageError(f"{source.names[0]} is {image.width}x{image.height}; give --size N to crop and resize")
             size = image.width
     resize = options.resize if options.size else "none"
     channels = options.channels or source.channels
@@ -220,13 +221,13 @@ def continue_or_start(making: Path, dest: Path, plan: dict[str, Any]) -> None:
     plan_file = making / "plan.json"
     if plan_file.exists():
         if plan_file.read_text() != text:
-            raise BadInput(f"{dest} holds an unfinished set of another source or other options; delete it first")
+            raise UsageError(f"{dest} holds an unfinished set of another source or other options; delete it first")
         return
     foreign = [p.name for p in dest.iterdir() if p != making] if dest.is_dir() else []
     if foreign:
-        raise BadInput(f"{dest} is not empty (it has {foreign[0]}); a set needs a folder of its own")
+        raise UsageError(f"{dest} is not empty (it has {foreign[0]}); a set needs a folder of its own")
     making.mkdir(parents=True, exist_ok=True)
-    write_whole(plan_file, text.encode())
+    atomic_write(plan_file, text.encode())
 
 
 WORK: tuple[Source, Path, Options]  # of a worker, set once by start_worker
@@ -277,12 +278,12 @@ def write_shard(number: int, members: list[int]) -> None:
                 written.samples += 1
         file.flush()
         os.fsync(file.fileno())
-    written.bytes, written.sha256 = temporary.stat().st_size, sha256_of(temporary)
+    written.bytes, written.sha256 = temporary.stat().st_size, sha256_file(temporary)
     columns = Scan(temporary).arrays()
     os.replace(temporary, dest / written.name)
     rows = io.BytesIO()
     np.savez(rows, meta=np.array(json.dumps(asdict(written))), **columns)  # type: ignore[arg-type]
-    write_whole(dest / ".making" / f"{written.name}.npz", rows.getvalue())
+    atomic_write(dest / ".making" / f"{written.name}.npz", rows.getvalue())
 
 
 def prepare(image: Image.Image | np.ndarray, options: Options, converted: dict[str, int]) -> np.ndarray:
@@ -350,7 +351,7 @@ def finish(
     bad = [line for written, _ in rows for line in written.bad]
     if bad and not options.skip_bad:
         remove(dest, shards)
-        raise BadInput(
+        raise UsageError(
             f"{len(bad)} of {len(source)} images cannot be used; mend them, or leave them out with --skip_bad true:\n  "
             + "\n  ".join(bad)
         )
@@ -359,7 +360,7 @@ def finish(
     count = sum(row.samples for row in written)
     if not count:
         remove(dest, shards)
-        raise BadInput("no image was left to write")
+        raise UsageError("no image was left to write")
     values = count * (options.size or 0) ** 2
     mean = np.array([row.sums for row in written]).sum(0) / values
     square = np.array([row.squares for row in written]).sum(0) / values
@@ -379,7 +380,7 @@ def finish(
         "left_out": bad,
         "made_by": f"distgan {__version__}",
     }
-    write_whole(dest / STAMPS, (json.loads((making / "plan.json").read_text())["stamps"] + "\n").encode())
+    atomic_write(dest / STAMPS, (json.loads((making / "plan.json").read_text())["stamps"] + "\n").encode())
     commit(dest, manifest, columns)
     for row, _ in rows:
         if not row.samples:

@@ -7,12 +7,12 @@ from typing import Any
 
 import yaml
 
-from distgan import BadInput
-from distgan.checkpoint import Checkpoints, RunFolder, load, optimizer_restore, optimizer_snapshot, snapshot
+from distgan import UsageError
 from distgan.config import Config, flatten, read, to_dict
-from distgan.data.shardset import write_whole
-from distgan.report import environment
-from distgan.run import Run
+from distgan.files import atomic_write
+from distgan.training.build import Run
+from distgan.training.checkpoint import Checkpoints, RunFolder, load, optimizer_restore, optimizer_snapshot, snapshot
+from distgan.training.logger import environment
 
 
 def save(run: Run, checkpoints: Checkpoints) -> None:
@@ -40,7 +40,7 @@ def save(run: Run, checkpoints: Checkpoints) -> None:
 
 
 def restore(run: Run, path: Path) -> None:
-    """Continue from a checkpoint; every process reads it. Raises BadInput where it holds other networks."""
+    """Continue from a checkpoint; every process reads it. Raises UsageError where it holds other networks."""
     accelerator, gan = run.processes.accelerator, run.gan
     files, state = load(path)
     G = accelerator.unwrap_model(gan.G)
@@ -51,7 +51,7 @@ def restore(run: Run, path: Path) -> None:
             run.ema.module.load_state_dict(files.get("ema", files["generator"]))
     except RuntimeError as error:
         first = str(error).splitlines()[-1].strip()
-        raise BadInput(f"run_dir: the networks in {path} are not those of these settings: {first}") from None
+        raise UsageError(f"run_dir: the networks in {path} are not those of these settings: {first}") from None
     optimizer_restore(files["optimizers"], "generator", G, gan.g_optimizer)
     optimizer_restore(files["optimizers"], "discriminator", gan.critic, gan.d_optimizer)
     if accelerator.scaler is not None and state["scaler"]:
@@ -62,7 +62,7 @@ def restore(run: Run, path: Path) -> None:
 
 
 def enter(run: Run, fresh: bool, held: contextlib.ExitStack) -> Path | None:
-    """Take the run folder and find what to continue from; the main process calls it. Raises BadInput.
+    """Take the run folder and find what to continue from; the main process calls it. Raises UsageError.
 
     A used folder with other settings is refused before anything in it is touched. What was taken is in `held`.
     """
@@ -81,13 +81,13 @@ def enter(run: Run, fresh: bool, held: contextlib.ExitStack) -> Path | None:
 def sign(run: Run) -> None:
     """Write what the run is and what it runs on; once it is known to go on from what is in its folder."""
     root = Path(run.config.run_dir)
-    write_whole(root / "config.yaml", yaml.safe_dump(to_dict(run.config), sort_keys=False).encode())
+    atomic_write(root / "config.yaml", yaml.safe_dump(to_dict(run.config), sort_keys=False).encode())
     facts = environment(run.processes.device, run.processes.world)
-    write_whole(root / "environment.json", (json.dumps(facts, indent=1) + "\n").encode())
+    atomic_write(root / "environment.json", (json.dumps(facts, indent=1) + "\n").encode())
 
 
 def refuse_changes(run: Run, root: Path) -> None:
-    """Raises BadInput where the folder's run was started with other settings, or on other images."""
+    """Raises UsageError where the folder's run was started with other settings, or on other images."""
     found = None if run.config.resume.override else settings(root)
     if found is None:
         return
@@ -98,7 +98,7 @@ def refuse_changes(run: Run, root: Path) -> None:
     if found[1] not in (None, run.shards.digest):
         changed.append(f"the images of data.shards (now {run.config.data.shards})")
     if changed:
-        raise BadInput(
+        raise UsageError(
             f"run_dir: {root} holds a run with other settings: {'; '.join(changed)}. Give another run_dir, or --fresh "
             "to move that run aside, or --resume.override true to continue it with the new ones"
         )

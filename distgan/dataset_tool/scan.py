@@ -10,15 +10,15 @@ import numpy as np
 import xxhash
 from PIL import Image
 
-from distgan.data import Damaged
-from distgan.data.shardset import CLASSES, COLUMNS, EXTENSIONS, PILLOW
+from distgan import CorruptDataError
+from distgan.data.shardset import CLASSES, COLUMNS, EXTENSIONS, PIL_FORMATS
 from distgan.data.tar import members, split_key
 
 
 class Scan:
     """The index columns of one shard and what its images are: (size, channels, encoding).
 
-    Raises Damaged where the tar is, where a sample has no image or two, where a key comes twice, and where images
+    Raises CorruptDataError where the tar is, where a sample has no image or two, where a key comes twice, and where images
     differ in size, channels or encoding: a set is of one kind.
     """
 
@@ -31,18 +31,18 @@ class Scan:
         key = None
         with open(path, "rb") as file:
             if path.stat().st_size == 0:
-                raise Damaged(f"{path}: an empty file")
+                raise CorruptDataError(f"{path}: an empty file")
             with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
                 for member in members(path):
                     member_key, extension = split_key(member.name)
                     if member_key != key:
                         self._add(key, sample, data)
                         if member_key in seen:
-                            raise Damaged(f"{path}: key {member_key} comes twice")
+                            raise CorruptDataError(f"{path}: key {member_key} comes twice")
                         seen.add(member_key)
                         key, sample = member_key, {}
                     elif extension in sample:
-                        raise Damaged(f"{path}: key {key} has two members .{extension}")
+                        raise CorruptDataError(f"{path}: key {key} has two members .{extension}")
                     sample[extension] = member.offset, member.size
                 self._add(key, sample, data)
 
@@ -52,19 +52,21 @@ class Scan:
         images = [extension for extension in sample if extension in EXTENSIONS]
         if len(images) != 1:
             have = ", ".join(f".{extension}" for extension in sample)
-            raise Damaged(f"{self.path}: key {key} needs one image (.npy, .png, .jpg), it has {have}")
+            raise CorruptDataError(f"{self.path}: key {key} needs one image (.npy, .png, .jpg), it has {have}")
         encoding = EXTENSIONS[images[0]]
         offset, size = sample[images[0]]
         try:
             height, width, channels, skip = describe(data[offset : offset + size], encoding)
             label = self._label({e: data[o : o + n] for e, (o, n) in sample.items() if e in ("cls", "json")})
         except (ValueError, KeyError, TypeError, OSError, SyntaxError, Image.DecompressionBombError) as error:
-            raise Damaged(f"{self.path}: key {key}: {error}") from None
+            raise CorruptDataError(f"{self.path}: key {key}: {error}") from None
         if height != width:
-            raise Damaged(f"{self.path}: key {key} is {width}x{height}; images must be square")
+            raise CorruptDataError(f"{self.path}: key {key} is {width}x{height}; images must be square")
         kind = (height, channels, encoding)
         if self.kind not in (None, kind):
-            raise Damaged(f"{self.path}: key {key} is {kind}, the images before it {self.kind}; a set is of one kind")
+            raise CorruptDataError(
+                f"{self.path}: key {key} is {kind}, the images before it {self.kind}; a set is of one kind"
+            )
         self.kind = kind
         offset, size = offset + skip, size - skip
         row = {
@@ -103,5 +105,5 @@ def describe(data: bytes, encoding: str) -> tuple[int, int, int, int]:
         if len(data) - file.tell() != int(np.prod(shape)):
             raise ValueError("the array's bytes are not those its shape needs")
         return (*shape, file.tell())
-    with Image.open(io.BytesIO(data), formats=PILLOW) as image:
+    with Image.open(io.BytesIO(data), formats=PIL_FORMATS) as image:
         return image.height, image.width, 1 if image.mode in ("L", "1") else 3, 0

@@ -2,7 +2,7 @@
 
 import torch
 
-from distgan.losses import LOSSES
+from distgan.gan.losses import LOSSES
 
 
 def test_bce_is_the_paper():

@@ -5,7 +5,7 @@ import hashlib
 import numpy as np
 
 
-def generator(seed: int, purpose: str, *position: int) -> np.random.Generator:
+def rng(seed: int, purpose: str, *position: int) -> np.random.Generator:
     """A generator of its own for each (seed, purpose, position); the same on every machine.
 
     Philox is counter-based (Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3"), so a fresh
@@ -16,6 +16,6 @@ def generator(seed: int, purpose: str, *position: int) -> np.random.Generator:
     return np.random.Generator(np.random.Philox(key=np.frombuffer(key, dtype=np.uint64)))
 
 
-def integer(seed: int, purpose: str, *position: int) -> int:
+def derive_seed(seed: int, purpose: str, *position: int) -> int:
     """One number in [0, 2**63), to seed a generator of another library."""
-    return int(generator(seed, purpose, *position).integers(2**63))
+    return int(rng(seed, purpose, *position).integers(2**63))

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from distgan.losses import Loss
+from distgan.gan.losses import Loss
 
 
 @dataclass(frozen=True)

@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from distgan import BadInput, __version__
-from distgan.data import Damaged
-from distgan.data.scan import Scan
-from distgan.data.shardset import COLUMNS, FORMAT, ShardSet, class_rows, commit, sha256_of
+from distgan import CorruptDataError, UsageError, __version__
+from distgan.data.shardset import COLUMNS, FORMAT, ShardSet, class_rows, commit
 from distgan.data.stream import Reader
+from distgan.dataset_tool.scan import Scan
+from distgan.files import sha256_file
 
 Track = Callable[[Any], Any]
 """Wraps an iterable to show progress."""
@@ -22,7 +22,7 @@ def verify(shards: ShardSet, track: Track = iter) -> Iterator[str]:
     """Every fault of a set, a line each: sizes, hashes, a strict walk of the headers, every image decoded."""
     place, manifest = shards.place, shards.manifest
     index = place.path("index.npz")
-    if sha256_of(index) != manifest["index"]["sha256"]:
+    if sha256_file(index) != manifest["index"]["sha256"]:
         yield f"{index}: the sha256 is not the manifest's"
     reader, start = Reader(shards), 0
     for number, row in enumerate(track(manifest["shards"])):
@@ -30,7 +30,7 @@ def verify(shards: ShardSet, track: Track = iter) -> Iterator[str]:
         start += row["samples"]
         try:
             yield from verify_shard(shards, reader, number, ids)
-        except Damaged as damaged:
+        except CorruptDataError as damaged:
             yield str(damaged)
         except OSError as error:
             yield f"{row['name']}: {error.strerror}"
@@ -43,7 +43,7 @@ def verify_shard(shards: ShardSet, reader: Reader, number: int, ids: np.ndarray)
         return
     if path.stat().st_size != row["bytes"]:
         yield f"{path}: {path.stat().st_size} bytes, {row['bytes']} in the manifest"
-    elif sha256_of(path) != row["sha256"]:
+    elif sha256_file(path) != row["sha256"]:
         yield f"{path}: the sha256 is not the manifest's"
     else:
         for id in ids:
@@ -53,7 +53,7 @@ def verify_shard(shards: ShardSet, reader: Reader, number: int, ids: np.ndarray)
     for id in ids:
         try:
             reader.read(np.array([id]))
-        except Damaged as damaged:
+        except CorruptDataError as damaged:
             yield str(damaged)
             break
     columns = Scan(path).arrays()
@@ -66,32 +66,34 @@ def index(folder: Path, track: Track = iter) -> dict[str, Any]:
 
     Of a set that `shards make` wrote, the index alone.
 
-    Raises BadInput for a folder without tars, Damaged for one that is not a set of equal square images.
+    Raises UsageError for a folder without tars, CorruptDataError for one that is not a set of equal square images.
     """
     paths = sorted(folder.rglob("*.tar")) if folder.is_dir() else []
     if not paths:
-        raise BadInput(f"{folder}: there is no .tar in it")
+        raise UsageError(f"{folder}: there is no .tar in it")
     columns: dict[str, list[np.ndarray]] = {name: [] for name in COLUMNS}
     rows, kind, first = [], None, paths[0]
     for path in track(paths):
         scan = Scan(path)
         if scan.kind is None:
-            raise Damaged(f"{path}: holds no image")
+            raise CorruptDataError(f"{path}: holds no image")
         if kind is not None and scan.kind != kind:
-            raise Damaged(f"{path} holds {scan.kind}, {first} {kind} (size, channels, encoding); a set is of one kind")
+            raise CorruptDataError(
+                f"{path} holds {scan.kind}, {first} {kind} (size, channels, encoding); a set is of one kind"
+            )
         kind = scan.kind
         arrays = scan.arrays()
         for name in COLUMNS:
             columns[name].append(arrays[name])
         name = path.relative_to(folder).as_posix()
         rows.append(
-            {"name": name, "samples": len(arrays["label"]), "bytes": path.stat().st_size, "sha256": sha256_of(path)}
+            {"name": name, "samples": len(arrays["label"]), "bytes": path.stat().st_size, "sha256": sha256_file(path)}
         )
     assert kind is not None
     joined = {name: np.concatenate(parts) for name, parts in columns.items()}
     labels = joined["label"]
     if labels.min() < 0 <= labels.max():
-        raise Damaged(f"{folder}: some samples have a label and some have none")
+        raise CorruptDataError(f"{folder}: some samples have a label and some have none")
     manifest = {
         "format": FORMAT,
         "samples": len(labels),
@@ -107,7 +109,7 @@ def index(folder: Path, track: Track = iter) -> dict[str, Any]:
         before = json.loads(made.read_text())
         if "options" in before:  # from `shards make`, which knows more than the tars tell
             if before["shards"] != rows:
-                raise BadInput(f"{folder} holds other shards than `shards make` wrote; make the set anew")
+                raise UsageError(f"{folder} holds other shards than `shards make` wrote; make the set anew")
             manifest = before
     commit(folder, manifest, joined)
     return manifest

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import distgan.train
-from distgan.gan import Minibatch
+from distgan.gan.step import Minibatch
 from shared import ROOT, TINY, launch_env, metrics, train, weights
 
 AT = 240  # images; the third epoch of 80 ends there

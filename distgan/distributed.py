@@ -16,18 +16,18 @@ from accelerate import Accelerator
 from accelerate.utils import GradientAccumulationPlugin, InitProcessGroupKwargs
 from torch import Tensor, nn
 
-from distgan import BadInput, Failed, told
+from distgan import RunError, UsageError, format_os_error
 
 T = TypeVar("T")
 TIMEOUT_SECONDS = float(os.environ.get("DISTGAN_TIMEOUT_SECONDS", 600))
 
 
-class Processes:
+class Distributed:
     """The processes that `accelerate launch` started (one, where nothing was launched), seen from one of them."""
 
     def __init__(self, precision: str, *, tensorboard_dir: Path | None = None) -> None:
         if precision == "fp16" and not torch.cuda.is_available():
-            raise BadInput("precision: fp16 needs a CUDA GPU; bf16 works on a CPU too")
+            raise UsageError("precision: fp16 needs a CUDA GPU; bf16 works on a CPU too")
         timeout = timedelta(seconds=TIMEOUT_SECONDS)
         try:  # Everything that Accelerate would else take from its environment is said here.
             self.accelerator = Accelerator(
@@ -40,16 +40,16 @@ class Processes:
                 kwargs_handlers=[InitProcessGroupKwargs(timeout=timeout)],
             )
         except ValueError as error:
-            raise BadInput(f"the launch: {' '.join(str(error).split())}") from None
+            raise UsageError(f"the launch: {' '.join(str(error).split())}") from None
         kind = self.accelerator.distributed_type.value
         if kind not in ("NO", "MULTI_CPU", "MULTI_GPU", "MULTI_XPU", "MULTI_NPU", "MULTI_MLU"):
-            raise BadInput(f"the launch: distgan runs on DistributedDataParallel, Accelerate was set up for {kind}")
+            raise UsageError(f"the launch: distgan runs on DistributedDataParallel, Accelerate was set up for {kind}")
         self.rank, self.world = self.accelerator.process_index, self.accelerator.num_processes
         self.main = self.rank == 0
         self.device = self.accelerator.device
         launched = int(os.environ.get("WORLD_SIZE", 1))
         if launched != self.world:
-            raise BadInput(
+            raise UsageError(
                 f"the launcher started {launched} processes, Accelerate sees {self.world}: each would be a run of its "
                 "own. Is ACCELERATE_USE_CPU set, or a device missing?"
             )
@@ -63,14 +63,14 @@ class Processes:
         if self.main:
             try:
                 outcome[0] = work()
-            except (BadInput, Failed) as error:
+            except (UsageError, RunError) as error:
                 outcome[1] = error
             except OSError as error:
-                outcome[1] = Failed(told(error))
+                outcome[1] = RunError(format_os_error(error))
         if self.hosts is not None:
             dist.broadcast_object_list(outcome, src=0, group=self.hosts)
         if outcome[1] is not None:
-            outcome[1].shared = True
+            outcome[1].on_all_ranks = True
             raise outcome[1]
         return outcome[0]
 
@@ -80,14 +80,14 @@ class Processes:
         kind, error = "", ""
         try:
             result = work()
-        except (BadInput, Failed, OSError) as fault:
-            kind = "input" if isinstance(fault, BadInput) else "failed"
-            error = told(fault) if isinstance(fault, OSError) else str(fault)
+        except (UsageError, RunError, OSError) as fault:
+            kind = "input" if isinstance(fault, UsageError) else "failed"
+            error = format_os_error(fault) if isinstance(fault, OSError) else str(fault)
         for rank, (its_kind, its_error) in enumerate(self.everybodys((kind, error))):
             if its_kind:
                 what = f"process {rank}: {its_error}" if rank else its_error
-                raised = BadInput(what) if its_kind == "input" else Failed(what)
-                raised.shared = True
+                raised = UsageError(what) if its_kind == "input" else RunError(what)
+                raised.on_all_ranks = True
                 raise raised
         return result
 
@@ -103,8 +103,8 @@ class Processes:
         values = self.everybodys(value)
         odd = [rank for rank, other in enumerate(values) if other != values[0]]
         if odd:
-            failed = Failed(f"{what} of process 0 and of process {odd[0]} differ")
-            failed.shared = True
+            failed = RunError(f"{what} of process 0 and of process {odd[0]} differ")
+            failed.on_all_ranks = True
             raise failed
 
     def settle(self, network: nn.Module, *inputs: Tensor | None) -> None:
@@ -177,7 +177,7 @@ class Processes:
         if self.hosts is not None:
             dist.barrier(group=self.hosts)
 
-    def lost(self, error: Exception) -> Failed:
+    def lost(self, error: Exception) -> RunError:
         """What to say when an exchange broke off: which processes are gone, or hang.
 
         Each that is left signs in at the launcher's store; who does not within five seconds is named.
@@ -195,7 +195,7 @@ class Processes:
         except (RuntimeError, dist.DistError):
             missing = "process 0" if self.rank else missing  # the store went with it
         what = (str(error).splitlines() or [""])[0][:200]
-        return Failed(f"process {self.rank}: {missing} is gone or hangs; the last checkpoint stands ({what})")
+        return RunError(f"process {self.rank}: {missing} is gone or hangs; the last checkpoint stands ({what})")
 
     def forget(self) -> None:
         """Drop the answer that `most_soon` still owes."""

@@ -7,17 +7,18 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from distgan import BadInput, Failed, batchnorm, models
+from distgan import RunError, UsageError, models
 from distgan.config import Config, OptimizerConfig
 from distgan.data import stream
 from distgan.data.order import Lanes, rows
-from distgan.data.remote import open_place
-from distgan.data.shardset import ShardSet, open_set
-from distgan.ema import EMA
-from distgan.gan import GAN, Minibatch
-from distgan.losses import LOSSES
-from distgan.processes import Processes
-from distgan.randomness import generator
+from distgan.data.remote import open_storage
+from distgan.data.shardset import ShardSet, open_shardset
+from distgan.distributed import Distributed
+from distgan.gan.ema import EMA
+from distgan.gan.losses import LOSSES
+from distgan.gan.step import GAN, Minibatch
+from distgan.rng import rng
+from distgan.training import batchnorm
 
 
 @dataclass
@@ -25,7 +26,7 @@ class Run:
     """Everything a run is made of. The clock is `images`: real images seen, over all processes."""
 
     config: Config
-    processes: Processes
+    processes: Distributed
     shards: ShardSet
     reader: stream.Reader
     order: Lanes
@@ -59,10 +60,10 @@ class Run:
         return int(self.images / every) > int((self.images - self.config.batch) / every)
 
 
-def build(config: Config, processes: Processes) -> Run:
-    """Data, networks, optimizers. Raises BadInput; writes nothing."""
+def build(config: Config, processes: Distributed) -> Run:
+    """Data, networks, optimizers. Raises UsageError; writes nothing."""
     if config.loss not in LOSSES:
-        raise BadInput(f"loss: there is no {config.loss!r}; the losses are {', '.join(LOSSES)}")
+        raise UsageError(f"loss: there is no {config.loss!r}; the losses are {', '.join(LOSSES)}")
     torch.backends.cudnn.deterministic = config.deterministic
     torch.backends.cudnn.benchmark = not config.deterministic
     shards, order = processes.agreed(lambda: open_data(config, processes.rank, processes.world))
@@ -77,27 +78,29 @@ def build(config: Config, processes: Processes) -> Run:
 
 
 def open_data(config: Config, rank: int, world: int) -> tuple[ShardSet, Lanes]:
-    """The set, and this process's lanes of it. Raises BadInput."""
+    """The set, and this process's lanes of it. Raises UsageError."""
     data, share = config.data, config.batch // world
     rows(config.batch, config.lanes, rank, world)
     if config.micro_batch and share % config.micro_batch:
-        raise BadInput(f"micro_batch: {config.micro_batch} does not divide the {share} images of a process")
-    shards = open_set(open_place(data.shards, data.cache_dir, data.cache_gb), data.shards)
+        raise UsageError(f"micro_batch: {config.micro_batch} does not divide the {share} images of a process")
+    shards = open_shardset(open_storage(data.shards, data.cache_dir, data.cache_gb), data.shards)
     if rank == 0:
         shards.check_index()
     if rank == 0 and (missing := shards.missing()):
         more = f" and {len(missing) - 1} more shards" if len(missing) > 1 else ""
-        raise BadInput(
+        raise UsageError(
             f"data.shards: {data.shards} lacks {missing[0]}{more}; copy what is gone there again, or make the set anew"
         )
     if data.labels and len(shards.classes) < 2:
-        raise BadInput(f"data.labels: {data.shards} has {len(shards.classes) or 'no'} classes; labels need two or more")
+        raise UsageError(
+            f"data.labels: {data.shards} has {len(shards.classes) or 'no'} classes; labels need two or more"
+        )
     stream.check_decoder(data.decoder, shards.encoding)
     first, last = rank * config.lanes // world, (rank + 1) * config.lanes // world
     return shards, Lanes(shards.counts, config.seed, config.lanes, first, last)
 
 
-def build_gan(config: Config, processes: Processes, shards: ShardSet) -> GAN:
+def build_gan(config: Config, processes: Distributed, shards: ShardSet) -> GAN:
     """The networks on their device, with their optimizers, prepared by Accelerate."""
     accelerator, device = processes.accelerator, processes.device
     G, D = models.build(
@@ -152,7 +155,7 @@ def minibatches(run: Run) -> Iterator[list[Minibatch]]:
 
     def draw(images: int) -> dict[str, Tensor]:
         def random(purpose: str) -> np.random.Generator:
-            return generator(config.seed, purpose, images, *([run.rollbacks] if run.rollbacks else []))
+            return rng(config.seed, purpose, images, *([run.rollbacks] if run.rollbacks else []))
 
         drawn: dict[str, np.ndarray] = {
             "z": random("latents").standard_normal((config.batch, config.model.latent), np.float32)[mine]
@@ -168,11 +171,11 @@ def minibatches(run: Run) -> Iterator[list[Minibatch]]:
         run.order, run.reader, draw, batch=config.batch, position=run.images, threads=config.data.threads
     )
     for batch in batches:
-        run.bad += batch.bad
+        run.bad += batch.corrupt
         run.digest += batch.digest() if config.report.digests else 0
         if run.skipped + len(run.bad) > config.data.skip_bad:
-            raise Failed(f"more than data.skip_bad = {config.data.skip_bad} damaged images; the last: {run.bad[-1]}")
-        drawn = {name: tensor.to(processes.device, non_blocking=True) for name, tensor in batch.drawn.items()}
+            raise RunError(f"more than data.skip_bad = {config.data.skip_bad} damaged images; the last: {run.bad[-1]}")
+        drawn = {name: tensor.to(processes.device, non_blocking=True) for name, tensor in batch.noise.items()}
         real = to_network(batch.images.to(processes.device, non_blocking=True), config.channels_last)
         if "flip" in drawn:
             real = torch.where(drawn["flip"][:, None, None, None], real.flip(3), real)

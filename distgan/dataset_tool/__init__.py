@@ -1,0 +1,1 @@
+"""Writing and checking datasets: what `distgan shards` does."""

@@ -1,0 +1,1 @@
+"""The algorithm: the training step, losses, the EMA of G. Pure: torch and the standard library only."""

@@ -1,0 +1,1 @@
+"""A training run: its components, its loop, its minibatches, its log, its state on disk."""

@@ -171,7 +171,7 @@ class Config:
     @property
     def lanes(self) -> int:
         """The lanes of the data order: `data.lanes`, or the largest divisor of `batch` up to 64."""
-        return self.data.lanes or max(n for n in range(1, min(64, self.batch) + 1) if self.batch % n == 0)
+        return self.data.lanes or default_lanes(self.batch)
 
     def identity(self) -> dict[str, Any]:
         """The keys that decide what the run computes; those of speed, length, place and reporting are left out."""
@@ -221,6 +221,11 @@ NOT_IDENTITY = (
     "guard",
     "resume",
 )
+
+
+def default_lanes(batch: int) -> int:
+    """The largest divisor of `batch` up to 64."""
+    return max(n for n in range(1, min(64, batch) + 1) if batch % n == 0)
 
 
 def to_dict(config: Any) -> dict[str, Any]:

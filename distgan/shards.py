@@ -11,8 +11,6 @@ if not __package__:  # run by path: import the package from the checkout, not th
 
 import jsonargparse
 import numpy as np
-import torch
-from torchvision.utils import save_image
 from tqdm import tqdm
 
 import distgan.dataset_tool.check
@@ -22,7 +20,7 @@ from distgan.data.order import Lanes, rows
 from distgan.data.remote import open_storage
 from distgan.data.shardset import ShardSet, open_shardset
 from distgan.dataset_tool.sources import open_source
-from distgan.training.logger import grid
+from distgan.images import grid, save_png
 
 
 def make(
@@ -130,7 +128,7 @@ def stats(dest: str, out: str | None = None, cache_dir: str | None = None) -> No
     sizes = shards.counts
     print(f"samples in a shard: {sizes.min()} to {sizes.max()}")
     if out:
-        save_image(grid(torch.from_numpy(preview).permute(0, 3, 1, 2).float() / 127.5 - 1), out, format="png")
+        save_png(grid(preview), Path(out))
         print(f"wrote {out}")
 
 

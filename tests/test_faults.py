@@ -42,7 +42,7 @@ def an_epoch(folder: Path, skip_bad: int = 0, batch: int = 8) -> tuple[list[np.n
     order, reader = Lanes(found.counts, 0, batch), Reader(found, skip_bad=skip_bad)
     batches = stream(order, reader, lambda position: {}, batch=batch, position=0, threads=2)
     read = [next(batches) for _ in range(order.epoch_images // batch)]
-    return [minibatch.images.numpy() for minibatch in read], [line for minibatch in read for line in minibatch.corrupt]
+    return [minibatch.images for minibatch in read], [line for minibatch in read for line in minibatch.corrupt]
 
 
 def member(folder: Path, shard: int = 1, number: int = 5, extension: str = "npy"):
@@ -213,7 +213,7 @@ def test_the_same_basename_in_two_folders(tmp_path):
         shutil.copy(made / "shard-000000.tar", tmp_path / "all" / part / "000.tar")
     check.index(tmp_path / "all")
     found = opened(tmp_path / "all")
-    images = Reader(found).read(np.arange(20)).images.numpy()
+    images = Reader(found).read(np.arange(20)).images
     assert len(np.unique(images.reshape(20, -1), axis=0)) == 20
 
 
@@ -366,5 +366,5 @@ def test_no_shell_and_no_other_scheme(tmp_path):
 def test_decoders_agree_with_what_was_written(tmp_path, decoder):
     smooth = np.linspace(0, 255, 16 * 16 * 3).reshape(1, 16, 16, 3).astype(np.uint8)
     folder = make_dataset(tmp_path / "set", np.concatenate([smooth, smooth[:, ::-1]]), shards=1, format="jpg")
-    images = Reader(opened(folder), decoder=decoder).read(np.arange(2)).images.numpy().astype(int)
+    images = Reader(opened(folder), decoder=decoder).read(np.arange(2)).images.astype(int)
     assert min(np.abs(image - smooth[0]).max() for image in images) < 12

@@ -7,14 +7,11 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
-import torch
-import webdataset as wds
 import xxhash
 from PIL import Image
-from torch import Tensor
 
 from distgan import CorruptDataError, UsageError
 from distgan.data.order import Lanes
@@ -24,20 +21,19 @@ OPEN_FILES = 512
 
 
 class ImageBatch(NamedTuple):
-    images: Tensor
-    """uint8 [N, size, size, channels]; pinned memory where asked for."""
-    labels: Tensor
-    """int64 [N]; -1 where the set has no labels."""
+    images: Any
+    """uint8 [N, size, size, channels], a NumPy array or what the reader's `allocate` gave."""
+    labels: np.ndarray
+    """int64 [N]; -1 if the dataset has no labels."""
     corrupt: list[str]
-    """The damaged images that others stand in for."""
-    noise: dict[str, Tensor]
-    """Random numbers for these images."""
+    """The corrupt images that others were read in place of."""
+    noise: dict[str, Any]
+    """Random numbers for these images, by name."""
 
     def digest(self) -> int:
         """A sum over rows of hashes of image and numbers: minibatches that hold the same rows, shared out among any
         number of processes, have sums that add up to the same. Below 2**40 a row."""
-        numbers = self.noise["z"].numpy()
-        pairs = zip(self.images.numpy(), numbers, strict=True)
+        pairs = zip(np.asarray(self.images), np.asarray(self.noise["z"]), strict=True)
         return sum(xxhash.xxh3_64_intdigest(image.tobytes() + z.tobytes()) >> 24 for image, z in pairs)
 
 
@@ -48,8 +44,15 @@ class Reader:
     of `skip_bad`, up to that many are replaced by the next good image of the set, and named in the minibatch.
     """
 
-    def __init__(self, shards: ShardSet, *, decoder: str = "pillow", skip_bad: int = 0, pin: bool = False) -> None:
-        self.shards, self.skip_bad, self.pin = shards, skip_bad, pin
+    def __init__(
+        self,
+        shards: ShardSet,
+        *,
+        decoder: str = "pillow",
+        skip_bad: int = 0,
+        allocate: Callable[[tuple[int, ...]], Any] = lambda shape: np.empty(shape, np.uint8),
+    ) -> None:
+        self.shards, self.skip_bad, self.allocate = shards, skip_bad, allocate
         self.starts = np.concatenate([[0], np.cumsum(shards.counts)])
         self.shape = (shards.size, shards.size, shards.channels)
         self.decode = decoders()[decoder]
@@ -58,8 +61,8 @@ class Reader:
 
     def read(self, ids: np.ndarray) -> ImageBatch:
         """The images of `ids`, in that order."""
-        images = torch.empty((len(ids), *self.shape), dtype=torch.uint8, pin_memory=self.pin)
-        array = images.numpy()
+        images = self.allocate((len(ids), *self.shape))
+        array = np.asarray(images)  # the same memory
         columns = self.shards.columns
         shards = np.searchsorted(self.starts, ids, side="right") - 1
         offsets, sizes, checks = (columns[name][ids].tolist() for name in ("offset", "size", "check"))
@@ -72,7 +75,7 @@ class Reader:
                 self._note(damaged, bad)
                 ids = ids.copy()
                 ids[row] = self._replace(array[row], int(ids[row]), fill, bad)
-        return ImageBatch(images, torch.from_numpy(columns["label"][ids].astype(np.int64)), bad, {})
+        return ImageBatch(images, columns["label"][ids].astype(np.int64), bad, {})
 
     def _fill_raw(self, out: np.ndarray, shard: int, offset: int, size: int, check: int) -> None:
         file = self._file(shard)
@@ -192,7 +195,7 @@ def check_decoder(decoder: str, encoding: str) -> None:
 def stream(
     order: Lanes,
     reader: Reader,
-    draw: Callable[[int], dict[str, Tensor]],
+    draw: Callable[[int], dict[str, Any]],
     *,
     batch: int,
     position: int,
@@ -202,6 +205,7 @@ def stream(
 
     `draw` maps the position of a minibatch to the random numbers that go with it.
     """
+    import webdataset as wds  # imports torch, which `shards verify` does without
 
     def plan() -> Iterator[tuple[int, np.ndarray]]:
         at = position

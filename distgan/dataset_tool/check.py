@@ -123,7 +123,7 @@ def statistics(shards: ShardSet, track: Track = iter, grid: int = 64) -> tuple[d
     duplicates, preview = 0, []
     for row in track(shards.manifest["shards"]):
         for first in range(start, start + row["samples"], 256):
-            images = reader.read(np.arange(first, min(first + 256, start + row["samples"]))).images.numpy()
+            images = reader.read(np.arange(first, min(first + 256, start + row["samples"]))).images
             flat = images.reshape(-1, shards.channels).astype(np.float64)
             total, squares = total + flat.sum(0), squares + (flat**2).sum(0)
             preview += list(images[: max(0, grid - len(preview))])

@@ -70,7 +70,12 @@ def build(config: Config, processes: Distributed) -> Run:
     processes.same(f"the manifest of {config.data.shards}", shards.digest)
     data = config.data
     pin = processes.device.type == "cuda"
-    reader = stream.Reader(shards, decoder=data.decoder, skip_bad=data.skip_bad, pin=pin)
+    reader = stream.Reader(
+        shards,
+        decoder=data.decoder,
+        skip_bad=data.skip_bad,
+        allocate=lambda shape: torch.empty(shape, dtype=torch.uint8, pin_memory=pin),
+    )
     gan = build_gan(config, processes, shards)
     half_life = config.ema.half_life_images
     ema = EMA(processes.accelerator.unwrap_model(gan.G), half_life) if half_life else None
@@ -179,7 +184,7 @@ def minibatches(run: Run) -> Iterator[list[Minibatch]]:
         real = to_network(batch.images.to(processes.device, non_blocking=True), config.channels_last)
         if "flip" in drawn:
             real = torch.where(drawn["flip"][:, None, None, None], real.flip(3), real)
-        labels = batch.labels.to(processes.device, non_blocking=True) if names else None
+        labels = torch.from_numpy(batch.labels).to(processes.device, non_blocking=True) if names else None
         whole = Minibatch(real, drawn["z"], labels, drawn.get("fake_labels"))
         size = config.micro_batch or len(real)
         columns = [column.split(size) if column is not None else [None] * (len(real) // size) for column in whole]

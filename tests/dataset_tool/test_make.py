@@ -37,7 +37,7 @@ def opened(folder: Path):
 
 def images_of(folder: Path) -> np.ndarray:
     found = opened(folder)
-    return Reader(found).read(np.arange(len(found.columns["label"]))).images.numpy()
+    return Reader(found).read(np.arange(len(found.columns["label"]))).images
 
 
 def files(folder: Path) -> dict[str, bytes]:
@@ -50,7 +50,7 @@ def test_what_goes_in_comes_out(tmp_path):
     read = Reader(found).read(np.arange(50))
     originals = {image.tobytes(): i % 3 for i, image in enumerate(images)}
     assert len(found.counts) == 4 and max(found.counts) - min(found.counts) <= 1
-    assert {i.numpy().tobytes(): int(label) for i, label in zip(read.images, read.labels, strict=True)} == originals
+    assert {i.tobytes(): int(label) for i, label in zip(read.images, read.labels, strict=True)} == originals
     assert found.classes == [{"name": n, "samples": 17 - (n == "c")} for n in "abc"]
     np.testing.assert_allclose(found.manifest["mean"], images.mean((0, 1, 2)), atol=1e-3)
     np.testing.assert_allclose(found.manifest["std"], images.std((0, 1, 2)), atol=1e-3)
@@ -148,7 +148,7 @@ def test_stacked_mnist(tmp_path):
     assert command(*words) == 0
     found = opened(tmp_path / "set")
     read = Reader(found).read(np.arange(200))
-    assert (read.images[:, 16, 16].numpy() @ [100, 10, 1] == read.labels.numpy()).all()
+    assert (read.images[:, 16, 16] @ [100, 10, 1] == read.labels).all()
     assert len(found.classes) == 1000 and len(set(read.labels.tolist())) > 150
 
 
@@ -390,7 +390,7 @@ def test_foreign_shards_are_indexed(tmp_path):
     assert command("index", folder) == 0 and command("verify", folder) == 0
     found = opened(folder)
     read = Reader(found).read(np.arange(20))
-    assert np.array_equal(read.images.numpy(), images) and read.labels.tolist() == [i % 4 for i in range(20)]
+    assert np.array_equal(read.images, images) and read.labels.tolist() == [i % 4 for i in range(20)]
 
 
 def test_order_prints_keys(tiny, capsys):

@@ -1,5 +1,14 @@
 """distgan: a GAN trainer that runs the same on a laptop, on N GPUs and on a cluster."""
 
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import torch
+
+    from distgan.training.pretrained import PretrainedGenerator
+
 __version__ = "0.1.0"
 
 
@@ -29,3 +38,14 @@ def format_os_error(error: OSError) -> str:
     """The system's message in one line, with the file it names, if any."""
     message = error.strerror or str(error)
     return f"{error.filename}: {message}" if error.filename else message
+
+
+def load(path: "str | Path", device: "str | torch.device" = "cpu") -> "PretrainedGenerator":
+    """The generator in a .safetensors file, or in the newest complete checkpoint of a run folder.
+
+    A module in eval mode: z [N, z_dim] and, if it has `classes`, labels [N] -> images [N, C, S, S] in [-1, 1];
+    `sample(n, seed)` draws z too. Raises UsageError.
+    """
+    from distgan.training.pretrained import load_generator
+
+    return load_generator(path, device)

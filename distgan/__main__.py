@@ -3,23 +3,23 @@
 import importlib
 import sys
 
-VERBS = {
-    "train": "train or continue a run",
+COMMANDS = {
+    "train": "train a GAN, or resume a run",
     "sample": "generate a grid of images",
-    "shards": "write, check and describe sets of shards",
+    "shards": "write, check and describe datasets",
 }
 
 
 def main() -> int:
-    """Returns the exit code of the verb."""
-    verb, *words = sys.argv[1:] or ["--help"]
-    if verb in VERBS:
-        return importlib.import_module(f"distgan.{verb}").main(words)
-    lines = "\n".join(f"  distgan {name:<8} {what}" for name, what in VERBS.items())
-    if verb in ("-h", "--help"):
-        print(f"usage: distgan VERB ...\n\n{lines}\n\n`distgan VERB --help` tells more")
+    """Returns the exit code of the command."""
+    command, *args = sys.argv[1:] or ["--help"]
+    if command in COMMANDS:
+        return importlib.import_module(f"distgan.{command}").main(args)
+    lines = "\n".join(f"  distgan {name:<8} {what}" for name, what in COMMANDS.items())
+    if command in ("-h", "--help"):
+        print(f"usage: distgan COMMAND ...\n\n{lines}\n\n`distgan COMMAND --help` shows its options")
         return 0
-    print(f"distgan: there is no verb {verb!r}; the verbs are {', '.join(VERBS)}", file=sys.stderr)
+    print(f"distgan: unknown command {command!r}; choose from {', '.join(COMMANDS)}", file=sys.stderr)
     return 2
 
 

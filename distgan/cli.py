@@ -1,36 +1,56 @@
-"""What every command shares: a parser with one-line errors, and the exit codes."""
+"""What every command shares: a parser with one-line errors, types for ranges of numbers, and the exit codes."""
 
 import difflib
+import math
 import os
 import re
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jsonargparse
+import jsonargparse.typing as types
 
-from distgan import RunError, UsageError, format_os_error
+from distgan import DistganError, UsageError, format_os_error
 
 # Docstrings under fields are their help.
 jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)
+
+if TYPE_CHECKING:
+    PositiveInt = NonNegativeInt = int
+    PositiveFloat = NonNegativeFloat = Decay = float
+else:
+    PositiveInt, NonNegativeInt = types.PositiveInt, types.NonNegativeInt
+    # jsonargparse's own types for floats let infinity pass.
+    PositiveFloat = types.restricted_number_type("FinitePositiveFloat", float, [(">", 0), ("<", math.inf)])
+    NonNegativeFloat = types.restricted_number_type("FiniteNonNegativeFloat", float, [(">=", 0), ("<", math.inf)])
+    Decay = types.restricted_number_type("Decay", float, [(">=", 0), ("<", 1)])
+
+RANGES = {
+    "PositiveInt": "an integer above 0",
+    "NonNegativeInt": "an integer, 0 or more",
+    "FinitePositiveFloat": "a finite number above 0",
+    "FiniteNonNegativeFloat": "a finite number, 0 or more",
+    "Decay": "a number in [0, 1)",
+}
 
 
 def run(command: Callable[[list[str]], None], argv: Sequence[str] | None = None) -> int:
     """Run a command on `argv` (default: the command line's). Returns the exit code.
 
     0: done. 2: bad input, named in one line. 1: the run failed, named likewise. A bug keeps its traceback.
-    With several devices every one of them fails; the first speaks.
+    With several processes all of them fail; only rank 0 prints.
     """
     try:
         command(list(sys.argv[1:] if argv is None else argv))
-    except (UsageError, RunError) as error:
-        # What all devices of a node find in the same arguments and files is said once for the node.
-        alone = os.environ.get("LOCAL_RANK", "0") == "0" if isinstance(error, UsageError) else True
-        if os.environ.get("RANK", "0") == "0" or (alone and not error.on_all_ranks):
+    except DistganError as error:
+        # All processes of a node read the same arguments and files: what is wrong there is printed once per node.
+        printer = not isinstance(error, UsageError) or os.environ.get("LOCAL_RANK", "0") == "0"
+        if os.environ.get("RANK", "0") == "0" or (printer and not error.on_all_ranks):
             print(f"distgan: {error}", file=sys.stderr, flush=True)
-        return 2 if isinstance(error, UsageError) else 1
+        return error.exit_code
     except UnicodeDecodeError as error:
-        print(f"distgan: a file that is read as text is not UTF-8: {error}", file=sys.stderr, flush=True)
+        print(f"distgan: a text file is not UTF-8: {error}", file=sys.stderr, flush=True)
         return 2
     except BrokenPipeError:  # `distgan shards order ... | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -41,10 +61,10 @@ def run(command: Callable[[list[str]], None], argv: Sequence[str] | None = None)
 
 
 class Parser(jsonargparse.ArgumentParser):
-    """A jsonargparse parser whose errors are one line that names the key and what would do."""
+    """A jsonargparse parser whose errors are one line that names the key and how to fix it."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        kwargs["allow_abbrev"] = False  # a cut-off key is a typing error, not a key
+        kwargs["allow_abbrev"] = False  # an abbreviated key is a typing error
         super().__init__(*args, **kwargs)
 
     def error(self, message: str, ex: Exception | None = None) -> Any:
@@ -54,21 +74,26 @@ class Parser(jsonargparse.ArgumentParser):
         message = " ".join(message.split())
         if message.startswith("Unexpected config:"):
             found = message.removeprefix("Unexpected config:").strip()
-            return f"--config: {found or 'an empty file'} gives no key a value"
+            return f"--config: {found or 'an empty file'} sets no key"
         unknown = re.search(r"(?i)^Unrecognized arguments: --(\S+)|^Option '(.+)' is not accepted", message)
         in_group = re.search(r"^Group '(.+)' does not accept option '(.+)'", message)
         found = unknown or in_group
         if found:
             key = ".".join(name for name in found.groups() if name).split("=")[0]
-            return f"{key}: no such key; {self.nearest(key)}"
+            return f"{key}: no such key; {self.suggest(key)}"
+        number = re.search(r'^Parser key "([^"]+)":.*Not of type (\w+): (.*)', message)
+        if number and number[2] in RANGES:
+            value = re.search(r"Given value: (.*)|'(.*)'$|^(\S+) (?:does not conform|not a)", number[3])
+            got = next((text for text in value.groups() if text is not None), "") if value else number[3]
+            return f"{number[1]}: expected {RANGES[number[2]]}, got {got}"
         message = re.sub(r"^Parser key \"([^\"]+)\": ", r"\1: ", message)
         message = re.sub(r"<class '(\w+)'>|typing\.Literal", lambda found: found[1] or "one of ", message)
         return message.replace("Expected a ", "expected ").replace(". Got value: ", ", got ")
 
-    def nearest(self, key: str) -> str:
+    def suggest(self, key: str) -> str:
         known = [action.dest for action in self._actions if action.dest not in ("help", "print_shtab")]
         close = difflib.get_close_matches(key, known, n=3, cutoff=0.6)
-        parent = [name for name in known if "." in key and name.startswith(key.rsplit(".", 1)[0] + ".")]
-        if close or parent:
-            return "did you mean " + ", ".join(close or parent) + "?"
+        siblings = [name for name in known if "." in key and name.startswith(key.rsplit(".", 1)[0] + ".")]
+        if close or siblings:
+            return "did you mean " + ", ".join(close or siblings) + "?"
         return "the keys are " + ", ".join(name for name in known if "." not in name)

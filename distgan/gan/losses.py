@@ -1,4 +1,4 @@
-"""Adversarial losses: functions of logits that return one number per image. The step takes the mean."""
+"""Adversarial losses: functions of logits that return per-sample losses. The step takes the mean."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,29 +10,31 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Loss:
-    """What D and what G minimise; both map logits [N] to losses [N]."""
+    """What D and what G minimize, as per-sample losses of logits."""
 
     d: Callable[[Tensor, Tensor], Tensor]
     """(real_logits [N], fake_logits [N]) -> [N]"""
-    g: Callable[[Tensor], Tensor]
-    """fake_logits [N] -> [N]"""
+    g: Callable[[Tensor, Tensor | None], Tensor]
+    """(fake_logits [N], real_logits [N] if `paired`, else None) -> [N]"""
+    paired: bool = False
+    """Whether G's loss compares each fake with a real image, as relativistic losses do."""
 
 
 def bce_d(real_logits: Tensor, fake_logits: Tensor) -> Tensor:
     """Binary cross entropy with target 1 for real and 0 for fake: -log D(x) - log(1 - D(G(z))).
 
-    Goodfellow et al. 2014, "Generative adversarial nets", equation 1. On logits, since the sigmoid of a
-    half-precision number is 0 or 1, without a gradient, from |logit| = 7 on.
+    Goodfellow et al. 2014, "Generative adversarial nets", equation 1. Takes logits: a half-precision sigmoid saturates
+    at 0 or 1, with no gradient, from |logit| = 7 on.
     """
     real_error = F.binary_cross_entropy_with_logits(real_logits, torch.ones_like(real_logits), reduction="none")
     fake_error = F.binary_cross_entropy_with_logits(fake_logits, torch.zeros_like(fake_logits), reduction="none")
     return real_error + fake_error
 
 
-def bce_g(fake_logits: Tensor) -> Tensor:
+def bce_g(fake_logits: Tensor, real_logits: Tensor | None) -> Tensor:
     """Binary cross entropy of the fakes with target 1: -log D(G(z)).
 
-    The non-saturating form of Goodfellow et al. 2014, section 3.
+    The non-saturating loss of Goodfellow et al. 2014, section 3.
     """
     return F.binary_cross_entropy_with_logits(fake_logits, torch.ones_like(fake_logits), reduction="none")
 

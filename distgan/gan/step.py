@@ -1,6 +1,6 @@
-"""The algorithm: one iteration of a GAN, D first, then G (Goodfellow et al. 2014, algorithm 1)."""
+"""The algorithm: one iteration of a GAN, D first, then G (Goodfellow et al. 2014, Algorithm 1)."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -10,87 +10,97 @@ from torch import Tensor, nn
 
 from distgan.gan.losses import Loss
 
+Scalars = dict[str, Tensor]
+"""Means over the minibatch by name, in the order they are computed; detached, on the device."""
+
 
 @dataclass(frozen=True)
 class GAN:
-    """Two networks, their optimizers and the loss. `D` may be wrapped; `critic` is the same network without wrapper."""
+    """Networks, optimizers and loss. `D` may be wrapped (for DDP); `raw_D` is the same network without its wrapper."""
 
     G: nn.Module
     D: nn.Module
-    critic: nn.Module
+    raw_D: nn.Module
     g_optimizer: torch.optim.Optimizer
     d_optimizer: torch.optim.Optimizer
     loss: Loss
     backward: Callable[[Tensor], None] = Tensor.backward
-    unsynced: Callable[[nn.Module], AbstractContextManager] = lambda network: nullcontext()
-    """A context in which the network's gradients are summed up here and not yet shared."""
+    no_sync: Callable[[nn.Module], AbstractContextManager] = lambda network: nullcontext()
+    """A context in which a network's gradients accumulate without being reduced."""
 
 
 class Minibatch(NamedTuple):
-    """Real images and what the fakes are made of. A minibatch may come in equal parts, to fit into memory."""
+    """N real images, and what N fakes are made from."""
 
     real: Tensor
-    """[N, channels, size, size] in [-1, 1]"""
+    """[N, C, S, S] in [-1, 1]"""
     z: Tensor
-    """[N, latent], N(0, 1)"""
+    """[N, z_dim], N(0, 1)"""
     labels: Tensor | None = None
     """[N], of the real images"""
     fake_labels: Tensor | None = None
-    """[N], for the generated ones"""
+    """[N], of the fakes; the same as `labels` if the loss is paired"""
 
 
-def train_step(gan: GAN, parts: Sequence[Minibatch]) -> dict[str, Tensor]:
-    """One iteration, in place: update D, then G through the updated D, with the same fakes.
+def train_step(gan: GAN, micro_batches: Sequence[Minibatch]) -> Scalars:
+    """One iteration, in place: update D, then update G through the updated D, on the same fakes.
 
-    `parts` are the equal parts of one minibatch; usually there is one. Returns scalars, detached, on the device:
-    d_loss, g_loss, and d_real, d_fake, the means of sigmoid(logits) on real and fake images in the update of D.
+    `micro_batches` are equal parts of one minibatch, usually a single one; gradients accumulate over them. Returns
+    d_real and d_fake, the means of sigmoid(logits) on real and on fake images in the update of D, d_loss and g_loss.
     """
-    # The fakes of a lone part keep their graph for G's update. Of several, each is made anew from the same z and the
-    # same weights when its turn comes: one graph at a time in memory.
-    lone = len(parts) == 1
-    with torch.set_grad_enabled(lone):
-        fakes = [gan.G(part.z, part.fake_labels) for part in parts]
-    logs = discriminator_step(gan, parts, fakes)
-    return logs | generator_step(gan, parts, fakes if lone else None)
+    # The fakes of a single micro-batch keep their graph for the update of G. Those of several are recomputed from the
+    # same z and the same weights: one graph in memory at a time.
+    single = len(micro_batches) == 1
+    with torch.set_grad_enabled(single):
+        fakes = [gan.G(batch.z, batch.fake_labels) for batch in micro_batches]
+    d_scalars = discriminator_step(gan, micro_batches, fakes)
+    return d_scalars | generator_step(gan, micro_batches, fakes if single else None)
 
 
-def discriminator_step(gan: GAN, parts: Sequence[Minibatch], fakes: Sequence[Tensor]) -> dict[str, Tensor]:
-    """(1) Update D: real images towards target 1, fakes towards target 0; both errors go back into D only."""
-    gan.critic.requires_grad_(True)
+def discriminator_step(gan: GAN, micro_batches: Sequence[Minibatch], fakes: Sequence[Tensor]) -> Scalars:
+    """(1) Update D: real images with target 1, fakes with target 0. No gradient reaches G."""
+    gan.raw_D.requires_grad_(True)
     gan.d_optimizer.zero_grad()
-    sums = torch.zeros(3, device=parts[0].real.device)
-    for i, (part, fake) in enumerate(zip(parts, fakes, strict=True)):
-        with nullcontext() if i == len(parts) - 1 else gan.unsynced(gan.D):
-            real_logits = gan.D(part.real, part.labels)
-            fake_logits = gan.D(fake.detach(), part.fake_labels)
-            d_loss = gan.loss.d(real_logits, fake_logits).mean() / len(parts)
-            gan.backward(d_loss)
-        scores = torch.stack([real_logits.detach().sigmoid().mean(), fake_logits.detach().sigmoid().mean()])
-        sums += torch.cat([d_loss.detach()[None], scores / len(parts)])
+    rows = []
+    for i, (batch, fake) in enumerate(zip(micro_batches, fakes, strict=True)):
+        with nullcontext() if i == len(micro_batches) - 1 else gan.no_sync(gan.D):
+            real_logits = gan.D(batch.real, batch.labels)
+            fake_logits = gan.D(fake.detach(), batch.fake_labels)
+            d_loss = gan.loss.d(real_logits, fake_logits).mean()
+            gan.backward(d_loss / len(micro_batches))
+        rows.append({"d_real": real_logits.sigmoid(), "d_fake": fake_logits.sigmoid(), "d_loss": d_loss})
     gan.d_optimizer.step()
-    return dict(zip(("d_loss", "d_real", "d_fake"), sums.unbind(), strict=True))
+    return means(rows)
 
 
-def generator_step(gan: GAN, parts: Sequence[Minibatch], fakes: Sequence[Tensor] | None) -> dict[str, Tensor]:
-    """(2) Update G: the fakes through the updated D towards target 1; the error goes through D, frozen, into G only."""
-    gan.critic.requires_grad_(False)
+def generator_step(gan: GAN, micro_batches: Sequence[Minibatch], fakes: Sequence[Tensor] | None) -> Scalars:
+    """(2) Update G: fakes with target 1. The gradient passes through the updated D, frozen, into G only."""
+    gan.raw_D.requires_grad_(False)
     gan.g_optimizer.zero_grad()
-    total = torch.zeros((), device=parts[0].real.device)
-    for i, part in enumerate(parts):
-        with nullcontext() if i == len(parts) - 1 else gan.unsynced(gan.G):
-            fake = fakes[i] if fakes else gan.G(part.z, part.fake_labels)
-            g_loss = gan.loss.g(gan.critic(fake, part.fake_labels)).mean() / len(parts)
-            gan.backward(g_loss)
-        total += g_loss.detach()
+    rows = []
+    for i, batch in enumerate(micro_batches):
+        with nullcontext() if i == len(micro_batches) - 1 else gan.no_sync(gan.G):
+            fake = fakes[i] if fakes else gan.G(batch.z, batch.fake_labels)
+            fake_logits = gan.raw_D(fake, batch.fake_labels)
+            real_logits = gan.raw_D(batch.real, batch.labels) if gan.loss.paired else None
+            g_loss = gan.loss.g(fake_logits, real_logits).mean()
+            gan.backward(g_loss / len(micro_batches))
+        rows.append({"g_loss": g_loss})
     gan.g_optimizer.step()
-    return {"g_loss": total}
+    return means(rows)
+
+
+def means(rows: Sequence[Mapping[str, Tensor]]) -> Scalars:
+    """Each value's mean over images and micro-batches."""
+    return {name: torch.stack([row[name].detach().mean() for row in rows]).mean() for name in rows[0]}
 
 
 @torch.no_grad()
-def generate(G: nn.Module, z: Tensor, labels: Tensor | None) -> Tensor:
-    """Images [N, channels, size, size] of G in evaluation mode, 64 at a time, on the CPU; G's mode stays as it was."""
+def generate(G: nn.Module, z: Tensor, labels: Tensor | None, batch: int = 64) -> Tensor:
+    """Images [N, C, S, S] in [-1, 1] of G in eval mode, `batch` at a time, on the CPU; G's mode is restored."""
     training = G.training
     G.eval()
-    images = [G(z[i : i + 64], labels[i : i + 64] if labels is not None else None).cpu() for i in range(0, len(z), 64)]
+    starts = range(0, len(z), batch)
+    images = [G(z[i : i + batch], labels[i : i + batch] if labels is not None else None).cpu() for i in starts]
     G.train(training)
     return torch.cat(images)

@@ -1,4 +1,4 @@
-"""The networks by name: `build` makes G and D for the images of a data set, from the seed alone."""
+"""The networks by name: `build` makes G and D for the images of a dataset, initialized from the seed alone."""
 
 import inspect
 from collections.abc import Callable
@@ -14,23 +14,23 @@ Builder = Callable[..., tuple[nn.Module, nn.Module]]
 
 
 def build(
-    name: str, *, size: int, channels: int, classes: int, latent: int, options: dict, seed: int
+    name: str, *, size: int, channels: int, num_classes: int, z_dim: int, options: dict, seed: int
 ) -> tuple[nn.Module, nn.Module]:
-    """G: (z [N, latent], labels [N] or None) -> images [N, channels, size, size] in [-1, 1], and
-    D: (images, labels [N] or None) -> logits [N]; both on the CPU, initialised from `seed` alone.
+    """G: (z [N, z_dim], labels [N] or None) -> images [N, channels, size, size] in [-1, 1], and
+    D: (images, labels [N] or None) -> logits [N]; both on the CPU, initialized from `seed` alone.
 
-    `classes` is 0 for networks without labels. `options` are keyword arguments of the architecture.
-    Raises UsageError for an unknown name or option, and where the architecture has no network of that size.
+    `num_classes` is 0 for unconditional networks. `options` are keyword arguments of the architecture.
+    Raises UsageError for an unknown name or option, and if the architecture does not support the size.
     """
     if name not in MODELS:
-        raise UsageError(f"model.name: there is no {name!r}; the models are {', '.join(MODELS)}")
+        raise UsageError(f"model.name: unknown model {name!r}; choose from {', '.join(MODELS)}")
     known = [p.name for p in inspect.signature(MODELS[name]).parameters.values() if p.default is not p.empty]
     for key in options:
         if key not in known:
-            raise UsageError(f"model.options.{key}: {name} has no such option; it has {', '.join(known)}")
+            raise UsageError(f"model.options.{key}: unknown option of {name}; choose from {', '.join(known)}")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed(seed, "weights"))
-        return MODELS[name](size=size, channels=channels, classes=classes, latent=latent, **options)
+        return MODELS[name](size=size, channels=channels, num_classes=num_classes, z_dim=z_dim, **options)
 
 
 MODELS: dict[str, Builder] = {

@@ -1,4 +1,4 @@
-"""Watches over a run: numbers that are no numbers, and processes whose weights drifted apart."""
+"""Checks for NaN and Inf in losses and weights, and for weights that differ between processes."""
 
 from collections import deque
 from collections.abc import Sequence
@@ -7,98 +7,106 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-NAMES = ("d_loss", "d_real", "d_fake", "g_loss")
+from distgan import RunError
+from distgan.gan.step import Scalars
 
 
-class Watched(NamedTuple):
-    """What one iteration left, on its way to host memory."""
+class NonFiniteError(RunError):
+    """NaN or Inf in the losses or the weights."""
 
-    images: int
+    on_all_ranks = True
+
+
+class PendingCheck(NamedTuple):
+    """The values of one iteration, on their way to host memory."""
+
+    images_seen: int
+    """After the iteration."""
+    names: list[str]
     scalars: Tensor
-    """[4], in the order of NAMES"""
+    """[len(names)]"""
     norms: Tensor
-    """[parameters of D and G], the norms of the weights that the iteration began with"""
+    """[parameters of D and G], the norms of the weights before the iteration"""
     ready: torch.cuda.Event | None
+    """Recorded after the copies; None if they are complete already."""
 
 
-class Guard:
-    """Names the first iteration whose losses are not finite, without making the host wait for a GPU.
+class FiniteCheck:
+    """Names the first iteration with NaN or Inf in its scalars or weights, without making the host wait for a GPU.
 
-    An iteration's scalars are copied to host memory behind it and looked at when they have arrived: at once on a
-    CPU, an iteration or two later on a GPU. Weights and gradients that are not finite show in the next losses.
+    The values of an iteration are copied to host memory asynchronously and checked once they have arrived: at once on a
+    CPU, an iteration or two later on a GPU. Non-finite gradients show in the next scalars.
     """
 
-    def __init__(self, D: nn.Module, G: nn.Module) -> None:
+    def __init__(self, G: nn.Module, D: nn.Module) -> None:
         named = [(f"D.{name}", p) for name, p in D.named_parameters()]
         named += [(f"G.{name}", p) for name, p in G.named_parameters()]
         self.names = [name for name, _ in named]
         self.parameters: list[Tensor] = [parameter for _, parameter in named]
-        self.watched: deque[Watched] = deque()
+        self.pending: deque[PendingCheck] = deque()
         self.fault: str | None = None
-        """What was found, in a sentence."""
+        """What was found, as a sentence."""
 
     @torch.no_grad()
-    def before(self) -> Tensor:
-        """The norms of the weights; taken before an iteration."""
+    def param_norms(self) -> Tensor:
+        """[parameters of D and G], the norms of the weights now."""
         norms = torch._foreach_norm(self.parameters)  # pyright: ignore[reportPrivateImportUsage] - one kernel for all
         return torch.stack(list(norms))
 
-    def after(self, norms: Tensor, scalars: dict[str, Tensor], images: int) -> None:
-        """Watch an iteration that took the run to `images`."""
-        values = torch.stack([scalars[name] for name in NAMES])
+    def record(self, norms: Tensor, scalars: Scalars, images_seen: int) -> None:
+        """Take in the iteration that ended at `images_seen`; `norms` are the weights' before it."""
+        values = torch.stack(list(scalars.values()))
         ready = None
         if values.is_cuda:
             values, norms = values.to("cpu", non_blocking=True), norms.to("cpu", non_blocking=True)
             ready = torch.cuda.Event()
             ready.record()
-        self.watched.append(Watched(images, values, norms, ready))
-        self.look()
+        self.pending.append(PendingCheck(images_seen, list(scalars), values, norms, ready))
+        self.poll()
 
-    def weights(self, images: int) -> None:
-        """Judge all that was watched, and the weights as they are now; waits for the device."""
-        self.look(wait=True)
-        bad = self.culprits(self.before().cpu())
-        if bad and self.fault is None:
-            self.fault = f"at image {images:,} {bad} are not finite"
-
-    def culprits(self, norms: Tensor) -> str:
-        """The weights whose norms are not finite, in words; empty where all are."""
-        sound = torch.isfinite(norms).tolist()
-        bad = [name for name, finite in zip(self.names, sound, strict=True) if not finite]
-        return f"the weights of {bad[0]}" + (f" and {len(bad) - 1} more" if len(bad) > 1 else "") if bad else ""
-
-    def look(self, wait: bool = False) -> None:
-        """Judge the iterations whose numbers have arrived, or, with `wait`, all."""
-        while self.watched and self.fault is None:
-            ready = self.watched[0].ready
+    def poll(self, wait: bool = False) -> None:
+        """Check the iterations whose values have arrived; all of them with `wait`."""
+        while self.pending and self.fault is None:
+            ready = self.pending[0].ready
             if ready is not None and not ready.query():
                 if not wait:
                     return
                 ready.synchronize()
-            watched = self.watched.popleft()
-            if not bool(torch.isfinite(watched.scalars).all() & torch.isfinite(watched.norms).all()):
-                self.fault = self.diagnose(watched)
+            check = self.pending.popleft()
+            if not bool(torch.isfinite(check.scalars).all() & torch.isfinite(check.norms).all()):
+                self.fault = self.diagnose(check)
 
-    def diagnose(self, watched: Watched) -> str:
-        d_loss, d_real, d_fake, g_loss = torch.isfinite(watched.scalars).tolist()
-        bad = self.culprits(watched.norms)
-        if bad:
-            cause = f"{bad} were not finite when it began"
-        elif not d_real and d_fake:
-            cause = "the real images, or what D made of them, were not finite"
-        elif not d_fake and d_real:
-            cause = "what G made, or what D made of it, was not finite"
-        elif d_loss and not g_loss:
-            cause = "D's update ended in weights that are not finite (its gradients overflowed)"
+    def check_weights(self, images_seen: int) -> None:
+        """Check all pending iterations and the weights as they are now; waits for the device."""
+        self.poll(wait=True)
+        bad = self.non_finite_params(self.param_norms().cpu())
+        if bad and self.fault is None:
+            self.fault = f"NaN or Inf at image {images_seen:,} in {bad}"
+
+    def non_finite_params(self, norms: Tensor) -> str:
+        """Names the parameters whose norms are not finite; empty if all are finite."""
+        finite = torch.isfinite(norms).tolist()
+        bad = [name for name, ok in zip(self.names, finite, strict=True) if not ok]
+        return f"the weights {bad[0]}" + (f" and {len(bad) - 1} more" if len(bad) > 1 else "") if bad else ""
+
+    def diagnose(self, check: PendingCheck) -> str:
+        """Which values are not finite and which was first: scalars come in the order that the step computes them."""
+        finite = torch.isfinite(check.scalars).tolist()
+        bad = [name for name, ok in zip(check.names, finite, strict=True) if not ok]
+        weights = self.non_finite_params(check.norms)
+        if weights:
+            cause = f"{weights} were not finite before it"
+        elif bad[0].startswith("g_"):
+            cause = f"first in {bad[0]}: the update of D left non-finite weights (its gradients overflowed)"
         else:
-            cause = "D's logits were not finite"
-        terms = ", ".join(n for n, ok in zip(NAMES, (d_loss, d_real, d_fake, g_loss), strict=True) if not ok)
-        return f"the iteration up to image {watched.images:,} is not finite ({terms or 'its weights'}): {cause}"
+            cause = f"first in {bad[0]}"
+        what = ", ".join(bad) or "its weights"
+        return f"NaN or Inf in the iteration up to image {check.images_seen:,} ({what}): {cause}"
 
 
 @torch.no_grad()
 def checksum(networks: Sequence[nn.Module]) -> int:
-    """The sum over all bits of the weights, as whole numbers: equal for equal weights, and cheap."""
+    """The sum over all bits of the weights, as integers: equal for equal weights, and cheap."""
     total = torch.zeros((), dtype=torch.int64, device=next(networks[0].parameters()).device)
     for network in networks:
         for parameter in network.parameters():

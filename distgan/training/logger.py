@@ -1,141 +1,163 @@
-"""What people see of a run: a status line, metrics.jsonl, grids of images, environment.json."""
+"""The log of a run: status lines, metrics.jsonl, TensorBoard, grids of images."""
 
-import importlib.metadata
 import json
 import math
 import os
-import platform
-import shlex
-import subprocess
+import resource
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
 from torch import Tensor
-from torchvision.utils import make_grid, save_image
 from tqdm import tqdm
 
-from distgan import __version__
+from distgan import RunError
+from distgan.config import flatten, to_dict
+from distgan.data.stream import ImageBatch
+from distgan.gan.step import Scalars
+from distgan.images import grid, save_png, to_uint8
+from distgan.training.build import Run
+from distgan.training.state import TrainState
 
-LIBRARIES = ("torch", "torchvision", "accelerate", "webdataset", "safetensors", "jsonargparse", "numpy", "pillow")
+STATUS_NAMES = {"d_real": "D(x)", "d_fake": "D(G(z))"}
+"""What the status line calls a scalar of the step, if not by its own name."""
 
 
-class Report:
-    """Writes on the main process, is silent on the others. Sums stay on the device between two lines."""
+class MetricsLogger:
+    """Prints and writes on the main process. Sums over iterations stay on the device between two lines."""
 
-    def __init__(
-        self,
-        folder: Path,
-        accelerator: Accelerator,
-        *,
-        images: int,
-        target: int,
-        epoch_images: int,
-        every_images: int,
-        batch: int,
-    ) -> None:
-        self.folder, self.accelerator = folder, accelerator
-        self.main = accelerator.is_main_process
-        self.target, self.epoch_images, self.every_images, self.batch = target, epoch_images, every_images, batch
+    def __init__(self, run: Run, state: TrainState) -> None:
+        config = run.config
+        self.run, self.state, self.folder = run, state, Path(config.run_dir)
+        self.accelerator, self.is_main_process = run.dist.accelerator, run.dist.is_main_process
+        self.every_images = config.report.every_images
+        if config.report.tensorboard:
+            self.accelerator.init_trackers("tensorboard", config=to_hparams(to_dict(config)))
+        self.start_images, self.start_time = state.images_seen, time.monotonic()
+        self.save_seconds = 0.0
+        """Time that the loop waited for checkpoints since the last line."""
+        self.corrupt: list[str] = []
+        """Corrupt images that this process skipped since the last line."""
+        self.digest = 0
+        """Hash of what this process read since the last line."""
+        self.bar: tqdm | None = None
+        if self.is_main_process and sys.stderr.isatty():
+            self.bar = tqdm(
+                total=run.total_images, initial=state.images_seen, unit=" images", dynamic_ncols=True, smoothing=0.05
+            )
+        self.rewind()
+
+    def rewind(self) -> None:
+        """Start a new line at `state.images_seen`; drop the lines of metrics.jsonl after it."""
         self.sums: Tensor | None = None
         self.names: list[str] = []
         self.count = 0
-        self.since = images
-        self.began = self.time = time.monotonic()
-        self.began_at = images
-        self.bar: tqdm | None = None
-        if self.main and sys.stderr.isatty():
-            self.bar = tqdm(total=target, initial=images, unit=" images", dynamic_ncols=True, smoothing=0.05)
-        if self.main:
-            keep_lines(folder / "metrics.jsonl", images)
+        self.last_images, self.last_time = self.state.images_seen, time.monotonic()
+        self.corrupt.clear()
+        self.digest = 0
+        if self.is_main_process:
+            truncate_metrics(self.folder / "metrics.jsonl", self.state.images_seen)
 
-    def add(self, scalars: dict[str, Tensor], images: int) -> None:
-        """Take in an iteration's scalars; waits for nothing."""
+    def record_batch(self, batch: ImageBatch) -> None:
+        """Take in what was read from the dataset. Raises RunError if `data.skip_bad` is exceeded."""
+        config = self.run.config
+        self.corrupt += batch.corrupt
+        self.digest += batch.digest() if config.report.digests else 0
+        if self.state.skipped + len(self.corrupt) > config.data.skip_bad:
+            raise RunError(f"more than data.skip_bad = {config.data.skip_bad} corrupt images; last: {self.corrupt[-1]}")
+
+    def add(self, scalars: Scalars) -> None:
+        """Take in an iteration's scalars; does not wait for the device."""
         values = torch.stack(list(scalars.values()))
         self.names = list(scalars)
         self.sums = values if self.sums is None else self.sums + values
         self.count += 1
         if self.bar is not None:
-            self.bar.update(images - self.bar.n)
+            self.bar.update(self.state.images_seen - self.bar.n)
 
-    def due(self, images: int) -> bool:
-        return self.count > 0 and images // self.every_images > self.since // self.every_images
+    def due(self) -> bool:
+        """Whether a line is due."""
+        crossed = self.state.images_seen // self.every_images > self.last_images // self.every_images
+        return self.count > 0 and crossed
 
-    def means(self) -> Tensor:
-        """The means of the iterations since the last line, on the device."""
-        assert self.sums is not None
-        return self.sums / self.count
+    def log_metrics(self) -> None:
+        """Reduce the sums over processes, print the status line and write the metrics; waits for the device.
 
-    def line(self, means: Tensor, images: int, extra: dict[str, Any]) -> None:
-        """Print and store the means over iterations and processes; the one place that waits for the device."""
-        values = dict(zip(self.names, means.tolist(), strict=True))
-        now = time.monotonic()
-        rate = (images - self.since) / max(now - self.time, 1e-9)
-        overall = (images - self.began_at) / max(now - self.began, 1e-9)
-        self.sums, self.count, self.since, self.time = None, 0, images, now
-        if not self.main:
+        Called on all processes. Raises RunError if `data.skip_bad` is exceeded over all of them.
+        """
+        config, dist, state = self.run.config, self.run.dist, self.state
+        for line in self.corrupt:
+            print(f"distgan: skipped a corrupt image: {line}", file=sys.stderr, flush=True)
+        state.skipped += dist.all_reduce_sum(len(self.corrupt))
+        extra: dict[str, Any] = {"skipped": state.skipped, "save_seconds": self.save_seconds}
+        if config.report.digests:
+            extra["digest"] = dist.all_reduce_sum(self.digest)
+        assert self.sums is not None, "a line is due after an iteration only"
+        means = self.accelerator.reduce(self.sums / self.count, "mean")
+        assert isinstance(means, Tensor)
+        self.write_metrics(dict(zip(self.names, means.tolist(), strict=True)), extra)
+        self.sums, self.count, self.save_seconds, self.digest = None, 0, 0.0, 0
+        self.corrupt.clear()
+        if state.skipped > config.data.skip_bad:
+            raise RunError(f"more than data.skip_bad = {config.data.skip_bad} corrupt images over all processes")
+
+    def write_metrics(self, means: dict[str, float], extra: dict[str, Any]) -> None:
+        """A status line, a line of metrics.jsonl, the trackers; on the main process."""
+        images, now = self.state.images_seen, time.monotonic()
+        rate = (images - self.last_images) / max(now - self.last_time, 1e-9)
+        overall = (images - self.start_images) / max(now - self.start_time, 1e-9)
+        self.last_images, self.last_time = images, now
+        if not self.is_main_process:
             return
-        epoch = (images - self.batch) // self.epoch_images + 1  # the one that the last minibatch began in
-        row = {"images": images, "epoch": epoch, **values, "images_per_second": rate}
-        row |= extra | {"memory_gb": peak_memory(self.accelerator.device) / 1e9}
+        epoch_images, total_images = self.run.order.epoch_images, self.run.total_images
+        epoch = (images - self.run.config.batch) // epoch_images + 1  # that of the last minibatch's first image
+        row = {"images": images, "epoch": epoch, **means, "images_per_second": rate, **extra}
+        row["memory_gb"] = peak_memory(self.accelerator.device) / 1e9
         with open(self.folder / "metrics.jsonl", "a") as file:
             file.write(json.dumps(row) + "\n")
-        scalars = {name: value for name, value in row.items() if isinstance(value, (int, float))}
-        self.accelerator.log(scalars, step=images)
-        epochs = f"{row['epoch']}/{math.ceil(self.target / self.epoch_images)}"
-        self.say(
-            f"epoch {epochs}  images {images:,}  {rate:,.0f} img/s  d_loss {values['d_loss']:.4f}  "
-            f"g_loss {values['g_loss']:.4f}  D(x) {values['d_real']:.3f}  D(G(z)) {values['d_fake']:.3f}  "
-            f"eta {clock((self.target - images) / overall)}  {row['memory_gb']:.1f} GB"
+        self.accelerator.log({key: value for key, value in row.items() if isinstance(value, (int, float))}, step=images)
+        scalars = "  ".join(f"{STATUS_NAMES.get(name, name)} {value:.4f}" for name, value in means.items())
+        eta = format_time(max(0, total_images - images) / max(overall, 1e-9))
+        self.print0(
+            f"epoch {epoch}/{math.ceil(total_images / epoch_images)}  images {images:,}  {rate:,.0f} img/s  "
+            f"{scalars}  eta {eta}  {row['memory_gb']:.1f} GB"
         )
 
-    def back_to(self, images: int) -> None:
-        """Forget what came after `images`."""
-        self.sums, self.count, self.since, self.time = None, 0, images, time.monotonic()
-        if self.main:
-            keep_lines(self.folder / "metrics.jsonl", images)
-
-    def say(self, text: str) -> None:
-        """A line of the log, on the main process."""
-        if not self.main:
+    def print0(self, text: str) -> None:
+        """Print a line, on the main process."""
+        if not self.is_main_process:
             return
         if self.bar is not None:
             self.bar.write(text)
         else:
             print(text, flush=True)
 
-    def images(self, name: str, images: Tensor, step: int) -> None:
-        """Save a grid of images [N, channels, size, size] in [-1, 1] as samples/NAME.png; call on the main process."""
+    def save_grid(self, name: str, images: Tensor) -> None:
+        """Save images [N, C, S, S] in [-1, 1] as the grid samples/NAME.png; called on the main process."""
         path = self.folder / "samples" / f"{name}.png"
         path.parent.mkdir(exist_ok=True)
-        tiled = grid(images)
-        temporary = path.with_name(f".{path.name}")
-        save_image(tiled, temporary, format="png")
-        os.replace(temporary, path)
+        picture = grid(to_uint8(images.float().cpu().numpy()))
+        save_png(picture, path)
         for tracker in self.accelerator.trackers:
-            tracker.log_images({name.split("-")[0]: tiled[None].numpy()}, step=step)  # type: ignore[attr-defined]
+            tracker.log_images(  # type: ignore[attr-defined]
+                {name.split("-")[0]: picture[None]}, step=self.state.images_seen, dataformats="NHWC"
+            )
 
     def close(self) -> None:
         if self.bar is not None:
             self.bar.close()
 
 
-def grid(images: Tensor) -> Tensor:
-    """Images [N, C, S, S] in [-1, 1] as one picture [3, H, W] in [0, 1], about as wide as high."""
-    return make_grid(images.float().cpu(), nrow=math.ceil(math.sqrt(len(images))), normalize=True, value_range=(-1, 1))
-
-
-def keep_lines(path: Path, images: int) -> None:
-    """Drop the lines after `images`, which the continued run will write again, and a line that a kill cut off."""
+def truncate_metrics(path: Path, images_seen: int) -> None:
+    """Drop the lines after `images_seen`, which the resumed run will write again, and an incomplete last line."""
     if not path.exists():
         return
     kept = []
     for line in path.read_text().splitlines(keepends=True):
         try:
-            if json.loads(line)["images"] <= images:
+            if json.loads(line)["images"] <= images_seen:
                 kept.append(line)
         except (json.JSONDecodeError, KeyError):
             continue
@@ -144,42 +166,19 @@ def keep_lines(path: Path, images: int) -> None:
     os.replace(temporary, path)
 
 
-def clock(seconds: float) -> str:
+def to_hparams(config: dict[str, Any]) -> dict[str, Any]:
+    """What TensorBoard's table of hyperparameters accepts: no lists, no None."""
+    flat = flatten(config)
+    return {key: value if isinstance(value, (int, float, str)) else str(value) for key, value in flat.items()}
+
+
+def format_time(seconds: float) -> str:
     minutes, seconds = divmod(int(seconds), 60)
     return f"{minutes // 60}:{minutes % 60:02d}:{seconds:02d}" if minutes >= 60 else f"{minutes}:{seconds:02d}"
 
 
 def peak_memory(device: torch.device) -> int:
-    """Bytes: the most that the device's allocator held, or on a CPU the most that this process held."""
+    """Peak memory in bytes: of the device's allocator, or on a CPU of this process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    import resource
-
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-
-
-def environment(device: torch.device, world: int) -> dict[str, Any]:
-    """What this run runs on."""
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
-    return {
-        "distgan": __version__,
-        "commit": commit(),
-        "command": shlex.join(sys.orig_argv),
-        "processes": world,
-        "device": f"{device.type}: {name}",
-        "threads": torch.get_num_threads(),
-        "host": platform.node(),
-        "python": platform.python_version(),
-        "cuda": torch.version.cuda if device.type == "cuda" else None,
-        "libraries": {name: importlib.metadata.version(name) for name in LIBRARIES},
-    }
-
-
-def commit() -> str | None:
-    """The commit of the checkout this code lies in, marked where files differ from it."""
-    here = Path(__file__).resolve().parent
-    try:
-        asked = ["git", "-C", str(here), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
-        return subprocess.run(asked, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
-    except (OSError, subprocess.SubprocessError):
-        return None

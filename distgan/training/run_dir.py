@@ -1,121 +1,141 @@
-"""A run and its folder: enter it, save what a run needs to go on, and go on from that."""
+"""The run folder: its lock, which run may resume in it, and the files that describe the run."""
 
 import contextlib
+import fcntl
+import importlib.metadata
 import json
+import platform
+import shlex
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 
-from distgan import UsageError
-from distgan.config import Config, flatten, read, to_dict
+from distgan import UsageError, __version__
+from distgan.config import Config, flatten, read_config, to_dict
 from distgan.files import atomic_write
 from distgan.training.build import Run
-from distgan.training.checkpoint import Checkpoints, RunFolder, load, optimizer_restore, optimizer_snapshot, snapshot
-from distgan.training.logger import environment
+from distgan.training.checkpoint import Checkpoints
+
+LIBRARIES = ("torch", "torchvision", "accelerate", "webdataset", "safetensors", "jsonargparse", "numpy", "pillow")
 
 
-def save(run: Run, checkpoints: Checkpoints) -> None:
-    """Hand a copy of the run's state to the writer; the main process calls it."""
-    accelerator, gan = run.processes.accelerator, run.gan
-    G = accelerator.unwrap_model(gan.G)
-    files = {"generator": snapshot(G), "discriminator": snapshot(gan.critic)}
-    if run.ema:
-        files["ema"] = snapshot(run.ema.module)
-    files["optimizers"] = optimizer_snapshot("generator", G, gan.g_optimizer) | optimizer_snapshot(
-        "discriminator", gan.critic, gan.d_optimizer
-    )
-    shards = run.shards
-    metadata = {
-        "config": run.config.identity(),
-        "size": shards.size,
-        "channels": shards.channels,
-        "classes": [row["name"] for row in shards.classes] if run.config.data.labels else [],
-        "manifest": shards.digest,
-        "images": run.images,
-    }
-    scaler = accelerator.scaler.state_dict() if accelerator.scaler is not None else None
-    state = {key: metadata[key] for key in ("images", "config", "manifest")}
-    checkpoints.save(files, state | {"skipped": run.skipped, "rollbacks": run.rollbacks, "scaler": scaler}, metadata)
+class RunDir:
+    """Locks a run folder for this process; the lock of a killed process is released. Raises UsageError."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        try:
+            root.mkdir(parents=True, exist_ok=True)
+            self.lock = open(root / ".lock", "a")  # noqa: SIM115 - held open
+        except OSError as error:
+            raise UsageError(f"run_dir: {root} cannot be written: {error.strerror}") from None
+        try:
+            fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            self.lock.close()
+            raise UsageError(f"run_dir: another run is writing to {root}; give another run_dir, or wait") from None
+        except OSError as error:
+            self.lock.close()
+            raise UsageError(
+                f"run_dir: the file system of {root} has no locks ({error.strerror}); give another run_dir"
+            ) from None
+
+    def close(self) -> None:
+        self.lock.close()
+
+    def move_aside(self) -> Path:
+        """Rename the folder, with the lock, to the first unused of RUN.1, RUN.2, ..."""
+        number = next(n for n in range(1, 10**9) if not self.root.with_name(f"{self.root.name}.{n}").exists())
+        return self.root.rename(self.root.with_name(f"{self.root.name}.{number}"))
 
 
-def restore(run: Run, path: Path) -> None:
-    """Continue from a checkpoint; every process reads it. Raises UsageError where it holds other networks."""
-    accelerator, gan = run.processes.accelerator, run.gan
-    files, state = load(path)
-    G = accelerator.unwrap_model(gan.G)
-    try:
-        G.load_state_dict(files["generator"])
-        gan.critic.load_state_dict(files["discriminator"])
-        if run.ema:
-            run.ema.module.load_state_dict(files.get("ema", files["generator"]))
-    except RuntimeError as error:
-        first = str(error).splitlines()[-1].strip()
-        raise UsageError(f"run_dir: the networks in {path} are not those of these settings: {first}") from None
-    optimizer_restore(files["optimizers"], "generator", G, gan.g_optimizer)
-    optimizer_restore(files["optimizers"], "discriminator", gan.critic, gan.d_optimizer)
-    if accelerator.scaler is not None and state["scaler"]:
-        accelerator.scaler.load_state_dict(state["scaler"])
-    run.images, run.skipped, run.rollbacks = state["images"], state["skipped"], state["rollbacks"]
-    run.bad.clear()
-    run.digest = 0
+def open_run_dir(run: Run, fresh: bool, stack: contextlib.ExitStack) -> Path | None:
+    """Lock the run folder and find the checkpoint to resume from; called on the main process. Raises UsageError.
 
-
-def enter(run: Run, fresh: bool, held: contextlib.ExitStack) -> Path | None:
-    """Take the run folder and find what to continue from; the main process calls it. Raises UsageError.
-
-    A used folder with other settings is refused before anything in it is touched. What was taken is in `held`.
+    A folder that holds a run with another configuration is refused before anything in it is touched.
     """
     config, root = run.config, Path(run.config.run_dir)
     if not fresh:
-        refuse_changes(run, root)
-    folder = held.enter_context(contextlib.closing(RunFolder(root)))
+        check_config_unchanged(run, root)
+    run_dir = stack.enter_context(contextlib.closing(RunDir(root)))
     if fresh and any(path.name != ".lock" for path in root.iterdir()):
-        print(f"moved the run that was here to {folder.move_aside()}", flush=True)
-        held.enter_context(contextlib.closing(RunFolder(root)))
+        print(f"moved the previous run to {run_dir.move_aside()}", flush=True)
+        stack.enter_context(contextlib.closing(RunDir(root)))
     with contextlib.closing(Checkpoints(root / "checkpoints", config.checkpoint.keep)) as checkpoints:
-        checkpoints.clear_up()
+        checkpoints.remove_partial()
         return checkpoints.newest()
 
 
-def sign(run: Run) -> None:
-    """Write what the run is and what it runs on; once it is known to go on from what is in its folder."""
+def write_run_info(run: Run) -> None:
+    """Write config.yaml and environment.json; called on the main process, once the run is known to resume."""
     root = Path(run.config.run_dir)
     atomic_write(root / "config.yaml", yaml.safe_dump(to_dict(run.config), sort_keys=False).encode())
-    facts = environment(run.processes.device, run.processes.world)
+    facts = environment(run.dist.device, run.dist.world_size)
     atomic_write(root / "environment.json", (json.dumps(facts, indent=1) + "\n").encode())
 
 
-def refuse_changes(run: Run, root: Path) -> None:
-    """Raises UsageError where the folder's run was started with other settings, or on other images."""
-    found = None if run.config.resume.override else settings(root)
-    if found is None:
+def check_config_unchanged(run: Run, root: Path) -> None:
+    """Raises UsageError if the run in the folder was started with another configuration, or on other images."""
+    saved = None if run.config.resume.override else saved_config(root)
+    if saved is None:
         return
-    default = flatten(Config().identity())  # of a key that this version has and that one had not
-    then, now = default | flatten(found[0]), flatten(run.config.identity())
-    keys = [key for key in sorted(set(flatten(found[0])) | set(now)) if then.get(key) != now.get(key)]
+    default = flatten(Config().fingerprint())  # for keys that are newer than the saved run
+    then, now = default | flatten(saved[0]), flatten(run.config.fingerprint())
+    keys = [key for key in sorted(set(flatten(saved[0])) | set(now)) if then.get(key) != now.get(key)]
     changed = [f"{key} {then.get(key)} -> {now.get(key)}" for key in keys]
-    if found[1] not in (None, run.shards.digest):
+    if saved[1] not in (None, run.dataset.digest):
         changed.append(f"the images of data.shards (now {run.config.data.shards})")
     if changed:
         raise UsageError(
-            f"run_dir: {root} holds a run with other settings: {'; '.join(changed)}. Give another run_dir, or --fresh "
-            "to move that run aside, or --resume.override true to continue it with the new ones"
+            f"run_dir: {root} holds a run with another configuration: {'; '.join(changed)}. Give another run_dir, or "
+            "--fresh to move that run aside, or --resume.override true to resume it with the new one"
         )
 
 
-def settings(root: Path) -> tuple[dict[str, Any], str | None] | None:
-    """What the newest checkpoint was computed with: the deciding keys and the manifest's digest.
+def saved_config(root: Path) -> tuple[dict[str, Any], str | None] | None:
+    """The fingerprint of the configuration and the manifest's digest of the newest checkpoint.
 
-    Of a run without checkpoints, what it was started with; None in an unused folder.
+    If there is no checkpoint, the configuration that the run was started with; None in an unused folder.
     """
-    checkpoints = Checkpoints(root / "checkpoints", 0)
+    checkpoints = Checkpoints(root / "checkpoints")
     for images in reversed(checkpoints.all()):
         try:
             state = json.loads((checkpoints.folder / str(images) / "state.json").read_text())
             return state["config"], state["manifest"]
         except (OSError, ValueError, KeyError, TypeError):
-            continue  # a damaged one is named when it comes to be read
+            continue  # `Checkpoints.newest` reports corrupt ones
     if not (root / "config.yaml").exists():
         return None
-    return read(["--config", str(root / "config.yaml")], prog="distgan train", description="")[0].identity(), None
+    config, _ = read_config(["--config", str(root / "config.yaml")], prog="distgan train", description="")
+    return config.fingerprint(), None
+
+
+def environment(device: torch.device, world_size: int) -> dict[str, Any]:
+    """Hardware, versions and command of this run."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
+    return {
+        "distgan": __version__,
+        "commit": git_commit(),
+        "command": shlex.join(sys.orig_argv),
+        "processes": world_size,
+        "device": f"{device.type}: {name}",
+        "threads": torch.get_num_threads(),
+        "host": platform.node(),
+        "python": platform.python_version(),
+        "cuda": torch.version.cuda if device.type == "cuda" else None,
+        "libraries": {name: importlib.metadata.version(name) for name in LIBRARIES},
+    }
+
+
+def git_commit() -> str | None:
+    """The commit of the checkout that this code is in, marked -dirty if files were modified; None outside of one."""
+    here = Path(__file__).resolve().parent
+    try:
+        command = ["git", "-C", str(here), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return None

@@ -1,0 +1,149 @@
+"""The training loop: what is due before an iteration, the iteration, and what follows NaN or Inf."""
+
+import time
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from distgan.gan.step import generate, train_step
+from distgan.rng import rng
+from distgan.training.batches import minibatches, normalize
+from distgan.training.batchnorm import average_running_stats
+from distgan.training.build import Run
+from distgan.training.checkpoint import Checkpoints
+from distgan.training.finite import FiniteCheck, NonFiniteError, checksum
+from distgan.training.logger import MetricsLogger
+from distgan.training.state import TrainState, restore_state, save_state
+from distgan.training.stop import StopRequest
+
+STOP, NON_FINITE = 1, 2  # flags of a process, max-reduced over ranks
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What is due before the next iteration; the same on every process."""
+
+    log: bool
+    sample: bool
+    save: bool
+    done: bool
+    """Whether the run ends here, at its length or at a stop."""
+
+
+def train_loop(
+    run: Run, state: TrainState, logger: MetricsLogger, checkpoints: Checkpoints, stop: StopRequest
+) -> str | None:
+    """Train to the end, or to a stop; returns the reason of a stop. Raises NonFiniteError.
+
+    Maintenance comes first and the iteration last: a new run, a resumed one and its end take the same path.
+    """
+    config, gan, dist = run.config, run.gan, run.dist
+    batches = minibatches(run, state, logger.record_batch)
+    check = FiniteCheck(run.raw_G, gan.raw_D)
+    start = last_saved = state.images_seen
+    while True:
+        # agree with the other processes on what is due
+        due = decide(run, state, logger, check, stop, start, last_saved)
+        # once in a while: log the metrics; a line never spans a checkpoint
+        if due.log:
+            logger.log_metrics()
+            check_in_sync(run, state)
+        # once in a while: save a grid of generated images
+        if due.sample and dist.is_main_process:
+            save_fake_grid(run, state, logger)
+        # once in a while, at the end and at a stop: save a checkpoint
+        if due.save:
+            last_saved, start_time = state.images_seen, time.perf_counter()
+            if dist.is_main_process:
+                save_state(run, state, checkpoints)
+                if config.checkpoint.wait:
+                    checkpoints.wait()
+            logger.save_seconds += time.perf_counter() - start_time
+        # stop at the end of the run, or when asked to
+        if due.done:
+            stopped = state.images_seen < run.total_images
+            return (stop.reason or "requested on another rank") if stopped else None
+        # one iteration: update D, then G
+        norms = check.param_norms()
+        scalars = train_step(gan, next(batches))
+        # update the averages and the clock
+        average_running_stats([run.raw_G, gan.raw_D], dist.accelerator)
+        if run.ema:
+            run.ema.update(run.raw_G, config.batch)
+        state.images_seen += config.batch
+        # keep the scalars, on the device, for the log and for the check for NaN and Inf
+        logger.add(scalars)
+        check.record(norms, scalars, state.images_seen)
+
+
+def decide(
+    run: Run, state: TrainState, logger: MetricsLogger, check: FiniteCheck, stop: StopRequest, start: int, saved: int
+) -> Verdict:
+    """What is due at `state.images_seen`, in a loop that began at `start` and saved last at `saved`.
+
+    Raises NonFiniteError on all processes if one found NaN or Inf; nothing is saved then.
+    """
+    config, dist, images_seen = run.config, run.dist, state.images_seen
+    at_end = images_seen >= run.total_images
+    flag = dist.delayed_all_reduce_max(NON_FINITE if check.fault else STOP if stop.requested() else 0)
+    done = at_end or flag == STOP
+    save = images_seen > saved and (done or run.crossed(config.checkpoint.every_epochs, images_seen))
+    if save:  # check what would be saved now, not an iteration later
+        check.check_weights(images_seen)
+        flag = max(flag, *dist.all_gather_object(NON_FINITE if check.fault else 0))
+    if flag == NON_FINITE:
+        faults = dist.all_gather_object(check.fault)
+        raise NonFiniteError(next(fault for fault in faults if fault is not None))
+    return Verdict(
+        log=logger.due() or ((done or save) and logger.count > 0),
+        sample=images_seen > start and run.crossed(config.samples.every_epochs, images_seen),
+        save=save,
+        done=done,
+    )
+
+
+def loop_with_rollback(
+    run: Run, state: TrainState, logger: MetricsLogger, checkpoints: Checkpoints, stop: StopRequest
+) -> str | None:
+    """The loop; after NaN or Inf it resumes from the newest checkpoint, up to `guard.rollbacks` times."""
+    dist, limit = run.dist, run.config.guard.rollbacks
+    while True:
+        try:
+            return train_loop(run, state, logger, checkpoints, stop)
+        except NonFiniteError as error:
+            dist.drain_pending()
+            dist.run_on_main(checkpoints.wait)
+            newest = dist.run_on_main(checkpoints.newest)
+            if state.rollbacks >= limit or newest is None:
+                raise NonFiniteError(f"{error}; {dist.run_on_main(checkpoints.latest)}") from None
+            rollbacks = state.rollbacks + 1
+            logger.print0(f"{error}; rollback {rollbacks} of {limit} to {newest}")
+            restore_state(run, state, newest)
+            state.rollbacks = rollbacks
+            logger.rewind()
+
+
+def check_in_sync(run: Run, state: TrainState) -> None:
+    """Raises RunError if the weights differ between processes."""
+    if run.dist.world_size > 1:
+        what = f"ranks out of sync at {state.images_seen:,} images: the weights"
+        run.dist.check_same_on_all_ranks(what, checksum([run.raw_G, run.gan.raw_D]))
+
+
+def save_fake_grid(run: Run, state: TrainState, logger: MetricsLogger) -> None:
+    """Generated images of fixed latents; the epoch is in the file name."""
+    config, device = run.config, run.dist.device
+    shape = (config.samples.count, config.model.latent)
+    z = torch.from_numpy(rng(config.seed, "samples").standard_normal(shape, np.float32)).to(device)
+    labels = torch.arange(len(z), device=device) % run.num_classes if run.num_classes else None
+    epoch = state.images_seen // run.order.epoch_images
+    logger.save_grid(f"fake-{epoch:04d}", generate(run.G_for_sampling, z, labels))
+
+
+def save_real_grid(run: Run, logger: MetricsLogger) -> None:
+    """The first images that the main process trains on."""
+    count = min(run.config.samples.count, run.order.epoch_images)
+    slots = min(-(-count // len(run.order.local_lanes)), run.order.length)
+    images = run.reader.read(run.order.ids(0, slots * run.config.lanes)[:count]).images
+    logger.save_grid("real", normalize(images, channels_last=False))

@@ -1,0 +1,89 @@
+"""A trained generator for inference: from one .safetensors file, or from a run folder."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from distgan import UsageError, models
+from distgan.gan.step import generate
+from distgan.rng import rng
+from distgan.training.checkpoint import Checkpoints, load_weights
+
+
+class PretrainedGenerator(nn.Module):
+    """A generator in eval mode, without gradients: z [N, z_dim], labels [N] or None -> images [N, C, S, S] in [-1, 1].
+
+    A run's EMA of G, if it has one, else G.
+    """
+
+    def __init__(self, network: nn.Module, *, z_dim: int, classes: list[str], size: int, channels: int, path: Path):
+        super().__init__()
+        self.network = network
+        self.z_dim = z_dim
+        self.classes = classes
+        """Class names by label; [] for an unconditional network."""
+        self.size, self.channels = size, channels
+        self.path = path
+        """The file that the weights come from."""
+        self.eval().requires_grad_(False)
+
+    def forward(self, z: Tensor, labels: Tensor | None = None) -> Tensor:
+        return self.network(z, labels)
+
+    def sample(self, n: int, seed: int = 0, label: int | str | None = None) -> Tensor:
+        """n images [n, channels, size, size] in [-1, 1], on the CPU; the same for the same seed.
+
+        `label` is a class by number or name; by default the classes take turns. Raises UsageError for an unknown one.
+        """
+        device = next(self.network.parameters()).device
+        z = torch.from_numpy(rng(seed, "sample").standard_normal((n, self.z_dim), np.float32)).to(device)
+        labels = None
+        if self.classes or label is not None:
+            every = torch.arange(n) % max(len(self.classes), 1)
+            labels = (every if label is None else torch.full((n,), self.label_number(label))).to(device)
+        return generate(self.network, z, labels)
+
+    def label_number(self, label: int | str) -> int:
+        """The number of a class given by number or name. Raises UsageError."""
+        if label in self.classes:
+            return self.classes.index(str(label))
+        number = int(label) if str(label).isdecimal() else -1
+        if not 0 <= number < len(self.classes):
+            choices = ", ".join(self.classes[:20]) + (", ..." if len(self.classes) > 20 else "")
+            raise UsageError(
+                f"label: unknown class {label!r}; choose from {choices} (or 0 to {len(self.classes) - 1})"
+                if self.classes
+                else f"label: {self.path} was trained without labels"
+            )
+        return number
+
+
+def load_generator(path: str | Path, device: str | torch.device = "cpu") -> PretrainedGenerator:
+    """The generator in a .safetensors file, or in the newest complete checkpoint of a run folder. Raises UsageError."""
+    file = find_weights(Path(path))
+    weights, metadata = load_weights(file)
+    try:
+        model, classes = metadata["config"]["model"], metadata["classes"]
+        name, z_dim, options = model["name"], model["latent"], model["options"]
+        shape = {"size": metadata["size"], "channels": metadata["channels"]}
+    except (KeyError, TypeError):
+        raise UsageError(f"{file}: its metadata does not describe a distgan network") from None
+    G, _ = models.build(name, **shape, num_classes=len(classes), z_dim=z_dim, options=options, seed=0)
+    try:
+        G.load_state_dict(weights)
+    except RuntimeError:
+        raise UsageError(f"{file} does not hold a generator; give generator.safetensors or ema.safetensors") from None
+    return PretrainedGenerator(G.to(device), z_dim=z_dim, classes=classes, **shape, path=file)
+
+
+def find_weights(path: Path) -> Path:
+    """The file to load: `path` itself, or the EMA of G, else G, in a run's newest complete checkpoint."""
+    if not path.is_dir():
+        return path
+    folder = Checkpoints(path / "checkpoints").newest() or path
+    for name in ("ema.safetensors", "generator.safetensors"):
+        if (folder / name).is_file():
+            return folder / name
+    raise UsageError(f"{path} holds no checkpoint")

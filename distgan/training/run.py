@@ -1,0 +1,128 @@
+"""A run from its start to its end: build it, lock its folder, resume, train, and say how it ended."""
+
+import contextlib
+import importlib.util
+import json
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import torch.distributed
+
+from distgan import RunError, UsageError, format_os_error
+from distgan.config import Config, to_dict
+from distgan.distributed import Distributed
+from distgan.gan.step import train_step
+from distgan.training.batches import minibatches
+from distgan.training.build import Run, build
+from distgan.training.checkpoint import Checkpoints
+from distgan.training.logger import MetricsLogger, peak_memory
+from distgan.training.loop import loop_with_rollback, save_real_grid
+from distgan.training.run_dir import environment, open_run_dir, write_run_info
+from distgan.training.state import TrainState, restore_state
+from distgan.training.stop import StopRequest
+
+CONTROL_DIR = "DISTGAN_CONTROL_DIR"
+"""Environment variable: the folder of the files that launch/train.sbatch and the run exchange."""
+
+
+def run_training(config: Config, *, fresh: bool = False, dry_run: bool = False) -> None:
+    """Train, or resume the run in `config.run_dir`. Raises UsageError and RunError, on every process."""
+    root = Path(config.run_dir)
+    if config.report.tensorboard and importlib.util.find_spec("tensorboard") is None:
+        raise UsageError("report.tensorboard: TensorBoard is not installed; pip install 'distgan[tensorboard]'")
+    control = Path(os.environ[CONTROL_DIR]) if os.environ.get(CONTROL_DIR) else None
+    with contextlib.ExitStack() as stack:
+        # from here on a signal only sets a flag: a run that is asked to stop while it starts saves a checkpoint too
+        stop = stack.enter_context(contextlib.closing(StopRequest([root, control] if control else [root])))
+        dist = Distributed(config.precision, tensorboard_dir=root if config.report.tensorboard else None)
+        checkpoints = Checkpoints(root / "checkpoints", config.checkpoint.keep, on_written=record_saved(control))
+        stack.enter_context(contextlib.closing(checkpoints))
+        stack.enter_context(readable_errors(dist, checkpoints))
+        if not dist.is_main_process:
+            stop.files.clear()  # one process polls the files, and the flags are reduced
+        run, state = build(config, dist), TrainState()
+        if dry_run:
+            return one_iteration(run, state)
+        newest = dist.run_on_main(lambda: open_run_dir(run, fresh, stack))
+        if newest is not None:
+            dist.run_on_all(lambda: restore_state(run, state, newest))
+        dist.run_on_main(lambda: write_run_info(run))
+        logger = stack.enter_context(contextlib.closing(MetricsLogger(run, state)))
+        checkpoints.print_error = logger.print0
+        log_run_header(run, state, logger, newest)
+        if dist.is_main_process and state.images_seen == 0:
+            save_real_grid(run, logger)
+        reason = loop_with_rollback(run, state, logger, checkpoints, stop)
+        dist.run_on_main(checkpoints.wait)
+        report_end(run, state, logger, reason, control)
+        dist.shutdown()
+
+
+def record_saved(control: Path | None) -> Callable[[int], None]:
+    """Tells launch/train.sbatch of each checkpoint, by a file `saved`."""
+
+    def on_written(images: int) -> None:
+        if control:
+            (control / "saved").write_text(f"{images}\n")
+
+    return on_written
+
+
+@contextlib.contextmanager
+def readable_errors(dist: Distributed, checkpoints: Checkpoints) -> Iterator[None]:
+    """One line for what breaks a run from outside: a lost process, a folder that cannot be written."""
+    try:
+        yield
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise RunError(f"{checkpoints.folder.parent}: {format_os_error(error)}; {checkpoints.latest()}") from None
+    except (torch.distributed.DistError, RuntimeError) as error:
+        collective = isinstance(error, torch.distributed.DistError) or "gloo" in str(error)
+        if isinstance(error, RunError) or not collective:
+            raise
+        raise dist.peer_failure(error, checkpoints.latest()) from error
+
+
+def one_iteration(run: Run, state: TrainState) -> None:
+    """The dry run: one iteration, its scalars and the peak memory."""
+    scalars = train_step(run.gan, next(minibatches(run, state, on_read=lambda batch: None)))
+    if run.dist.is_main_process:
+        values = ", ".join(f"{name} {float(value):.4f}" for name, value in scalars.items())
+        memory = peak_memory(run.dist.device) / 1e9
+        print(f"dry run: one iteration of {run.config.batch} images on {run.dist.world_size} process(es): {values}")
+        print(f"peak memory per process: {memory:.2f} GB; nothing was written", flush=True)
+    run.dist.shutdown()
+
+
+def log_run_header(run: Run, state: TrainState, logger: MetricsLogger, newest: Path | None) -> None:
+    """The first lines of a run: versions, processes and device, data and networks, the configuration."""
+    facts, dataset = environment(run.dist.device, run.dist.world_size), run.dataset
+    networks = {"G": run.raw_G, "D": run.gan.raw_D}
+    params = ", ".join(f"{k} {sum(p.numel() for p in n.parameters()) / 1e6:.2f} M" for k, n in networks.items())
+    commit = facts["commit"] or "unknown"
+    logger.print0(f"distgan {facts['distgan']} (commit {commit}), torch {facts['libraries']['torch']}")
+    logger.print0(f"{run.dist.world_size} process(es), {facts['device']}, precision {run.config.precision}")
+    logger.print0(
+        f"{run.config.data.shards}: {dataset.manifest['samples']:,} images {dataset.size}x{dataset.size}x"
+        f"{dataset.channels}, {run.config.lanes} lanes, {run.order.epoch_images:,} images per epoch; "
+        f"parameters: {params}"
+    )
+    logger.print0(json.dumps(to_dict(run.config)))
+    if newest is not None:
+        logger.print0(f"resuming from {newest}: {state.images_seen:,} of {run.total_images:,} images")
+
+
+def report_end(run: Run, state: TrainState, logger: MetricsLogger, reason: str | None, control: Path | None) -> None:
+    """Print how the run ended, and tell launch/train.sbatch whether to requeue it."""
+    root = Path(run.config.run_dir)
+    if reason is None:
+        logger.print0(f"done: {state.images_seen:,} images; {root}/samples, {root}/checkpoints")
+        return
+    progress = f"{state.images_seen:,} of {run.total_images:,} images"
+    logger.print0(f"stopped at {progress} ({reason}); run the same command to resume")
+    if run.dist.is_main_process and str(root / "stop") in reason:
+        (root / "stop").unlink(missing_ok=True)  # the user's stop file: the cluster must not requeue the run
+    elif run.dist.is_main_process and control:
+        (control / "stopped").write_text(f"{state.images_seen}\n")

@@ -1,0 +1,55 @@
+"""How a run is asked to stop: signals, a file, the end of its launcher."""
+
+import ctypes
+import os
+import signal
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from types import FrameType
+
+
+class StopRequest:
+    """Whether this process was asked to stop: SIGTERM, SIGUSR1, Ctrl-C, a file, or the end of its launcher.
+
+    A signal handler only sets a flag; the loop saves a checkpoint and stops. A second Ctrl-C ends the process at once.
+    The file is `stop` in the run folder or in $DISTGAN_CONTROL_DIR; it is polled every `poll_seconds`.
+    """
+
+    def __init__(self, folders: Iterable[Path], poll_seconds: float = 2.0) -> None:
+        self.reason: str | None = None
+        self.files = [folder / "stop" for folder in folders]
+        self.poll_seconds, self._polled = poll_seconds, time.monotonic()
+        signals = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+        self._previous = {number: signal.signal(number, self._on_signal) for number in signals}
+        exit_with_launcher()
+
+    def close(self) -> None:
+        """Restore the signal handlers."""
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        self.reason = self.reason or signal.Signals(number).name
+        if number == signal.SIGINT:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    def requested(self) -> bool:
+        """Whether a stop was requested; `reason` then says how."""
+        if self.reason is None and self.files and time.monotonic() - self._polled > self.poll_seconds:
+            self._polled = time.monotonic()
+            self.reason = next((f"the file {file}" for file in self.files if file.exists()), None)
+        return self.reason is not None
+
+
+def exit_with_launcher() -> None:
+    """Have Linux send this process SIGTERM when `accelerate launch` dies before it (PR_SET_PDEATHSIG).
+
+    A launcher of one process passes no signals on: if it is terminated, the run would keep the GPU and the run folder.
+    """
+    try:
+        launched = b"accelerate" in Path(f"/proc/{os.getppid()}/cmdline").read_bytes()
+    except OSError:
+        return  # not Linux
+    if launched:
+        ctypes.CDLL(None).prctl(1, signal.SIGTERM)

@@ -1,6 +1,5 @@
-"""`distgan shards make|index|verify|stats|order`: write sets of WebDataset shards, check them, look into them."""
+"""`distgan shards make|index|verify|stats|order`: write, check and inspect datasets of WebDataset shards."""
 
-import functools
 import os
 import sys
 from pathlib import Path
@@ -10,13 +9,13 @@ if not __package__:  # run by path: import the package from the checkout, not th
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 import jsonargparse
-import numpy as np
 from tqdm import tqdm
 
 import distgan.dataset_tool.check
 import distgan.dataset_tool.make
 from distgan import CorruptDataError, UsageError, cli
-from distgan.data.order import Lanes, rows
+from distgan.config import default_lanes
+from distgan.data.order import Lanes, rank_rows
 from distgan.data.remote import open_storage
 from distgan.data.shardset import ShardSet, open_shardset
 from distgan.dataset_tool.sources import open_source
@@ -42,26 +41,26 @@ def make(
     skip_bad: bool = False,
     jobs: int | None = None,
 ) -> None:
-    """Write the images of SRC as a set of shards into the folder DEST.
+    """Write the images of SRC as a dataset of shards into the folder DEST.
 
     Args:
         src: A folder, a class-folder tree, a .zip, or digits, fashion-mnist, mnist, stacked-mnist, cifar10.
-        dest: The folder to write; the same command goes on with an unfinished one.
-        size: Side of the square images in pixels; default: as they are, and all alike.
-        channels: 1 (grey) or 3 (RGB); auto: the data set's own, and 3 for folders and zips.
-        crop: What to do with an image that is not square: cut out its centre, or refuse it.
+        dest: The folder to write; re-run the same command to resume an unfinished one.
+        size: Side of the square images in pixels; default: that of the images, which must be the same for all.
+        channels: 1 (grey) or 3 (RGB); auto: those of a built-in dataset, and 3 for folders and zips.
+        crop: For images that are not square: center crop, or fail.
         resize: Filter, always antialiased; recorded in the manifest, since it changes FID.
         format: npy (raw pixels, fastest to read), png, or jpg (lossy: G learns its artefacts).
         quality: Of jpg, 1 to 95, without chroma subsampling.
         background: Colour behind transparent pixels.
         labels: auto (dataset.json inside, else class folders), none, or a CSV, JSONL or dataset.json file.
-        split: Of the named data sets.
-        source: LocalStorage with the files of fashion-mnist, mnist, stacked-mnist or cifar10; default: download.
+        split: Of the built-in datasets.
+        source: Folder with the files of fashion-mnist, mnist, stacked-mnist or cifar10; default: download.
         samples: Images of stacked-mnist.
-        seed: Of the order in the shards, and of stacked-mnist's triples.
+        seed: Of the order in the shards, and of the digits of stacked-mnist.
         shard_mb: Size of a shard in MB.
-        skip_bad: Leave out images that cannot be used, in place of failing with a list of them.
-        jobs: Distributed; default: one a core.
+        skip_bad: Leave out images that cannot be used; default: fail with a list of them.
+        jobs: Number of processes; default: one per CPU core.
     """
     if size is not None and not 4 <= size <= 4096:
         raise UsageError(f"--size: {size} is not between 4 and 4096")
@@ -82,8 +81,9 @@ def make(
         shard_mb=shard_mb,
         skip_bad=skip_bad,
     )
-    manifest = distgan.dataset_tool.make.make(opened, Path(dest), options, jobs or cores())
-    print(f"{dest}: {describe(manifest)}")
+    jobs = jobs or len(os.sched_getaffinity(0))
+    manifest = distgan.dataset_tool.make.make(opened, Path(dest), options, jobs)
+    print(f"{dest}: {summary(manifest)}")
 
 
 def index(dest: str) -> None:
@@ -93,42 +93,41 @@ def index(dest: str) -> None:
         dest: A folder of .tar files, with .npy, .png or .jpg images and .cls or .json labels.
     """
     manifest = distgan.dataset_tool.check.index(Path(dest), progress)
-    print(f"{dest}: {describe(manifest)}")
+    print(f"{dest}: {summary(manifest)}")
 
 
 def verify(dest: str, cache_dir: str | None = None) -> None:
-    """Check sizes, hashes, headers and every image of a set; exit 1 with a list where one is bad.
+    """Check the sizes, hashes, headers and images of a dataset; exit 1 with a list of errors, if any.
 
     Args:
         dest: A folder, or an http(s):// or s3:// address.
-        cache_dir: LocalStorage for the shards of a remote set.
+        cache_dir: Folder for the shards of a remote dataset.
     """
-    shards = opened(dest, cache_dir)
-    faults = list(distgan.dataset_tool.check.verify(shards, progress))
-    if faults:
-        raise CorruptDataError(f"{dest}: {len(faults)} faults\n  " + "\n  ".join(faults))
-    print(f"{dest}: {describe(shards.manifest)}; verified")
+    shards = open_dataset(dest, cache_dir)
+    errors = list(distgan.dataset_tool.check.verify(shards, progress))
+    if errors:
+        raise CorruptDataError(f"{dest}: {len(errors)} errors\n  " + "\n  ".join(errors))
+    print(f"{dest}: {summary(shards.manifest)}; verified")
 
 
 def stats(dest: str, out: str | None = None, cache_dir: str | None = None) -> None:
-    """Print a set's counts by class, mean and std by channel, and duplicate images.
+    """Print samples per class, mean and std per channel, and the number of duplicate images.
 
     Args:
         dest: A folder, or an http(s):// or s3:// address.
         out: PNG file for a grid of the first 64 images.
-        cache_dir: LocalStorage for the shards of a remote set.
+        cache_dir: Folder for the shards of a remote dataset.
     """
-    shards = opened(dest, cache_dir)
-    facts, preview = distgan.dataset_tool.check.statistics(shards, progress)
-    print(describe(shards.manifest))
-    for name, value in facts.items():
+    shards = open_dataset(dest, cache_dir)
+    statistics, images = distgan.dataset_tool.check.statistics(shards, progress)
+    print(summary(shards.manifest))
+    for name, value in statistics.items():
         print(f"{name}: {value}")
     for row in shards.classes:
         print(f"class {row['name']}: {row['samples']}")
-    sizes = shards.counts
-    print(f"samples in a shard: {sizes.min()} to {sizes.max()}")
+    print(f"samples per shard: {shards.counts.min()} to {shards.counts.max()}")
     if out:
-        save_png(grid(preview), Path(out))
+        save_png(grid(images), Path(out))
         print(f"wrote {out}")
 
 
@@ -143,44 +142,39 @@ def order(
     lanes: int | None = None,
     cache_dir: str | None = None,
 ) -> None:
-    """Print the sample keys that a process reads, a line a minibatch.
+    """Print the sample keys that a process reads, one line per minibatch.
 
     Args:
         dest: A folder, or an http(s):// or s3:// address.
-        seed: The run's seed.
-        batch: Global minibatch.
+        seed: Seed of the run.
+        batch: Global minibatch in images.
         world: Number of processes.
-        rank: Which of them.
-        start: Images seen before the first minibatch printed.
+        rank: Rank of the process, from 0.
+        start: Images seen before the first minibatch to print.
         count: Minibatches to print.
         lanes: As data.lanes.
-        cache_dir: LocalStorage for the shards of a remote set.
+        cache_dir: Folder for the shards of a remote dataset.
     """
     for name, value, least in (("batch", batch, 1), ("lanes", lanes, 1), ("start", start, 0), ("count", count, 0)):
         if value is not None and value < least:
             raise UsageError(f"--{name}: {value} is too small; at least {least}")
-    shards = opened(dest, cache_dir)
-    lanes = lanes or max(n for n in range(1, min(64, batch) + 1) if batch % n == 0)
+    lanes = lanes or default_lanes(batch)
     if batch % lanes or start % lanes:
         raise UsageError(f"--batch {batch} and --start {start} must be multiples of the {lanes} lanes")
     if not 0 <= rank < world:
-        raise UsageError(f"--rank: {rank} is not one of {world} processes")
-    rows(batch, lanes, rank, world)
-    plan = Lanes(shards.counts, seed, lanes, rank * lanes // world, (rank + 1) * lanes // world)
-    starts = np.concatenate([[0], np.cumsum(shards.counts)])
-    keys = functools.cache(shards.keys)
-    for number in range(count):
-        ids = plan.ids(start + number * batch, batch)
-        at = np.searchsorted(starts, ids, side="right") - 1
-        offsets = shards.columns["offset"][ids].tolist()
-        print(*(keys(shard)(offset) for shard, offset in zip(at.tolist(), offsets, strict=True)))
+        raise UsageError(f"--rank: {rank} is not in [0, {world}) for {world} processes")
+    rank_rows(batch, lanes, rank, world)  # raises UsageError if `world` does not divide the lanes
+    shards = open_dataset(dest, cache_dir)
+    local = Lanes(shards.counts, seed, lanes, rank * lanes // world, (rank + 1) * lanes // world)
+    for keys in distgan.dataset_tool.check.minibatch_keys(shards, local, batch, start, count):
+        print(*keys)
 
 
-def opened(dest: str, cache_dir: str | None) -> ShardSet:
+def open_dataset(dest: str, cache_dir: str | None) -> ShardSet:
     return open_shardset(open_storage(dest, cache_dir), dest)
 
 
-def describe(manifest: dict[str, Any]) -> str:
+def summary(manifest: dict[str, Any]) -> str:
     labels = f"{len(manifest['classes'])} classes" if manifest["classes"] else "no labels"
     size = sum(row["bytes"] for row in manifest["shards"]) / 1e6
     kind = f"{manifest['size']}x{manifest['size']}x{manifest['channels']} {manifest['encoding']}"
@@ -191,17 +185,13 @@ def progress(items: Any) -> Any:
     return tqdm(items, unit=" shards", disable=None)
 
 
-def cores() -> int:
-    return len(os.sched_getaffinity(0))
-
-
 PROG = "distgan shards"
 COMMANDS = {"make": make, "index": index, "verify": verify, "stats": stats, "order": order}
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Returns the exit code: 0, 2 for bad input, 1 for a damaged set."""
-    return cli.run(lambda words: jsonargparse.auto_cli(COMMANDS, args=words, prog=PROG, parser_class=cli.Parser), argv)
+    """Returns the exit code: 0, 2 for bad input, 1 for a corrupt dataset."""
+    return cli.run(lambda args: jsonargparse.auto_cli(COMMANDS, args=args, prog=PROG, parser_class=cli.Parser), argv)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Reading datasets: WebDataset shards, the order they are read in, and the uint8 minibatches that come out.
+"""Reading datasets: WebDataset shards, the order they are read in, and uint8 minibatches.
 
 WDS_SECURE is set before webdataset is imported anywhere: it refuses shell commands in URLs and code in samples.
 """

@@ -1,8 +1,8 @@
-"""Minibatches without end: a planned source, threads that read and decode, whole uint8 arrays out."""
+"""Endless minibatches: the sample ids come from the data order, threads read and decode, uint8 arrays come out."""
 
+import functools
 import io
 import os
-import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -15,33 +15,35 @@ from PIL import Image
 
 from distgan import CorruptDataError, UsageError
 from distgan.data.order import Lanes
-from distgan.data.shardset import PIL_FORMATS, ShardSet
+from distgan.data.shardset import ShardSet
+from distgan.images import SHARD_PIL_FORMATS
 
-OPEN_FILES = 512
+MAX_OPEN_FILES = 512
+LOCATION = ("offset", "size", "check")  # the index columns that reading an image needs
 
 
 class ImageBatch(NamedTuple):
     images: Any
-    """uint8 [N, size, size, channels], a NumPy array or what the reader's `allocate` gave."""
+    """uint8 [N, size, size, channels], a NumPy array or what the reader's `allocate` returned."""
     labels: np.ndarray
     """int64 [N]; -1 if the dataset has no labels."""
     corrupt: list[str]
-    """The corrupt images that others were read in place of."""
+    """Messages about the corrupt images that were replaced."""
     noise: dict[str, Any]
     """Random numbers for these images, by name."""
 
     def digest(self) -> int:
-        """A sum over rows of hashes of image and numbers: minibatches that hold the same rows, shared out among any
-        number of processes, have sums that add up to the same. Below 2**40 a row."""
+        """The sum over rows of a 40-bit hash of image and latent: digests of the parts of a global minibatch add up to
+        the same number for every number of processes."""
         pairs = zip(np.asarray(self.images), np.asarray(self.noise["z"]), strict=True)
         return sum(xxhash.xxh3_64_intdigest(image.tobytes() + z.tobytes()) >> 24 for image, z in pairs)
 
 
 class Reader:
-    """Reads images of a set by sample id. Threads share one reader.
+    """Reads images of a dataset by sample id. Thread-safe.
 
-    Every image is checked against the hash in the index before it is used. A bad one raises CorruptDataError; with a budget
-    of `skip_bad`, up to that many are replaced by the next good image of the set, and named in the minibatch.
+    Every image is checked against its hash in the index. A corrupt one raises CorruptDataError; up to `skip_bad` of
+    them per minibatch are replaced by the next good image of the dataset, and reported in the minibatch.
     """
 
     def __init__(
@@ -55,114 +57,104 @@ class Reader:
         self.shards, self.skip_bad, self.allocate = shards, skip_bad, allocate
         self.starts = np.concatenate([[0], np.cumsum(shards.counts)])
         self.shape = (shards.size, shards.size, shards.channels)
-        self.decode = decoders()[decoder]
-        self._files: dict[int, Handle] = {}
-        self._lock = threading.Lock()
+        self.decode = DECODERS[decoder]
+        self._open = functools.lru_cache(MAX_OPEN_FILES)(functools.partial(open_shard, shards))
 
     def read(self, ids: np.ndarray) -> ImageBatch:
-        """The images of `ids`, in that order."""
+        """The images of `ids` [N], in that order."""
         images = self.allocate((len(ids), *self.shape))
-        array = np.asarray(images)  # the same memory
+        array = np.asarray(images)  # shares memory with `images`
         columns = self.shards.columns
         shards = np.searchsorted(self.starts, ids, side="right") - 1
-        offsets, sizes, checks = (columns[name][ids].tolist() for name in ("offset", "size", "check"))
-        fill = self._fill_raw if self.shards.encoding == "npy" else self._fill_image
-        bad: list[str] = []
-        for row, (shard, offset, size, check) in enumerate(zip(shards.tolist(), offsets, sizes, checks, strict=True)):
+        rows = zip(shards.tolist(), *(columns[name][ids].tolist() for name in LOCATION), strict=True)
+        corrupt: list[str] = []
+        for row, (shard, offset, size, xxh3) in enumerate(rows):
             try:
-                fill(array[row], shard, offset, size, check)
-            except CorruptDataError as damaged:
-                self._note(damaged, bad)
+                self._read_image(array[row], shard, offset, size, xxh3)
+            except CorruptDataError as error:
+                self._count(error, corrupt)
                 ids = ids.copy()
-                ids[row] = self._replace(array[row], int(ids[row]), fill, bad)
-        return ImageBatch(images, columns["label"][ids].astype(np.int64), bad, {})
+                ids[row] = self._replace(array[row], int(ids[row]), corrupt)
+        return ImageBatch(images, columns["label"][ids].astype(np.int64), corrupt, {})
 
-    def _fill_raw(self, out: np.ndarray, shard: int, offset: int, size: int, check: int) -> None:
-        file = self._file(shard)
+    def _read_image(self, out: np.ndarray, shard: int, offset: int, size: int, xxh3: int) -> None:
+        """Read, check and decode one image into `out`. Raises CorruptDataError."""
+        file = self._open(shard)  # referenced until the read is done: eviction from the cache would close it
+        raw = self.shards.encoding == "npy"
         try:
-            got = os.preadv(file.number, [out.data], offset)
+            data: Any = out.data if raw else os.pread(file.fd, size, offset)
+            received = os.preadv(file.fd, [data], offset) if raw else len(data)
         except OSError as error:
-            raise self.damaged(shard, offset, error.strerror or str(error)) from None
-        if got != size or xxhash.xxh3_64_intdigest(out.data) != check:
-            raise self.damaged(shard, offset, "the image's bytes are not those that were indexed")
-
-    def _fill_image(self, out: np.ndarray, shard: int, offset: int, size: int, check: int) -> None:
-        file = self._file(shard)
-        try:
-            data = os.pread(file.number, size, offset)
-        except OSError as error:
-            raise self.damaged(shard, offset, error.strerror or str(error)) from None
-        if len(data) != size or xxhash.xxh3_64_intdigest(data) != check:
-            raise self.damaged(shard, offset, "the image's bytes are not those that were indexed")
+            raise self._error(shard, offset, error.strerror or str(error)) from None
+        if received != size or xxhash.xxh3_64_intdigest(data) != xxh3:
+            raise self._error(shard, offset, "the image's bytes do not match the index")
+        if raw:
+            return
         try:
             image = self.decode(data, self.shape)
-        except Exception as error:  # decoders raise whatever they like
-            raise self.damaged(shard, offset, f"the image does not decode ({error})") from error
+        except Exception as error:  # decoders document no exceptions
+            raise self._error(shard, offset, f"the image cannot be decoded ({error})") from error
         if image.shape != self.shape:
-            raise self.damaged(shard, offset, f"the image is {image.shape}, the set {self.shape}")
+            raise self._error(shard, offset, f"the image has shape {image.shape}, the dataset {self.shape}")
         out[:] = image
 
-    def _replace(self, out: np.ndarray, id: int, fill: Callable[..., None], bad: list[str]) -> int:
-        """Fill in the next good image: a rule that is the same for every number of processes."""
+    def _replace(self, out: np.ndarray, id: int, corrupt: list[str]) -> int:
+        """Read the next good image in place of `id`; returns its id, which does not depend on the process count."""
         while True:
             id = (id + 1) % int(self.starts[-1])
             shard = int(np.searchsorted(self.starts, id, side="right")) - 1
+            location = (int(self.shards.columns[name][id]) for name in LOCATION)
             try:
-                fill(out, shard, *(int(self.shards.columns[name][id]) for name in ("offset", "size", "check")))
+                self._read_image(out, shard, *location)
                 return id
-            except CorruptDataError as damaged:
-                self._note(damaged, bad)
+            except CorruptDataError as error:
+                self._count(error, corrupt)
 
-    def _note(self, damaged: CorruptDataError, bad: list[str]) -> None:
-        bad.append(str(damaged))
-        if len(bad) > self.skip_bad:
-            raise damaged
+    def _count(self, error: CorruptDataError, corrupt: list[str]) -> None:
+        corrupt.append(str(error))
+        if len(corrupt) > self.skip_bad:
+            raise error
 
-    def damaged(self, shard: int, offset: int, what: str) -> CorruptDataError:
+    def _error(self, shard: int, offset: int, message: str) -> CorruptDataError:
         try:
             key = self.shards.keys(shard)(offset)
         except (CorruptDataError, OSError) as error:
             key = f"unknown ({error})"
-        return CorruptDataError(f"{self.shards.shard_path(shard)}, byte {offset}, key {key}: {what}")
-
-    def _file(self, shard: int) -> "Handle":
-        handle = self._files.get(shard)
-        if handle is None:
-            row = self.shards.manifest["shards"][shard]
-            path = self.shards.shard_path(shard)
-            for attempt in range(3):  # a full cache may drop a copy between its fetch and its opening
-                try:
-                    handle = Handle(path)
-                    break
-                except OSError as error:
-                    if attempt == 2 or not isinstance(error, FileNotFoundError):
-                        raise CorruptDataError(f"{path}: {error.strerror}") from None
-                    path = self.shards.shard_path(shard)
-            assert handle is not None
-            size = os.fstat(handle.number).st_size
-            if size != row["bytes"]:
-                raise CorruptDataError(f"{path}: {size} bytes, {row['bytes']} in the manifest")
-            with self._lock:
-                while len(self._files) >= OPEN_FILES:
-                    self._files.pop(next(iter(self._files)))
-                self._files[shard] = handle
-        return handle
+        return CorruptDataError(f"{self.shards.shard_path(shard)}, byte {offset}, key {key}: {message}")
 
 
-class Handle:
-    """An open file that closes when the last thread that reads from it lets go of it."""
+class OpenFile:
+    """A file descriptor, closed when the last thread that uses it drops its reference."""
 
     def __init__(self, path: Path) -> None:
-        self.number = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        self.fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
 
     def __del__(self) -> None:
-        if hasattr(self, "number"):
-            os.close(self.number)
+        if hasattr(self, "fd"):
+            os.close(self.fd)
+
+
+def open_shard(shards: ShardSet, shard: int) -> OpenFile:
+    """Raises CorruptDataError if the shard cannot be opened or has another size than in the manifest."""
+    expected = shards.manifest["shards"][shard]["bytes"]
+    for attempt in range(3):  # a cached copy can be evicted between its download and its opening
+        path = shards.shard_path(shard)
+        try:
+            file = OpenFile(path)
+        except OSError as error:
+            if attempt < 2 and isinstance(error, FileNotFoundError):
+                continue
+            raise CorruptDataError(f"{path}: {error.strerror}") from None
+        size = os.fstat(file.fd).st_size
+        if size != expected:
+            raise CorruptDataError(f"{path}: {size} bytes, {expected} in the manifest")
+        return file
+    raise AssertionError("the last attempt returns or raises")
 
 
 def decode_pillow(data: bytes, shape: tuple[int, ...]) -> np.ndarray:
-    with Image.open(io.BytesIO(data), formats=PIL_FORMATS) as image:
-        if image.size != shape[1::-1]:  # before a pixel is decoded: a small file can claim a huge image
+    with Image.open(io.BytesIO(data), formats=SHARD_PIL_FORMATS) as image:
+        if image.size != shape[1::-1]:  # before decoding: a small file can declare a huge image
             raise ValueError(f"{image.size[0]}x{image.size[1]} pixels")
         array = np.asarray(image.convert("L" if shape[2] == 1 else "RGB"))
     return array.reshape(shape) if shape[2] == 1 else array
@@ -177,15 +169,17 @@ def decode_simplejpeg(data: bytes, shape: tuple[int, ...]) -> np.ndarray:
     return simplejpeg.decode_jpeg(data, colorspace="GRAY" if shape[2] == 1 else "RGB")
 
 
-def decoders() -> dict[str, Callable[[bytes, tuple[int, ...]], np.ndarray]]:
-    return {"pillow": decode_pillow, "simplejpeg": decode_simplejpeg}
+DECODERS: dict[str, Callable[[bytes, tuple[int, ...]], np.ndarray]] = {
+    "pillow": decode_pillow,
+    "simplejpeg": decode_simplejpeg,
+}
 
 
 def check_decoder(decoder: str, encoding: str) -> None:
-    """Raises UsageError where the decoder is not installed or cannot read the set."""
+    """Raises UsageError if the decoder is not installed or cannot read the dataset."""
     if decoder == "simplejpeg":
         if encoding != "jpg":
-            raise UsageError(f"data.decoder: simplejpeg reads JPEG; the set is {encoding}")
+            raise UsageError(f"data.decoder: simplejpeg reads JPEG; the dataset is {encoding}")
         try:
             import simplejpeg  # noqa: F401
         except ImportError:
@@ -201,9 +195,9 @@ def stream(
     position: int,
     threads: int,
 ) -> Iterator[ImageBatch]:
-    """The minibatches of `order`'s lanes from global `position` (images seen) on; `batch` is the global one.
+    """Minibatches of `order`'s local lanes from global `position` (images seen) on, without end.
 
-    `draw` maps the position of a minibatch to the random numbers that go with it.
+    `batch` is the global batch size. `draw` maps the position of a minibatch to the random numbers for it.
     """
     import webdataset as wds  # imports torch, which `shards verify` does without
 
@@ -217,13 +211,13 @@ def stream(
         at, ids = planned
         return reader.read(ids)._replace(noise=draw(at))
 
-    if reader.shards.encoding == "npy":  # nothing to decode: one thread reads faster than two that wait for each other
+    if reader.shards.encoding == "npy":  # nothing to decode: a second thread only contends for the GIL
         threads = min(threads, 1)
     return iter(wds.pipeline.DataPipeline(plan, threaded(read, threads)))
 
 
 def threaded(function: Callable, threads: int) -> Callable[[Iterable], Iterator]:
-    """A pipeline stage that maps in threads, a few items ahead, and keeps the order."""
+    """A pipeline stage that maps `function` in threads, a few items ahead, and keeps the order."""
 
     def stage(items: Iterable) -> Iterator:
         if not threads:

@@ -1,7 +1,7 @@
-"""Writing a set of shards: in parallel, each shard whole or not at all, the same bytes for the same input.
+"""Writing datasets: shards in parallel, each written atomically, and the same bytes for the same input.
 
-A shard is written to a temporary name, fsynced, scanned and renamed; its rows wait in DEST/.making until all are
-there. Killed at any instant, the same command goes on with the shards that are missing. The manifest comes last.
+A shard is written to a temporary file, fsynced, scanned and renamed; its rows of the index are kept in DEST/.making
+until all shards are written. After a kill the same command writes the missing shards. The manifest is written last.
 """
 
 import contextlib
@@ -17,7 +17,7 @@ import threading
 import time
 import warnings
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass, field
@@ -25,17 +25,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import webdataset as wds
 from PIL import Image, ImageOps
 from tqdm import tqdm
 
 from distgan import RunError, UsageError, __version__
-from distgan.data.shardset import COLUMNS, FORMAT, class_rows, commit
+from distgan.data.shardset import COLUMNS, FORMAT, channel_stats, class_rows, commit
 from distgan.dataset_tool.scan import Scan
 from distgan.dataset_tool.sources import Source
 from distgan.files import atomic_write, sha256_file
 
-STAMPS = ".source"  # beside the manifest, since the time of a file is no part of what a set is
+MAKING = ".making"
+FINGERPRINT = ".source"  # not in the manifest: modification times are not part of a dataset
 RESIZES = {
     "lanczos": Image.Resampling.LANCZOS,
     "bicubic": Image.Resampling.BICUBIC,
@@ -60,127 +60,98 @@ class Options:
 
 
 @dataclass
-class Written:
-    """What one shard turned out to be."""
+class ShardInfo:
+    """What was written into a shard."""
 
     name: str
     samples: int = 0
     bytes: int = 0
     sha256: str = ""
     sums: list[int] = field(default_factory=list)
+    """Of the pixels, per channel."""
     squares: list[int] = field(default_factory=list)
+    """Sums of the squared pixels, per channel."""
     bad: list[str] = field(default_factory=list)
+    """Images that cannot be used, with the reason."""
     converted: dict[str, int] = field(default_factory=dict)
+    """Images by conversion."""
 
 
 def make(source: Source, dest: Path, options: Options, jobs: int) -> dict[str, Any]:
-    """Write `source` as a set into the folder `dest`; returns the manifest. Raises UsageError.
+    """Write `source` as a dataset into the folder `dest` with `jobs` processes; returns the manifest.
 
-    The images are ordered by the hash of (seed, name) before they are cut into shards: a class-sorted folder gives
-    mixed shards. An image that cannot be used fails the command, after all were tried, with a list.
+    The images are ordered by the hash of (seed, name) before they are split into shards: a folder sorted by class gives
+    mixed shards. If images cannot be used, raises UsageError with a list of all of them.
     """
-    options = settle(source, options)
+    options = resolve_options(source, options)
     hashes = [
         hashlib.sha256(f"{options.seed}|{name}".encode(errors="surrogateescape")).digest() for name in source.names
     ]
     order = sorted(range(len(source)), key=hashes.__getitem__)
     listing = [source.names, source.labels.tolist() if source.labels is not None else None, source.classes]
-    origin = {
-        "name": source.name,
-        "images": len(source),
-        "sha256": hashlib.sha256(json.dumps(listing).encode()).hexdigest(),
-    }
-    stamps = hashlib.sha256(json.dumps(source.stamps).encode()).hexdigest()
-    with alone_in(dest):
+    origin = {"name": source.name, "images": len(source), "sha256": sha256_json(listing)}
+    fingerprint = sha256_json(source.fingerprint)
+    with exclusive_lock(dest):
         if (dest / "manifest.json").exists():
-            return finished(dest, options, origin, stamps)
-        parts = cut(source, order, options)
-        making = dest / ".making"
-        continue_or_start(making, dest, {"options": asdict(options), "source": origin, "stamps": stamps})
-        return write(source, dest, making, options, origin, parts, jobs)
+            return check_existing(dest, options, origin, fingerprint)
+        parts = split_into_shards(source, order, options)
+        start_or_resume(dest, {"options": asdict(options), "source": origin, "fingerprint": fingerprint})
+        write_shards(source, dest, options, parts, jobs)
+        return finish(source, dest, options, origin, fingerprint, len(parts))
+
+
+def sha256_json(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value).encode()).hexdigest()
 
 
 @contextlib.contextmanager
-def alone_in(dest: Path) -> Iterator[None]:
-    """Hold the folder `dest` against a second `make`; one that was made for nothing is removed. Raises UsageError."""
+def exclusive_lock(dest: Path) -> Iterator[None]:
+    """Create and lock the folder `dest`; removes it if it stays empty. Raises UsageError if it is locked."""
     try:
         dest.mkdir(parents=True, exist_ok=True)
-        handle = os.open(dest, os.O_RDONLY | os.O_DIRECTORY)
+        fd = os.open(dest, os.O_RDONLY | os.O_DIRECTORY)
     except OSError as error:
         raise UsageError(f"{dest} cannot be written: {error.strerror}") from None
     try:
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise UsageError(f"{dest}: another `shards make` is writing it; wait for it") from None
+            raise UsageError(f"{dest}: another `shards make` is writing to it; wait for it to finish") from None
         yield
     finally:
-        os.close(handle)
+        os.close(fd)
         with contextlib.suppress(OSError):
             dest.rmdir()
 
 
-def finished(dest: Path, options: Options, origin: dict[str, Any], stamps: str) -> dict[str, Any]:
-    """The manifest of the set in `dest`, if it is the one asked for and all of it is there. Raises UsageError."""
+def check_existing(dest: Path, options: Options, origin: dict[str, Any], fingerprint: str) -> dict[str, Any]:
+    """The manifest of the dataset in `dest`. Raises UsageError unless it is complete, with these options and source."""
     try:
         manifest = json.loads((dest / "manifest.json").read_bytes())
         same = (manifest.get("options"), manifest.get("source")) == (asdict(options), origin)
     except (ValueError, AttributeError):
-        raise UsageError(f"{dest}: manifest.json is damaged; delete the folder first") from None
+        raise UsageError(f"{dest}: manifest.json is corrupt; delete the folder first") from None
     if not same:
-        raise UsageError(f"{dest} holds another set; give another folder, or delete this one first")
-    stamped = dest / STAMPS
-    if stamped.exists() and stamped.read_text().strip() != stamps:
-        raise UsageError(f"{dest} was made before the images changed; give another folder, or delete this one first")
+        raise UsageError(f"{dest} holds another dataset; use another folder, or delete this one first")
+    path = dest / FINGERPRINT
+    if path.exists() and path.read_text().strip() != fingerprint:
+        raise UsageError(f"{dest}: the images have changed since; use another folder, or delete this one first")
     for row in manifest["shards"]:
         path = dest / row["name"]
         if not path.exists() or path.stat().st_size != row["bytes"]:
-            raise UsageError(f"{dest}: {row['name']} is gone or cut off; delete the folder, and make the set anew")
-    shutil.rmtree(dest / ".making", ignore_errors=True)
+            raise UsageError(f"{dest}: {row['name']} is missing or truncated; delete the folder, then re-create it")
+    shutil.rmtree(dest / MAKING, ignore_errors=True)
     return manifest
 
 
-def write(
-    source: Source,
-    dest: Path,
-    making: Path,
-    options: Options,
-    origin: dict[str, Any],
-    parts: list[list[int]],
-    jobs: int,
-) -> dict[str, Any]:
-    """The shards that are missing, then the manifest."""
-    pending = [i for i in range(len(parts)) if not is_written(dest, making, i)]
-    bar = tqdm(
-        total=len(source), initial=len(source) - sum(len(parts[i]) for i in pending), unit=" images", disable=None
-    )
-    # The workers inherit the source by fork, so that nothing of it is pickled.
-    pool = ProcessPoolExecutor(
-        jobs,
-        multiprocessing.get_context("fork"),
-        initializer=start_worker,
-        initargs=(os.getpid(), source, dest, options),
-    )
-    try:
-        with bar, pool:
-            waiting = {pool.submit(write_shard, i, parts[i]): len(parts[i]) for i in pending}
-            for done in as_completed(waiting):
-                done.result()
-                bar.update(waiting[done])
-    except BrokenProcessPool:
-        what = "a process that writes shards was killed, perhaps for its memory (--jobs 1 takes least)"
-        raise RunError(f"{dest}: {what}; the same command goes on") from None
-    return finish(source, dest, making, options, origin, len(parts))
-
-
-def settle(source: Source, options: Options) -> Options:
+def resolve_options(source: Source, options: Options) -> Options:
     """Fill in what the source decides: channels and size."""
     size = options.size or source.size
     if size is None:
         try:
-            image = opened(source, 0)
+            image = load_image(source, 0)
         except Exception as error:
-            raise UsageError(f"{source.names[0]}: {error}; give --size N to have all bad images listed") from None
+            raise UsageError(f"{source.names[0]}: {error}; give --size N to get a list of all bad images") from None
         with image:
             if image.width != image.height:
                 raise UsageError(f"{source.names[0]} is {image.width}x{image.height}; give --size N to crop and resize")
@@ -190,107 +161,133 @@ def settle(source: Source, options: Options) -> Options:
     return dataclasses.replace(options, size=size, resize=resize, channels=channels)
 
 
-def opened(source: Source, number: int) -> Image.Image:
-    image = source.load(number)
+def load_image(source: Source, index: int) -> Image.Image:
+    image = source.load(index)
     return image if isinstance(image, Image.Image) else Image.fromarray(image.squeeze())
 
 
-def cut(source: Source, order: list[int], options: Options) -> list[list[int]]:
-    """Shards of about `shard_mb`, equal within one sample."""
+def split_into_shards(source: Source, order: list[int], options: Options) -> list[list[int]]:
+    """The image indices of each shard: about `shard_mb`, and equal in number within one sample."""
     assert options.size is not None
     pixels = options.size**2 * options.channels
-    member = (
-        {"npy": 1.0, "png": 0.6, "jpg": 0.25}[options.format] * pixels
-        + 1024
-        + (1024 if source.labels is not None else 0)
-    )
-    shards = max(1, min(len(order), round(len(order) * member / (options.shard_mb * 1e6))))
+    headers = 1024 + (1024 if source.labels is not None else 0)
+    sample = {"npy": 1.0, "png": 0.6, "jpg": 0.25}[options.format] * pixels + headers
+    shards = max(1, min(len(order), round(len(order) * sample / (options.shard_mb * 1e6))))
     return [part.tolist() for part in np.array_split(np.array(order), shards)]
 
 
-def is_written(dest: Path, making: Path, number: int) -> bool:
-    return (making / f"{shard_name(number)}.npz").exists() and (dest / shard_name(number)).exists()
-
-
-def shard_name(number: int) -> str:
-    return f"shard-{number:06d}.tar"
-
-
-def continue_or_start(making: Path, dest: Path, plan: dict[str, Any]) -> None:
-    text = json.dumps(plan, sort_keys=True)
+def start_or_resume(dest: Path, plan: dict[str, Any]) -> None:
+    """Create DEST/.making, or check that it is of the same plan. Raises UsageError."""
+    making, text = dest / MAKING, json.dumps(plan, sort_keys=True)
     plan_file = making / "plan.json"
     if plan_file.exists():
         if plan_file.read_text() != text:
-            raise UsageError(f"{dest} holds an unfinished set of another source or other options; delete it first")
+            raise UsageError(f"{dest} holds an unfinished dataset of another source or other options; delete it first")
         return
-    foreign = [p.name for p in dest.iterdir() if p != making] if dest.is_dir() else []
+    foreign = [path.name for path in dest.iterdir() if path != making]
     if foreign:
-        raise UsageError(f"{dest} is not empty (it has {foreign[0]}); a set needs a folder of its own")
-    making.mkdir(parents=True, exist_ok=True)
+        raise UsageError(f"{dest} is not empty (it contains {foreign[0]}); use a new folder")
+    making.mkdir(exist_ok=True)
     atomic_write(plan_file, text.encode())
 
 
-WORK: tuple[Source, Path, Options]  # of a worker, set once by start_worker
+def shard_name(shard: int) -> str:
+    return f"shard-{shard:06d}.tar"
 
 
-def remove(dest: Path, shards: int) -> None:
-    """What `make` wrote into `dest`, and nothing else."""
-    for number in range(shards):
-        (dest / shard_name(number)).unlink(missing_ok=True)
-        (dest / f".{shard_name(number)}.tmp").unlink(missing_ok=True)
-    shutil.rmtree(dest / ".making", ignore_errors=True)
+def is_written(dest: Path, shard: int) -> bool:
+    return (dest / MAKING / f"{shard_name(shard)}.npz").exists() and (dest / shard_name(shard)).exists()
+
+
+def remove_written(dest: Path, shards: int) -> None:
+    """Remove what `make` wrote into `dest`, and nothing else."""
+    for shard in range(shards):
+        (dest / shard_name(shard)).unlink(missing_ok=True)
+        (dest / f".{shard_name(shard)}.tmp").unlink(missing_ok=True)
+    shutil.rmtree(dest / MAKING, ignore_errors=True)
+
+
+def write_shards(source: Source, dest: Path, options: Options, parts: list[list[int]], jobs: int) -> None:
+    """Write the missing shards. Raises RunError if a worker is killed."""
+    import webdataset  # noqa: F401 - imports torch, which takes a second: here once, before the workers are forked
+
+    pending = [shard for shard in range(len(parts)) if not is_written(dest, shard)]
+    written = len(source) - sum(len(parts[shard]) for shard in pending)
+    bar = tqdm(total=len(source), initial=written, unit=" images", disable=None)
+    # The workers inherit the source by fork, so that it need not be picklable.
+    pool = ProcessPoolExecutor(
+        jobs,
+        multiprocessing.get_context("fork"),
+        initializer=start_worker,
+        initargs=(os.getpid(), source, dest, options),
+    )
+    try:
+        with bar, pool:
+            futures = {pool.submit(write_shard, shard, parts[shard]): len(parts[shard]) for shard in pending}
+            for future in as_completed(futures):
+                future.result()
+                bar.update(futures[future])
+    except BrokenProcessPool:
+        reason = "a worker process was killed, perhaps out of memory (--jobs 1 needs the least)"
+        raise RunError(f"{dest}: {reason}; re-run the same command to resume") from None
+
+
+WORKER: tuple[Source, Path, Options]  # set once per worker by start_worker
 
 
 def start_worker(parent: int, source: Source, dest: Path, options: Options) -> None:
-    global WORK
-    WORK = source, dest, options
-    threading.Thread(target=end_with, args=(parent,), daemon=True).start()
+    global WORKER
+    WORKER = source, dest, options
+    threading.Thread(target=exit_with_parent, args=(parent,), daemon=True).start()
 
 
-def end_with(parent: int) -> None:
-    """A worker of a killed parent would wait for work for ever."""
+def exit_with_parent(parent: int) -> None:
+    """A worker whose parent was killed would otherwise wait for work forever."""
     while os.getppid() == parent:
         time.sleep(0.5)
     os._exit(1)
 
 
-def write_shard(number: int, members: list[int]) -> None:
-    source, dest, options = WORK
-    written = Written(shard_name(number), sums=[0] * options.channels, squares=[0] * options.channels)
-    temporary = dest / f".{written.name}.tmp"
+def write_shard(shard: int, indices: list[int]) -> None:
+    """Write the images `indices` as one shard, then its rows of the index."""
+    from webdataset.writer import TarWriter
+
+    source, dest, options = WORKER
+    info = ShardInfo(shard_name(shard), sums=[0] * options.channels, squares=[0] * options.channels)
+    temporary = dest / f".{info.name}.tmp"
     with open(temporary, "wb") as file:
-        with wds.writer.TarWriter(file, encoder=False, mtime=0, user="root", group="root") as tar:
-            for image_number in members:
+        with TarWriter(file, encoder=False, mtime=0, user="root", group="root") as tar:
+            for index in indices:
                 try:
                     with warnings.catch_warnings():
                         warnings.simplefilter("error", Image.DecompressionBombWarning)
-                        pixels = prepare(source.load(image_number), options, written.converted)
-                except Exception as error:  # decoders and archives raise whatever they like
-                    written.bad.append(f"{source.names[image_number]}: {error}")
+                        pixels = prepare(source.load(index), options, info.converted)
+                except Exception as error:  # decoders and archives document no exceptions
+                    info.bad.append(f"{source.names[index]}: {error}")
                     continue
-                sample: dict[str, Any] = {"__key__": f"{image_number:09d}", options.format: encode(pixels, options)}
+                sample: dict[str, Any] = {"__key__": f"{index:09d}", options.format: encode(pixels, options)}
                 if source.labels is not None:
-                    sample["cls"] = str(source.labels[image_number]).encode()
+                    sample["cls"] = str(source.labels[index]).encode()
                 tar.write(sample)
                 flat = pixels.reshape(-1, options.channels).astype(np.int64)
-                written.sums = (flat.sum(0) + written.sums).tolist()
-                written.squares = ((flat**2).sum(0) + written.squares).tolist()
-                written.samples += 1
+                info.sums = (flat.sum(0) + info.sums).tolist()
+                info.squares = ((flat**2).sum(0) + info.squares).tolist()
+                info.samples += 1
         file.flush()
         os.fsync(file.fileno())
-    written.bytes, written.sha256 = temporary.stat().st_size, sha256_file(temporary)
+    info.bytes, info.sha256 = temporary.stat().st_size, sha256_file(temporary)
     columns = Scan(temporary).arrays()
-    os.replace(temporary, dest / written.name)
+    os.replace(temporary, dest / info.name)
     rows = io.BytesIO()
-    np.savez(rows, meta=np.array(json.dumps(asdict(written))), **columns)  # type: ignore[arg-type]
-    atomic_write(dest / ".making" / f"{written.name}.npz", rows.getvalue())
+    np.savez(rows, meta=np.array(json.dumps(asdict(info))), **columns)  # type: ignore[arg-type]
+    atomic_write(dest / MAKING / f"{info.name}.npz", rows.getvalue())
 
 
 def prepare(image: Image.Image | np.ndarray, options: Options, converted: dict[str, int]) -> np.ndarray:
-    """uint8 [size, size, channels] of any image. Raises ValueError where `crop none` meets a rectangle.
+    """Any image as uint8 [size, size, channels]: EXIF-rotated, converted to 8-bit grey or RGB, center-cropped, resized.
 
-    Policies: turned as EXIF says; 16-bit divided by 257; transparency laid on the background colour; CMYK, palette
-    and grey converted by Pillow; resized with Pillow's antialiased filters, after a centre crop to a square.
+    Resizing uses Pillow's antialiased filters. Counts the conversions in `converted`. Raises ValueError for
+    floating-point pixels, and for a wrong shape or size if `crop` or `resize` is "none".
     """
     assert options.size is not None
     if isinstance(image, np.ndarray):
@@ -298,28 +295,15 @@ def prepare(image: Image.Image | np.ndarray, options: Options, converted: dict[s
             return image
         image = Image.fromarray(image.squeeze())
 
-    def note(what: str) -> None:
-        converted[what] = converted.get(what, 0) + 1
+    def count(conversion: str) -> None:
+        converted[conversion] = converted.get(conversion, 0) + 1
 
     upright = ImageOps.exif_transpose(image)
     if upright.size != image.size or upright.getexif() != image.getexif():
-        note("turned as EXIF says")
-    image = upright
-    if image.mode in ("I;16", "I;16B", "I;16L", "I"):
-        note("16-bit")
-        image = Image.fromarray((np.clip(np.asarray(image).astype(np.int64), 0, 65535) // 257).astype(np.uint8))
-    elif image.mode == "F":
-        raise ValueError("floating-point pixels have no known range")
-    if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
-        note("transparent")
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, options.background), image)
-    mode = "L" if options.channels == 1 else "RGB"
-    if image.mode not in (mode, "RGBA"):
-        note(f"from {image.mode}")
-    image = image.convert(mode)
+        count("EXIF-rotated")
+    image = convert_mode(upright, "L" if options.channels == 1 else "RGB", options.background, count)
     if options.crop == "none" and image.width != image.height:
-        raise ValueError(f"{image.width}x{image.height} is not square; --crop center cuts it")
+        raise ValueError(f"{image.width}x{image.height} is not square; --crop center crops it")
     if image.size != (options.size, options.size):
         if options.resize == "none":
             raise ValueError(
@@ -327,6 +311,23 @@ def prepare(image: Image.Image | np.ndarray, options: Options, converted: dict[s
             )
         image = ImageOps.fit(image, (options.size, options.size), RESIZES[options.resize])
     return np.array(image).reshape(options.size, options.size, options.channels)
+
+
+def convert_mode(image: Image.Image, mode: str, background: str, count: Callable[[str], None]) -> Image.Image:
+    """The image in `mode`: 16-bit is divided by 257, transparency is composited onto the background colour, and CMYK,
+    palette and grey are converted by Pillow."""
+    if image.mode in ("I;16", "I;16B", "I;16L", "I"):
+        count("16-bit")
+        image = Image.fromarray((np.clip(np.asarray(image).astype(np.int64), 0, 65535) // 257).astype(np.uint8))
+    elif image.mode == "F":
+        raise ValueError("floating-point pixels have no known range")
+    if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
+        count("transparent")
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, background), image)
+    if image.mode not in (mode, "RGBA"):
+        count(f"from {image.mode}")
+    return image.convert(mode)
 
 
 def encode(pixels: np.ndarray, options: Options) -> bytes:
@@ -341,49 +342,48 @@ def encode(pixels: np.ndarray, options: Options) -> bytes:
 
 
 def finish(
-    source: Source, dest: Path, making: Path, options: Options, origin: dict[str, Any], shards: int
+    source: Source, dest: Path, options: Options, origin: dict[str, Any], fingerprint: str, shards: int
 ) -> dict[str, Any]:
-    """Join the shards' rows into manifest.json and index.npz, and clear up."""
-    rows = []
-    for number in range(shards):
-        with np.load(making / f"{shard_name(number)}.npz") as stored:
-            rows.append((Written(**json.loads(str(stored["meta"]))), {name: stored[name] for name in COLUMNS}))
-    bad = [line for written, _ in rows for line in written.bad]
+    """Write manifest.json and index.npz from the rows in DEST/.making, and remove it. Returns the manifest."""
+    infos, parts = [], []
+    for shard in range(shards):
+        with np.load(dest / MAKING / f"{shard_name(shard)}.npz") as stored:
+            infos.append(ShardInfo(**json.loads(str(stored["meta"]))))
+            parts.append({name: stored[name] for name in COLUMNS})
+    bad = [line for info in infos for line in info.bad]
+    written = [info for info in infos if info.samples]
     if bad and not options.skip_bad:
-        remove(dest, shards)
+        remove_written(dest, shards)
         raise UsageError(
-            f"{len(bad)} of {len(source)} images cannot be used; mend them, or leave them out with --skip_bad true:\n  "
+            f"{len(bad)} of {len(source)} images cannot be used; fix them, or leave them out with --skip_bad true:\n  "
             + "\n  ".join(bad)
         )
-    columns = {name: np.concatenate([part[name] for _, part in rows]) for name in COLUMNS}
-    written = [row for row, _ in rows if row.samples]
-    count = sum(row.samples for row in written)
-    if not count:
-        remove(dest, shards)
-        raise UsageError("no image was left to write")
-    values = count * (options.size or 0) ** 2
-    mean = np.array([row.sums for row in written]).sum(0) / values
-    square = np.array([row.squares for row in written]).sum(0) / values
+    written = [info for info in infos if info.samples]
+    if not written:
+        remove_written(dest, shards)
+        raise UsageError("none of the images can be used")
+    columns = {name: np.concatenate([part[name] for part in parts]) for name in COLUMNS}
+    samples = sum(info.samples for info in written)
+    sums, squares = (np.array([getattr(info, name) for info in written]).sum(0) for name in ("sums", "squares"))
     manifest = {
         "format": FORMAT,
-        "samples": count,
+        "samples": samples,
         "size": options.size,
         "channels": options.channels,
         "encoding": options.format,
         "classes": class_rows(source.classes, columns["label"]) if source.labels is not None else [],
-        "mean": [round(float(value), 4) for value in mean],
-        "std": [round(float(value), 4) for value in np.sqrt(np.maximum(square - mean**2, 0))],
-        "shards": [{key: getattr(row, key) for key in ("name", "samples", "bytes", "sha256")} for row in written],
+        **channel_stats(sums, squares, samples * (options.size or 0) ** 2),
+        "shards": [{key: getattr(info, key) for key in ("name", "samples", "bytes", "sha256")} for info in written],
         "options": asdict(options),
         "source": origin,
-        "converted": dict(sorted(sum((Counter(row.converted) for row in written), Counter()).items())),
+        "converted": dict(sorted(sum((Counter(info.converted) for info in written), Counter()).items())),
         "left_out": bad,
         "made_by": f"distgan {__version__}",
     }
-    atomic_write(dest / STAMPS, (json.loads((making / "plan.json").read_text())["stamps"] + "\n").encode())
+    atomic_write(dest / FINGERPRINT, (fingerprint + "\n").encode())
     commit(dest, manifest, columns)
-    for row, _ in rows:
-        if not row.samples:
-            (dest / row.name).unlink(missing_ok=True)
-    shutil.rmtree(making)
+    for info in infos:
+        if not info.samples:
+            (dest / info.name).unlink(missing_ok=True)
+    shutil.rmtree(dest / MAKING)
     return manifest

@@ -1,4 +1,4 @@
-"""What is in a shard: one strict pass over a tar gives its rows of the index."""
+"""Scanning a shard: one strict pass over a tar gives its rows of the index."""
 
 import io
 import json
@@ -11,21 +11,23 @@ import xxhash
 from PIL import Image
 
 from distgan import CorruptDataError
-from distgan.data.shardset import CLASSES, COLUMNS, EXTENSIONS, PIL_FORMATS
+from distgan.data.shardset import COLUMNS, MAX_CLASSES, read_npy_header
 from distgan.data.tar import members, split_key
+from distgan.images import ENCODINGS, SHARD_PIL_FORMATS
 
 
 class Scan:
-    """The index columns of one shard and what its images are: (size, channels, encoding).
+    """The index columns of one shard, and the (size, channels, encoding) of its images.
 
-    Raises CorruptDataError where the tar is, where a sample has no image or two, where a key comes twice, and where images
-    differ in size, channels or encoding: a set is of one kind.
+    Raises CorruptDataError for a corrupt tar, a sample without exactly one image, a duplicate key, and images that
+    differ in size, channels or encoding.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.columns: dict[str, list[int]] = {name: [] for name in COLUMNS}
         self.kind: tuple[int, int, str] | None = None
+        """(size, channels, encoding); None if the shard has no images."""
         seen: set[str] = set()
         sample: dict[str, tuple[int, int]] = {}
         key = None
@@ -38,7 +40,7 @@ class Scan:
                     if member_key != key:
                         self._add(key, sample, data)
                         if member_key in seen:
-                            raise CorruptDataError(f"{path}: key {member_key} comes twice")
+                            raise CorruptDataError(f"{path}: duplicate key {member_key}")
                         seen.add(member_key)
                         key, sample = member_key, {}
                     elif extension in sample:
@@ -47,17 +49,18 @@ class Scan:
                 self._add(key, sample, data)
 
     def _add(self, key: str | None, sample: dict[str, tuple[int, int]], data: mmap.mmap) -> None:
+        """Append the row of a sample: {extension: (offset, size)} of its members."""
         if key is None:
             return
-        images = [extension for extension in sample if extension in EXTENSIONS]
+        images = [extension for extension in sample if extension in ENCODINGS]
         if len(images) != 1:
-            have = ", ".join(f".{extension}" for extension in sample)
-            raise CorruptDataError(f"{self.path}: key {key} needs one image (.npy, .png, .jpg), it has {have}")
-        encoding = EXTENSIONS[images[0]]
+            found = ", ".join(f".{extension}" for extension in sample)
+            raise CorruptDataError(f"{self.path}: key {key} needs one image (.npy, .png, .jpg), it has {found}")
+        encoding = ENCODINGS[images[0]]
         offset, size = sample[images[0]]
         try:
-            height, width, channels, skip = describe(data[offset : offset + size], encoding)
-            label = self._label({e: data[o : o + n] for e, (o, n) in sample.items() if e in ("cls", "json")})
+            height, width, channels, header = read_image_header(data[offset : offset + size], encoding)
+            label = read_label({e: data[o : o + n] for e, (o, n) in sample.items() if e in ("cls", "json")})
         except (ValueError, KeyError, TypeError, OSError, SyntaxError, Image.DecompressionBombError) as error:
             raise CorruptDataError(f"{self.path}: key {key}: {error}") from None
         if height != width:
@@ -65,45 +68,41 @@ class Scan:
         kind = (height, channels, encoding)
         if self.kind not in (None, kind):
             raise CorruptDataError(
-                f"{self.path}: key {key} is {kind}, the images before it {self.kind}; a set is of one kind"
+                f"{self.path}: key {key} is {kind}, the images before it {self.kind}; "
+                "all images of a dataset have the same size, channels and encoding"
             )
         self.kind = kind
-        offset, size = offset + skip, size - skip
-        row = {
-            "offset": offset,
-            "size": size,
-            "label": label,
-            "check": xxhash.xxh3_64_intdigest(data[offset : offset + size]),
-        }
-        for name, value in row.items():
+        offset, size = offset + header, size - header
+        xxh3 = xxhash.xxh3_64_intdigest(data[offset : offset + size])
+        for name, value in {"offset": offset, "size": size, "label": label, "check": xxh3}.items():
             self.columns[name].append(value)
 
-    @staticmethod
-    def _label(fields: dict[str, bytes]) -> int:
-        label: Any = -1
-        if "cls" in fields:
-            label = int(fields["cls"])
-        elif "json" in fields:
-            label = json.loads(fields["json"]).get("label", -1)
-        if not isinstance(label, int) or not -1 <= label < CLASSES:
-            raise ValueError(f"the label {label!r} is not a number from 0 to {CLASSES:,}")
-        return label
-
     def arrays(self) -> dict[str, np.ndarray]:
+        """The index columns, [samples] each."""
         return {name: np.array(self.columns[name], dtype) for name, dtype in COLUMNS.items()}
 
 
-def describe(data: bytes, encoding: str) -> tuple[int, int, int, int]:
-    """Height, width, channels of an image, and the bytes before its pixels where they lie raw; decodes nothing."""
+def read_label(fields: dict[str, bytes]) -> int:
+    """The label in a sample's .cls or .json; -1 if it has none. Raises ValueError."""
+    label: Any = -1
+    if "cls" in fields:
+        label = int(fields["cls"])
+    elif "json" in fields:
+        label = json.loads(fields["json"]).get("label", -1)
+    if not isinstance(label, int) or not -1 <= label < MAX_CLASSES:
+        raise ValueError(f"the label {label!r} is not an integer in [0, {MAX_CLASSES:,})")
+    return label
+
+
+def read_image_header(data: bytes, encoding: str) -> tuple[int, int, int, int]:
+    """Height, width and channels of an image, and the bytes before the pixels of an .npy (else 0); decodes nothing."""
     if encoding == "npy":
         file = io.BytesIO(data)
-        version = np.lib.format.read_magic(file)
-        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-        shape, fortran, dtype = read(file)
+        shape, fortran, dtype = read_npy_header(file)
         if dtype != np.uint8 or fortran or len(shape) != 3 or shape[2] not in (1, 3):
             raise ValueError(f"an array of {dtype} {shape}; images are uint8 [height, width, 1 or 3]")
         if len(data) - file.tell() != int(np.prod(shape)):
-            raise ValueError("the array's bytes are not those its shape needs")
+            raise ValueError("the array's size in bytes does not match its shape")
         return (*shape, file.tell())
-    with Image.open(io.BytesIO(data), formats=PIL_FORMATS) as image:
+    with Image.open(io.BytesIO(data), formats=SHARD_PIL_FORMATS) as image:
         return image.height, image.width, 1 if image.mode in ("L", "1") else 3, 0

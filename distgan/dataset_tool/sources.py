@@ -1,4 +1,4 @@
-"""What `shards make` reads: folders, class-folder trees, zips, and data sets by name."""
+"""What `shards make` reads: folders, class-folder trees, zips, and built-in datasets by name."""
 
 import csv
 import gzip
@@ -16,122 +16,133 @@ import numpy as np
 from PIL import Image
 
 from distgan import UsageError
-from distgan.data.shardset import CLASSES
+from distgan.data.shardset import MAX_CLASSES
+from distgan.images import PIL_FORMATS
 from distgan.rng import rng
 
-IMAGES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"}
-
-
-FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM")  # Pillow starts Ghostscript for some of the others
-LARGEST = 1 << 28
+FORMATS = tuple(dict.fromkeys(PIL_FORMATS.values()))
+MAX_ZIP_MEMBER = 1 << 28
 
 
 @dataclass
 class Source:
-    """Images by number. `load` returns a PIL image, or uint8 [size, size, channels] that is to be kept to the bit."""
+    """Images by index. `load` returns a PIL image, or uint8 [size, size, channels] to be stored unchanged."""
 
     name: str
     names: list[str]
     load: Callable[[int], Image.Image | np.ndarray]
     labels: np.ndarray | None = None
+    """int64 [images]"""
     classes: list[str] = field(default_factory=list)
     size: int | None = None
     channels: int = 3
-    stamps: list[Any] = field(default_factory=list)
-    """What changes when a file changes; guards the continuation of an interrupted `make`."""
+    fingerprint: list[Any] = field(default_factory=list)
+    """Per file, what changes with its content: an interrupted `make` is resumed only if it is the same."""
 
     def __len__(self) -> int:
         return len(self.names)
 
 
 def open_source(source: str, *, split: str, files: str | None, labels: str, samples: int, seed: int) -> Source:
-    """The source that SRC names. Raises UsageError."""
-    if source in NAMED:
-        return NAMED[source](split=split, files=Path(files) if files else None, samples=samples, seed=seed)
+    """Open SRC of `shards make`; the options are those of the command. Raises UsageError."""
+    if source in BUILTIN:
+        return BUILTIN[source](split=split, files=Path(files) if files else None, samples=samples, seed=seed)
     path = Path(source)
     if path.is_dir():
-        found = sorted(images_under(path))
-        names = [p.relative_to(path).as_posix() for p in found]
-        stats = [p.stat() if p.exists() else p.lstat() for p in found]
-        made = Source(
-            "folder",
-            names,
-            lambda i: Image.open(found[i], formats=FORMATS),
-            stamps=[(s.st_size, s.st_mtime_ns) for s in stats],
-        )
-        return labelled(made, labels, path, lambda name: (path / name).read_bytes())
+        return open_folder(path, labels)
     if path.suffix.lower() == ".zip" and path.is_file():
-        try:
-            archive = zipfile.ZipFile(path)
-        except zipfile.BadZipFile as error:
-            raise UsageError(f"{source} is not a zip: {error}") from None
-        infos = sorted(
-            (i for i in archive.infolist() if Path(i.filename).suffix.lower() in IMAGES), key=lambda i: i.filename
-        )
-        made = Source(
-            "zip",
-            [i.filename for i in infos],
-            lambda i: Image.open(io.BytesIO(zip_bytes(path, infos[i])), formats=FORMATS),
-            stamps=[i.CRC for i in infos],
-        )
-        return labelled(made, labels, path.parent, archive.read)
-    raise UsageError(f"{source} is no folder, no .zip and no data set; the data sets are {', '.join(NAMED)}")
+        return open_zip(path, labels)
+    raise UsageError(f"{source} is not a folder, .zip or built-in dataset; choose from {', '.join(BUILTIN)}")
 
 
-def images_under(folder: Path, above: tuple[str, ...] = ()) -> Iterator[Path]:
-    """The image files in a folder and in those under it, through links too.
+def open_folder(folder: Path, labels: str) -> Source:
+    paths = sorted(find_images(folder))
+    stats = [path.stat() if path.exists() else path.lstat() for path in paths]
+    source = Source(
+        "folder",
+        [path.relative_to(folder).as_posix() for path in paths],
+        lambda i: Image.open(paths[i], formats=FORMATS),
+        fingerprint=[(stat.st_size, stat.st_mtime_ns) for stat in stats],
+    )
+    return add_labels(source, labels, lambda name: (folder / name).read_bytes())
 
-    A link that leads nowhere is among them: reading it will name it.
+
+def open_zip(path: Path, labels: str) -> Source:
+    try:
+        archive = zipfile.ZipFile(path)
+    except zipfile.BadZipFile as error:
+        raise UsageError(f"{path} is not a zip: {error}") from None
+    members = sorted((m for m in archive.infolist() if is_image(m.filename)), key=lambda m: m.filename)
+    source = Source(
+        "zip",
+        [member.filename for member in members],
+        lambda i: Image.open(io.BytesIO(read_zip_member(path, members[i])), formats=FORMATS),
+        fingerprint=[member.CRC for member in members],
+    )
+    return add_labels(source, labels, archive.read)
+
+
+def is_image(name: str) -> bool:
+    return Path(name).suffix.lower() in PIL_FORMATS
+
+
+def find_images(folder: Path, parents: tuple[str, ...] = ()) -> Iterator[Path]:
+    """The image files in a folder and its subfolders, symbolic links followed.
+
+    Broken links are included, so that they are reported when they are read.
     """
     real = os.path.realpath(folder)
-    if real in above:  # a link to a folder that holds it
+    if real in parents:  # a link to a folder that contains it
         return
     for entry in os.scandir(folder):
         if entry.is_dir():
-            yield from images_under(Path(entry.path), (*above, real))
-        elif Path(entry.name).suffix.lower() in IMAGES and (entry.is_file() or entry.is_symlink()):
+            yield from find_images(Path(entry.path), (*parents, real))
+        elif is_image(entry.name) and (entry.is_file() or entry.is_symlink()):
             yield Path(entry.path)
 
 
-def zip_bytes(path: Path, info: zipfile.ZipInfo) -> bytes:
-    if info.file_size > LARGEST:
-        raise ValueError(f"{info.file_size:,} bytes; the largest image read from a zip has {LARGEST:,}")
-    with zipfile.ZipFile(path) as archive:  # opened anew: each process reads for itself
-        return archive.read(info)
+def read_zip_member(path: Path, member: zipfile.ZipInfo) -> bytes:
+    if member.file_size > MAX_ZIP_MEMBER:
+        raise ValueError(f"{member.file_size:,} bytes; images in a zip have at most {MAX_ZIP_MEMBER:,}")
+    with zipfile.ZipFile(path) as archive:  # opened per read: forked processes would share a file position
+        return archive.read(member)
 
 
-def labelled(source: Source, labels: str, folder: Path, read: Callable[[str], bytes]) -> Source:
-    """Attach labels: `auto` (dataset.json inside, else class folders, else none), `none`, or a file's."""
+def add_labels(source: Source, labels: str, read: Callable[[str], bytes]) -> Source:
+    """Add labels: `auto` (dataset.json inside, else class folders, else none), `none`, or from the file `labels`.
+
+    `read` returns a file of the source by name, or raises OSError or KeyError. Raises UsageError.
+    """
     if not source.names:
-        raise UsageError(f"there is no image in the source; images end in {', '.join(sorted(IMAGES))}")
+        raise UsageError(f"there is no image in the source; images end in {', '.join(sorted(PIL_FORMATS))}")
     if labels == "none":
         return source
     if labels != "auto":
         path = Path(labels)
         if not path.is_file():
-            raise UsageError(f"--labels: there is no file {labels}; or auto, or none")
-        return attach(source, label_rows(path.suffix.lower(), path.read_bytes(), labels), labels)
+            raise UsageError(f"--labels: there is no file {labels}; give a file, auto or none")
+        return assign_labels(source, parse_labels(path.suffix.lower(), path.read_bytes(), labels), labels)
     try:
-        return attach(source, label_rows(".json", read("dataset.json"), "dataset.json"), "dataset.json")
+        return assign_labels(source, parse_labels(".json", read("dataset.json"), "dataset.json"), "dataset.json")
     except (OSError, KeyError):
         pass
     tops = [PurePosixPath(name).parts[0] if "/" in name else None for name in source.names]
     folders = sorted({top for top in tops if top is not None})
     if None in tops or len(folders) < 2:
         return source
-    number = {name: i for i, name in enumerate(folders)}
-    source.classes, source.labels = folders, np.array([number[str(top)] for top in tops])
+    index = {name: i for i, name in enumerate(folders)}
+    source.classes, source.labels = folders, np.array([index[str(top)] for top in tops])
     return source
 
 
-def label_rows(kind: str, data: bytes, where: str) -> dict[str, Any]:
+def parse_labels(suffix: str, data: bytes, where: str) -> dict[str, Any]:
     """{file name: label} of a CSV (two columns), JSONL ({"file_name", "label"}) or NVlabs dataset.json."""
     try:
         text = data.decode()
-        if kind == ".csv":
+        if suffix == ".csv":
             rows = [row for row in csv.reader(io.StringIO(text)) if row]
             return {row[0]: row[1] for row in rows if row[:2] != ["file_name", "label"]}
-        if kind == ".jsonl":
+        if suffix == ".jsonl":
             objects = [json.loads(line) for line in text.splitlines() if line.strip()]
             return {row["file_name"]: row["label"] for row in objects}
         return dict(json.loads(text)["labels"] or {})
@@ -139,31 +150,31 @@ def label_rows(kind: str, data: bytes, where: str) -> dict[str, Any]:
         raise UsageError(f"{where}: not a list of file names and labels ({error!r})") from None
 
 
-def attach(source: Source, rows: dict[str, Any], where: str) -> Source:
+def assign_labels(source: Source, rows: dict[str, Any], where: str) -> Source:
     if not rows:
         return source
     missing = [name for name in source.names if name not in rows]
     if missing:
-        raise UsageError(f"{where}: no label for {len(missing)} images, the first is {missing[0]}")
+        raise UsageError(f"{where}: {len(missing)} images have no label, the first is {missing[0]}")
     values = [rows[name] for name in source.names]
     if all(isinstance(value, int) or str(value).isdecimal() for value in values):
-        numbers = [int(value) for value in values]
-        odd = next((i for i, number in enumerate(numbers) if not 0 <= number < CLASSES), None)
-        if odd is not None:
+        integers = [int(value) for value in values]
+        bad = next((i for i, label in enumerate(integers) if not 0 <= label < MAX_CLASSES), None)
+        if bad is not None:
             raise UsageError(
-                f"{where}: the label {numbers[odd]} of {source.names[odd]} is not from 0 to {CLASSES - 1:,}"
+                f"{where}: the label {integers[bad]} of {source.names[bad]} is not in [0, {MAX_CLASSES:,})"
             )
-        source.labels = np.array(numbers)
+        source.labels = np.array(integers)
         source.classes = [str(i) for i in range(int(source.labels.max()) + 1)]
     else:
         source.classes = sorted({str(value) for value in values})
-        number = {name: i for i, name in enumerate(source.classes)}
-        source.labels = np.array([number[str(value)] for value in values])
+        index = {name: i for i, name in enumerate(source.classes)}
+        source.labels = np.array([index[str(value)] for value in values])
     return source
 
 
 def from_arrays(name: str, images: np.ndarray, labels: np.ndarray, classes: Sequence[str]) -> Source:
-    """Images [N, S, S] or [N, S, S, 3] that are kept to the bit."""
+    """uint8 [N, S, S] or [N, S, S, 3], stored unchanged; `labels` [N] index `classes`."""
     images = images[..., None] if images.ndim == 3 else images
     names = [f"{i:06d}" for i in range(len(images))]
     return Source(
@@ -172,13 +183,11 @@ def from_arrays(name: str, images: np.ndarray, labels: np.ndarray, classes: Sequ
 
 
 def digits(**_: Any) -> Source:
-    """1,797 handwritten digits of 8x8 pixels that scikit-learn ships (Alpaydin & Kaynak 1998), upsampled to 32x32."""
+    """scikit-learn's 1,797 handwritten digits of 8x8 pixels (Alpaydin & Kaynak 1998), upsampled to 32x32."""
     try:
         from sklearn.datasets import load_digits
     except ImportError:
-        raise UsageError(
-            "digits come with scikit-learn, which is not installed; pip install 'distgan[digits]'"
-        ) from None
+        raise UsageError("digits need scikit-learn, which is not installed; pip install 'distgan[digits]'") from None
     data: Any = load_digits()
     small = [Image.fromarray((image * (255 / 16)).round().astype(np.uint8)) for image in data.images]
     images = [np.asarray(image.resize((32, 32), Image.Resampling.BICUBIC)) for image in small]
@@ -189,26 +198,26 @@ def fashion_mnist(*, split: str, files: Path | None, **_: Any) -> Source:
     """70,000 garments of 28x28 pixels in 10 classes (Xiao et al. 2017), padded to 32x32."""
     debian = Path("/usr/share/datasets/fashion-mnist")
     classes = ["T-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot"]
-    images, labels = idx(files or (debian if debian.is_dir() else None), split, "FashionMNIST")
+    images, labels = read_idx(files or (debian if debian.is_dir() else None), split, "FashionMNIST")
     return from_arrays("fashion-mnist", pad(images), labels, classes)
 
 
 def mnist(*, split: str, files: Path | None, **_: Any) -> Source:
     """70,000 handwritten digits of 28x28 pixels (LeCun et al. 1998), padded to 32x32."""
-    images, labels = idx(files, split, "MNIST")
+    images, labels = read_idx(files, split, "MNIST")
     return from_arrays("mnist", pad(images), labels, [str(i) for i in range(10)])
 
 
 def stacked_mnist(*, split: str, files: Path | None, samples: int, seed: int, **_: Any) -> Source:
     """Three MNIST digits as the three channels: 1,000 classes (Metz et al. 2017; Lin et al. 2018), 32x32."""
-    images, digit = idx(files, split, "MNIST")
+    images, digit_labels = read_idx(files, split, "MNIST")
     images = pad(images)
-    chosen = rng(seed, "stacked-mnist").integers(len(images), size=(samples, 3))
-    labels = digit[chosen].astype(np.int64) @ [100, 10, 1]
+    triples = rng(seed, "stacked-mnist").integers(len(images), size=(samples, 3))
+    labels = digit_labels[triples].astype(np.int64) @ [100, 10, 1]
     return Source(
         "stacked-mnist",
         [f"{i:06d}" for i in range(samples)],
-        lambda i: np.stack([images[j] for j in chosen[i]], axis=-1),
+        lambda i: np.stack([images[j] for j in triples[i]], axis=-1),
         labels,
         [f"{i:03d}" for i in range(1000)],
         size=32,
@@ -218,19 +227,19 @@ def stacked_mnist(*, split: str, files: Path | None, samples: int, seed: int, **
 
 def cifar10(*, split: str, files: Path | None, **_: Any) -> Source:
     """60,000 colour images of 32x32 pixels in 10 classes (Krizhevsky 2009)."""
-    data = torchvision_set("CIFAR10", split, files)
+    data = torchvision_dataset("CIFAR10", split, files)
     return from_arrays("cifar10", data.data, np.array(data.targets), data.classes)
 
 
 def pad(images: np.ndarray) -> np.ndarray:
-    """28x28 to 32x32 with a black border: no pixel is resampled."""
+    """[N, 28, 28] -> [N, 32, 32] with a black border, without resampling."""
     return np.pad(images, ((0, 0), (2, 2), (2, 2)))
 
 
-def idx(files: Path | None, split: str, name: str) -> tuple[np.ndarray, np.ndarray]:
-    """Images [N, 28, 28] and labels [N] from the four MNIST-like files in `files`, or torchvision's download."""
+def read_idx(files: Path | None, split: str, name: str) -> tuple[np.ndarray, np.ndarray]:
+    """Images [N, 28, 28] and labels [N] from the IDX files in `files`, or torchvision's download of dataset `name`."""
     if files is None:
-        data = torchvision_set(name, split, None)
+        data = torchvision_dataset(name, split, None)
         return data.data.numpy(), data.targets.numpy()
     stem = "train" if split == "train" else "t10k"
     found = []
@@ -245,22 +254,22 @@ def idx(files: Path | None, split: str, name: str) -> tuple[np.ndarray, np.ndarr
             raise UsageError(f"{path}: {error}") from None
     labels = found[1]
     if len(found[0]) != len(labels) * 784:
-        raise UsageError(f"{files}: {len(found[0])} bytes of images do not fit {len(labels)} labels")
+        raise UsageError(f"{files}: {len(found[0])} bytes of images do not match {len(labels)} labels")
     return found[0].reshape(-1, 28, 28), labels
 
 
-def torchvision_set(name: str, split: str, files: Path | None) -> Any:
-    import torchvision.datasets
+def torchvision_dataset(name: str, split: str, files: Path | None) -> Any:
+    import torchvision.datasets  # imports torch
 
     root = files or Path.home() / ".cache" / "distgan" / "torchvision"
     try:
         return getattr(torchvision.datasets, name)(str(root), train=split == "train", download=files is None)
     except (OSError, RuntimeError) as error:
-        where = f"--source {files} does not hold it" if files else "it cannot be downloaded here; give --source DIR"
-        raise UsageError(f"{name}: {where} ({' '.join(str(error).split())})") from None
+        reason = f"not found in --source {files}" if files else "the download failed; give --source DIR"
+        raise UsageError(f"{name}: {reason} ({' '.join(str(error).split())})") from None
 
 
-NAMED: dict[str, Callable[..., Source]] = {
+BUILTIN: dict[str, Callable[..., Source]] = {
     "digits": digits,
     "fashion-mnist": fashion_mnist,
     "mnist": mnist,

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 
 from distgan import UsageError
-from distgan.data.order import WINDOW, Lanes, rows
+from distgan.data.order import WINDOW, Lanes, rank_rows
 
 
 @st.composite
@@ -21,19 +21,19 @@ def divisors(n: int) -> list[int]:
 
 
 def global_minibatch(plan, position: int, world: int) -> list[int]:
-    """What `world` processes read together, each opened anew at `position`."""
+    """The sample ids that `world` processes read together, each with a new Lanes."""
     counts, seed, lanes, batch = plan
-    whole = np.full(batch, -1)
+    minibatch = np.full(batch, -1)
     for rank in range(world):
-        mine = Lanes(counts, seed, lanes, rank * lanes // world, (rank + 1) * lanes // world)
-        ids = mine.ids(position, batch)
+        local = Lanes(counts, seed, lanes, rank * lanes // world, (rank + 1) * lanes // world)
+        ids = local.ids(position, batch)
         assert len(ids) == batch // world
-        whole[rows(batch, lanes, rank, world)] = ids
-    return whole.tolist()
+        minibatch[rank_rows(batch, lanes, rank, world)] = ids
+    return minibatch.tolist()
 
 
 @given(plans(), st.integers(0, 5))
-def test_an_epoch_is_a_permutation_less_a_part_of_a_row(plan, epoch):
+def test_epoch_is_a_permutation_less_fewer_images_than_lanes(plan, epoch):
     counts, seed, lanes, _ = plan
     order = Lanes(counts, seed, lanes)
     ids = order.ids(epoch * order.epoch_images, order.epoch_images).tolist()
@@ -42,63 +42,65 @@ def test_an_epoch_is_a_permutation_less_a_part_of_a_row(plan, epoch):
 
 
 @given(plans(), st.integers(0, 40))
-def test_every_number_of_processes_reads_the_same_minibatch(plan, number):
+def test_global_minibatch_is_the_same_for_every_number_of_processes(plan, index):
     _, _, lanes, batch = plan
-    whole = global_minibatch(plan, number * batch, 1)
-    assert all(global_minibatch(plan, number * batch, world) == whole for world in divisors(lanes))
+    expected = global_minibatch(plan, index * batch, 1)
+    assert all(global_minibatch(plan, index * batch, world) == expected for world in divisors(lanes))
 
 
 @given(plans(), st.integers(0, 12), st.integers(1, 4), st.data())
-def test_continued_at_any_image_on_any_number_of_processes(plan, number, more, data):
+def test_resuming_at_any_position_on_any_number_of_processes(plan, first, more, data):
     counts, seed, lanes, batch = plan
-    undisturbed = Lanes(counts, seed, lanes)
-    for k in range(number + more):  # one object all along, across the ends of epochs
-        ids = undisturbed.ids(k * batch, batch).tolist()
-        if k >= number:
+    uninterrupted = Lanes(counts, seed, lanes)
+    for k in range(first + more):  # one object throughout, across epochs
+        ids = uninterrupted.ids(k * batch, batch).tolist()
+        if k >= first:
             assert global_minibatch(plan, k * batch, data.draw(st.sampled_from(divisors(lanes)))) == ids
 
 
 @settings(max_examples=20)
 @given(st.integers(0, 1000))
-def test_epochs_and_seeds_differ_and_every_image_has_its_turn(seed):
+def test_epochs_and_seeds_differ_and_every_image_is_read(seed):
     order = Lanes(np.array([37]), seed, 8)
     epochs = [order.ids(e * order.epoch_images, order.epoch_images) for e in range(20)]
     assert not np.array_equal(epochs[0], epochs[1])
-    assert len({int(i) for epoch in epochs for i in epoch}) == 37  # what one epoch leaves out comes in others
+    assert (
+        len({int(i) for epoch in epochs for i in epoch}) == 37
+    )  # an image that one epoch leaves out is read in others
     other = Lanes(np.array([37]), seed + 1, 8)
     assert not np.array_equal(epochs[0], other.ids(0, other.epoch_images))
 
 
-def test_lanes_longer_than_a_window():
+def test_lanes_longer_than_a_window_are_shuffled():
     order = Lanes(np.full(7, 3 * WINDOW), 0, 4)
     ids = order.ids(0, order.epoch_images)
     assert len(set(ids.tolist())) == order.epoch_images
     step = np.abs(np.diff(ids[::4]))
-    assert np.median(step) > 100  # neighbours in the shard are not neighbours in a lane
+    assert np.median(step) > 100  # neighbours in a shard are far apart in a lane
 
 
 @pytest.mark.parametrize(("nodes", "shards"), [(4, 300), (16, 2000), (128, 10_000)])
-def test_a_node_reads_its_part_of_the_shards(nodes, shards):
-    """1,024 processes on 128 nodes at most: all shards together are read about once, and the minibatches are whole."""
+def test_nodes_read_each_shard_about_once(nodes, shards):
+    """Up to 128 nodes of 8 processes: together they read each shard about once, and the minibatches are complete."""
     world, lanes = 8 * nodes, max(64, 8 * nodes)
     counts = np.random.default_rng(0).integers(40, 60, shards)
-    whole = Lanes(counts, 1, lanes)
-    ids = whole.ids(0, whole.epoch_images)
-    assert len(set(ids.tolist())) == whole.epoch_images > counts.sum() - lanes
+    order = Lanes(counts, 1, lanes)
+    ids = order.ids(0, order.epoch_images)
+    assert len(set(ids.tolist())) == order.epoch_images > counts.sum() - lanes
     starts = np.cumsum(counts)
     by_lane = ids.reshape(-1, lanes)
     read = 0
     for node in range(nodes):
-        mine = by_lane[:, node * lanes // nodes : (node + 1) * lanes // nodes]
-        read += len(np.unique(np.searchsorted(starts, mine, side="right")))
+        local = by_lane[:, node * lanes // nodes : (node + 1) * lanes // nodes]
+        read += len(np.unique(np.searchsorted(starts, local, side="right")))
     assert read / shards < 1 + 2 * nodes / shards + 0.01
     rank = world // 3
-    part = Lanes(counts, 1, lanes, rank * lanes // world, (rank + 1) * lanes // world)
-    assert np.array_equal(part.ids(0, lanes), ids[:lanes][rows(lanes, lanes, rank, world)])
+    local = Lanes(counts, 1, lanes, rank * lanes // world, (rank + 1) * lanes // world)
+    assert np.array_equal(local.ids(0, lanes), ids[:lanes][rank_rows(lanes, lanes, rank, world)])
 
 
-def test_what_cannot_be_divided_is_named():
+def test_lanes_that_do_not_fit_are_bad_input():
     with pytest.raises(UsageError, match="5 processes do not divide the 64 lanes of data.lanes; 4 or 8 would"):
-        rows(64, 64, 0, 5)
-    with pytest.raises(UsageError, match="64 lanes need at least 64 images; the set has 10"):
+        rank_rows(64, 64, 0, 5)
+    with pytest.raises(UsageError, match="64 lanes need at least 64 images; the dataset has 10"):
         Lanes(np.array([10]), 0, 64)

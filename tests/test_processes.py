@@ -1,4 +1,4 @@
-"""Two real processes over gloo against one: the same minibatches, the same gradients, the same run."""
+"""Two processes over gloo against one: the same minibatches, the same gradients, the same run."""
 
 import json
 import os
@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -18,7 +19,7 @@ from shared import ROOT, TINY, children, launch, launch_env, make_dataset, metri
 
 
 @pytest.mark.parametrize("norm", ["none", "batch"])
-def test_two_processes_are_two_and_compute_the_same(tiny, tmp_path, norm):
+def test_two_processes_compute_the_same_as_one(tiny, tmp_path, norm):
     """The losses agree within 1e-5 after 20 iterations, with BatchNorm too: its statistics are those of all images."""
     runs = []
     for processes in (1, 2):
@@ -34,7 +35,7 @@ def test_two_processes_are_two_and_compute_the_same(tiny, tmp_path, norm):
 
 @pytest.mark.parametrize("options", [["--multi_gpu", "--num_processes", "2"]])
 def test_without_a_gpu_multi_gpu_is_still_one_run(tiny, tmp_path, options):
-    """Accelerate alone would start two runs here that both believe to be process 0 of 1."""
+    """Accelerate alone would start two runs here, each process 0 of 1."""
     command = [sys.executable, "-m", "accelerate.commands.launch", *options, "--main_process_port", "0"]
     words = [
         str(ROOT / "distgan/train.py"),
@@ -52,38 +53,37 @@ def test_without_a_gpu_multi_gpu_is_still_one_run(tiny, tmp_path, options):
 
 GRADIENTS = """
 import sys, torch
-from accelerate import Accelerator
+from accelerate import Accelerator, DistributedDataParallelKwargs
 from distgan import models
 from distgan.training import batchnorm
 from distgan.gan.step import GAN, Minibatch, train_step
 from distgan.gan.losses import LOSSES
 
-out, parts = sys.argv[1], int(sys.argv[2])
-accelerator = Accelerator(cpu=True)
+out, micro_batches = sys.argv[1], int(sys.argv[2])
+accelerator = Accelerator(cpu=True, kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)])
 rank, world = accelerator.process_index, accelerator.num_processes
 torch.set_default_dtype(torch.float64)
 result = {}
 for name, loss, norm in [(*row, norm) for row in LOSSES.items() for norm in ("none", "batch")]:
-    if norm == "batch" and parts > 1:
-        continue  # the statistics of a part are its own
-    G, D = models.build("dcgan", size=16, channels=3, classes=3, latent=8, options={"width": 4, "norm": norm}, seed=0)
+    if norm == "batch" and micro_batches > 1:
+        continue  # BatchNorm's statistics are those of a micro-batch
+    shape = dict(size=16, channels=3, num_classes=3, z_dim=8)
+    G, D = models.build("dcgan", **shape, options={"width": 4, "norm": norm}, seed=0)
     G, D = G.double(), D.double()
     if world > 1:
         G, D = batchnorm.convert(G), batchnorm.convert(D)
     optimizers = [torch.optim.SGD(n.parameters(), lr=0.1) for n in (G, D)]
     G, D, g_optimizer, d_optimizer = accelerator.prepare(G, D, *optimizers)
-    if world > 1:
-        G.broadcast_buffers = D.broadcast_buffers = False
-    critic = accelerator.unwrap_model(D)
-    gan = GAN(G, D, critic, g_optimizer, d_optimizer, loss, accelerator.backward, accelerator.no_sync)
+    raw_D = accelerator.unwrap_model(D)
+    gan = GAN(G, D, raw_D, g_optimizer, d_optimizer, loss, accelerator.backward, accelerator.no_sync)
     generator = torch.Generator().manual_seed(0)
     for _ in range(3):
         real, z = torch.rand(16, 3, 16, 16, generator=generator) * 2 - 1, torch.randn(16, 8, generator=generator)
         labels = torch.arange(16) % 3
-        mine = slice(rank * 16 // world, (rank + 1) * 16 // world)
-        columns = [c[mine].chunk(parts) for c in (real, z, labels, labels)]
-        train_step(gan, [Minibatch(*part) for part in zip(*columns)])
-    for net, module in (("G", accelerator.unwrap_model(G)), ("D", critic)):
+        local = slice(rank * 16 // world, (rank + 1) * 16 // world)
+        columns = [c[local].chunk(micro_batches) for c in (real, z, labels, labels)]
+        train_step(gan, [Minibatch(*rows) for rows in zip(*columns)])
+    for net, module in (("G", accelerator.unwrap_model(G)), ("D", raw_D)):
         for key, parameter in module.named_parameters():
             result[f"{name}.{norm}.{net}.{key}"] = parameter.detach().clone()
             result[f"{name}.{norm}.{net}.{key}.grad"] = parameter.grad.clone()
@@ -95,19 +95,19 @@ accelerator.end_training()
 """
 
 
-def test_gradients_of_two_processes_are_those_of_the_union(tmp_path):
-    """Of D and of G, for every loss there is, in one part and in two, and with BatchNorm; after three updates."""
+def test_gradients_of_two_processes_equal_those_of_the_union(tmp_path):
+    """Of D and G, for every loss, with one micro-batch and two, and with BatchNorm; after three updates."""
     (tmp_path / "gradients.py").write_text(GRADIENTS)
     found = {}
-    for processes, parts in ((1, 1), (2, 1), (2, 2)):
-        out = tmp_path / f"{processes}-{parts}.pt"
+    for processes, micro_batches in ((1, 1), (2, 1), (2, 2)):
+        out = tmp_path / f"{processes}-{micro_batches}.pt"
         command = [sys.executable, "-m", "accelerate.commands.launch"]
         config = ["--config_file", str(ROOT / "launch/accelerate/cpu.yaml"), "--main_process_port", "0"]
         command += config if processes == 2 else ["--cpu", "--num_processes", "1"]
         env = launch_env(PYTHONPATH=str(ROOT))
-        subprocess.run([*command, str(tmp_path / "gradients.py"), str(out), str(parts)], check=True, env=env)
-        found[processes, parts] = torch.load(out, weights_only=True)
-        assert found[processes, parts].pop("world") == processes
+        subprocess.run([*command, str(tmp_path / "gradients.py"), str(out), str(micro_batches)], check=True, env=env)
+        found[processes, micro_batches] = torch.load(out, weights_only=True)
+        assert found[processes, micro_batches].pop("world") == processes
     one = found.pop((1, 1))
     assert {key.split(".")[0] for key in one} == set(LOSSES) and len(one) > 20
     assert set(one) == set(found[2, 1]) > set(found[2, 2])
@@ -120,8 +120,8 @@ def test_gradients_of_two_processes_are_those_of_the_union(tmp_path):
     ("processes", "sync"),
     [(2, "true"), *(pytest.param(n, sync, marks=pytest.mark.slow) for n, sync in [(2, "false"), (4, "true")])],
 )
-def test_continued_on_the_same_number_it_is_the_same_to_the_bit(tiny, tmp_path, processes, sync):
-    """With BatchNorm, whose statistics are those of all processes, or each process's own."""
+def test_resumed_on_the_same_number_of_processes_the_run_is_bit_identical(tiny, tmp_path, processes, sync):
+    """With BatchNorm statistics of all processes, and with those of each process."""
     words = ["--data.shards", tiny, *TINY, "--sync_batchnorm", sync]
     launch(processes, *words, "--run_dir", tmp_path / "whole", "--epochs", 4)
     for epochs in (1, 4):
@@ -129,8 +129,8 @@ def test_continued_on_the_same_number_it_is_the_same_to_the_bit(tiny, tmp_path, 
     assert weights(tmp_path / "parts") == weights(tmp_path / "whole")
 
 
-def test_a_stop_is_agreed_on(tiny, tmp_path):
-    """One of two processes gets the signal: both stop at the same iteration, with a checkpoint, and end well."""
+def test_all_processes_stop_at_the_same_iteration(tiny, tmp_path):
+    """One of two processes gets the signal: both stop at the same iteration, with a checkpoint, and exit 0."""
     words = [
         "--data.shards",
         tiny,
@@ -150,13 +150,13 @@ def test_a_stop_is_agreed_on(tiny, tmp_path):
     finally:
         process.kill()
     assert process.returncode == 0, out
-    stopped = re.search(r"stopped at ([\d,]+) of .*; the same command continues the run", out)
+    stopped = re.search(r"stopped at ([\d,]+) of .*; run the same command to resume", out)
     assert stopped and weights(tmp_path / "run")["images"] == int(stopped[1].replace(",", ""))
 
 
-def wait_for_children(process: subprocess.Popen, sign) -> list[int]:
-    """The pids of a launcher's processes, once `sign` is there; in the order of their ranks."""
-    while process.poll() is None and not sign.exists():
+def wait_for_children(process: subprocess.Popen, file: Path) -> list[int]:
+    """The pids of a launcher's processes by rank, once `file` exists."""
+    while process.poll() is None and not file.exists():
         time.sleep(0.02)
     pids = children(process.pid)
     assert pids, process.communicate()[0]
@@ -169,20 +169,20 @@ def wait_for_children(process: subprocess.Popen, sign) -> list[int]:
 
 
 def test_a_process_lost_before_the_first_iteration_is_named(tiny, tmp_path):
-    """The second process is one that leaves as soon as both have met."""
-    leaves = "import os; from distgan.distributed import Distributed; Distributed('no'); os._exit(3)"
+    """The second process exits as soon as the process group is initialized."""
+    exits = "import os; from distgan.distributed import Distributed; Distributed('no'); os._exit(3)"
     words = [str(word) for word in (ROOT / "distgan/train.py", "--data.shards", tiny, "--run_dir", tmp_path / "run")]
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1]), "ACCELERATE_USE_CPU": "true"}
     ranks = []
-    for rank, command in enumerate(([sys.executable, *words], [sys.executable, "-c", leaves])):
+    for rank, command in enumerate(([sys.executable, *words], [sys.executable, "-c", exits])):
         env = launch_env(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2", LOCAL_WORLD_SIZE="2", **address)
         ranks.append(subprocess.Popen(command, env=env, cwd=ROOT, text=True, stderr=subprocess.PIPE))
     error = ranks[0].communicate(timeout=120)[1]
     ranks[1].communicate(timeout=120)
     assert [process.returncode for process in ranks] == [1, 3]
-    assert "distgan: process 0: process 1 (counted from 0) is gone or hangs" in error and "Traceback" not in error
+    assert "distgan: process 0: process 1 is unreachable (exited or hung)" in error and "Traceback" not in error
 
 
 def test_bad_input_is_one_line_on_many_processes(tiny, tmp_path):
@@ -192,13 +192,13 @@ def test_bad_input_is_one_line_on_many_processes(tiny, tmp_path):
     lines = [line for line in done.stderr.splitlines() if line.startswith("distgan: ")]
     assert lines == ["distgan: 3 processes do not divide the 16 lanes of data.lanes; 2 or 4 would"]
     launch(2, *words, "--images", 16)
-    done = launch(2, *words, "--images", 32, "--seed", 4, check=False)  # only the first process looks there
+    done = launch(2, *words, "--images", 32, "--seed", 4, check=False)  # only rank 0 reads the run folder
     lines = [line for line in done.stderr.splitlines() if line.startswith("distgan: ")]
     assert len(lines) == 1 and "seed 0 -> 4" in lines[0]
 
 
 def test_eight_shards_of_ten_on_two_processes(tiny, tmp_path):
-    """All 80 images are delivered in each epoch, none twice; and shards too few for the processes hang nothing."""
+    """All 80 images are read in each epoch, none twice; fewer shards than processes do not hang."""
     epochs = []
     for rank in range(2):
         out = subprocess.run(
@@ -214,9 +214,9 @@ def test_eight_shards_of_ten_on_two_processes(tiny, tmp_path):
         read = [key for rank in epochs for line in rank[5 * epoch : 5 * epoch + 5] for key in line]
         assert len(read) == 80 == len(set(read))
     few = make_dataset(tmp_path / "few", noise(37), shards=1)
-    with open(few / "shard-000000.tar", "r+b") as file:  # and one budget for damaged images, whoever meets them
+    with open(few / "shard-000000.tar", "r+b") as file:  # one budget for corrupt images over all processes
         file.seek(int(open_shardset(LocalStorage(few), "few").columns["offset"][20]))
-        file.write(b"damaged")
+        file.write(b"corrupt")
     words = ["--data.shards", few, *TINY, "--epochs", 5, "--data.skip_bad", 5]
     assert train(*words, "--run_dir", tmp_path / "one") == 0
     done = launch(2, *words, "--run_dir", tmp_path / "run", timeout=120)

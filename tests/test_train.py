@@ -1,4 +1,4 @@
-"""The run on one process: what it writes, that it continues to the bit, what it refuses, what `sample` makes of it."""
+"""A run on one process: what it writes, bit-exact resume, what it refuses, sampling from it."""
 
 import contextlib
 import json
@@ -22,6 +22,7 @@ import distgan.training.logger
 from distgan import models
 from distgan.data.shardset import LocalStorage, open_shardset
 from distgan.gan.step import generate
+from distgan.images import grid, to_uint8
 from distgan.rng import rng
 from distgan.training.checkpoint import load
 from shared import (
@@ -40,7 +41,7 @@ from shared import (
 )
 
 
-def test_it_writes_what_the_contract_says(trained):
+def test_files_of_a_run(trained):
     run = trained("--epochs", 2, "--report.every_images", 32)
     assert {p.name for p in run.iterdir()} >= {
         *("config.yaml", "environment.json", "metrics.jsonl", "samples", "checkpoints"),
@@ -60,14 +61,14 @@ def test_it_writes_what_the_contract_says(trained):
     assert facts["libraries"]["torch"] == torch.__version__.split("+")[0] and facts["processes"] == 1
 
 
-def test_the_grids_show_the_images(trained, tiny):
+def test_the_grid_of_real_images(trained, tiny):
     run = trained("--epochs", 1)
     with Image.open(run / "samples" / "real.png") as image:
-        grid = np.asarray(image)
-    assert grid.shape == (4 * 10 + 2, 4 * 10 + 2, 3)
+        picture = np.asarray(image)
+    assert picture.shape == (4 * 10 + 2, 4 * 10 + 2, 3)
     found = open_shardset(LocalStorage(tiny), "tiny")
     originals = {image.tobytes() for image in noise(80)}
-    tiles = {grid[2 + 10 * y : 10 + 10 * y, 2 + 10 * x : 10 + 10 * x].tobytes() for x in range(4) for y in range(4)}
+    tiles = {picture[2 + 10 * y : 10 + 10 * y, 2 + 10 * x : 10 + 10 * x].tobytes() for x in range(4) for y in range(4)}
     assert len(tiles) == 16 and tiles <= originals and found.size == 8
 
 
@@ -80,17 +81,18 @@ def test_the_same_config_gives_the_same_run(trained):
 @pytest.mark.parametrize(
     "words", [[], ["--data.labels", "true", "--data.flip", "true"], ["--ema.half_life_images", "0"]]
 )
-def test_continued_it_is_the_undisturbed_run_to_the_bit(trained, words):
-    whole = trained("--epochs", 4, "--report.every_images", 16, *words, name="whole")
+def test_a_resumed_run_is_bit_identical(trained, words):
+    uninterrupted = trained("--epochs", 4, "--report.every_images", 16, *words, name="uninterrupted")
     for epochs in (1, 2, 4):
-        parts = trained("--epochs", epochs, "--report.every_images", 16, *words, name="parts")
-    assert weights(parts) == weights(whole) and computed(parts) == computed(whole)
+        resumed = trained("--epochs", epochs, "--report.every_images", 16, *words, name="resumed")
+    assert weights(resumed) == weights(uninterrupted)
+    assert computed(resumed) == computed(uninterrupted)
     for name in ("real.png", "fake-0001.png", "fake-0004.png"):
-        assert (whole / "samples" / name).read_bytes() == (parts / "samples" / name).read_bytes()
+        assert (uninterrupted / "samples" / name).read_bytes() == (resumed / "samples" / name).read_bytes()
 
 
-def test_killed_between_epochs_it_continues_to_the_bit(trained, tiny, tmp_path):
-    whole = trained("--epochs", 30, name="whole")
+def test_a_killed_run_resumes_bit_identically(trained, tiny, tmp_path):
+    uninterrupted = trained("--epochs", 30, name="uninterrupted")
     words = ["--data.shards", tiny, "--run_dir", tmp_path / "killed", *TINY, "--epochs", 30]
     process = start(1, *words)
     while process.poll() is None and len(list((tmp_path / "killed" / "checkpoints").glob("[0-9]*"))) < 2:
@@ -98,47 +100,42 @@ def test_killed_between_epochs_it_continues_to_the_bit(trained, tiny, tmp_path):
     assert process.poll() is None, process.communicate()[0]
     process.send_signal(signal.SIGKILL)
     process.communicate()
-    assert trained("--epochs", 30, name="killed") and weights(tmp_path / "killed") == weights(whole)
+    assert trained("--epochs", 30, name="killed") and weights(tmp_path / "killed") == weights(uninterrupted)
 
 
 @pytest.mark.parametrize("words", [["--precision", "bf16"], ["--micro_batch", "4"], ["--channels_last", "false"]])
-def test_ways_to_compute(trained, words):
+def test_precision_micro_batches_and_memory_format(trained, words):
     run, plain = trained("--epochs", 2, *words, name="this"), trained("--epochs", 2, name="plain")
     a, b = metrics(run)[-1], metrics(plain)[-1]
     assert weights(run) != weights(plain)
     assert a["d_loss"] == pytest.approx(b["d_loss"], rel=0.1) and a["g_loss"] == pytest.approx(b["g_loss"], rel=0.1)
 
 
-def test_the_averaged_generator_trails_g_and_draws_the_grids(trained):
-    """After an iteration of 16 images with a half-life of 16 it is half way between G before and G after."""
+def test_the_ema_of_g_and_its_grid(trained):
+    """After an iteration of 16 images with a half-life of 16 it is halfway between G before and after."""
     run = trained("--images", 16, "--ema.half_life_images", 16)
     files, _ = load(run / "checkpoints" / "16")
-    G, _ = models.build("dcgan", size=8, channels=3, classes=0, latent=8, options={"width": 4}, seed=0)
+    G, _ = models.build("dcgan", size=8, channels=3, num_classes=0, z_dim=8, options={"width": 4}, seed=0)
     for name, before in G.named_parameters():
         torch.testing.assert_close(files["ema"][name], (before.data + files["generator"][name]) / 2)
     run = trained("--epochs", 1, name="grid")
-    drawn = distgan.training.logger.grid(
-        generate(
-            distgan.sample.load_generator(run / "checkpoints" / "80" / "ema.safetensors")[0],
-            torch.from_numpy(rng(0, "samples").standard_normal((16, 8), np.float32)),
-            None,
-        )
-    )
+    G = distgan.load(run / "checkpoints" / "80" / "ema.safetensors")
+    z = torch.from_numpy(rng(0, "samples").standard_normal((16, 8), np.float32))
     with Image.open(run / "samples" / "fake-0001.png") as image:
-        assert np.abs(np.asarray(image).transpose(2, 0, 1) - drawn.numpy() * 255).max() <= 1
+        assert np.array_equal(np.asarray(image), grid(to_uint8(generate(G, z, None).numpy())))
 
 
-def test_a_finished_run_has_nothing_left_to_do(trained, capsys):
+def test_rerunning_a_finished_run_does_nothing(trained, capsys):
     before = weights(trained("--epochs", 1))
     assert weights(trained("--epochs", 1)) == before
     assert "done: 80 images" in capsys.readouterr().out.splitlines()[-1]
 
 
-def test_images_set_the_length(trained):
+def test_length_in_images(trained):
     assert weights(trained("--images", 100))["images"] == 112  # the first minibatch that reaches it
 
 
-def test_old_checkpoints_go(trained):
+def test_old_checkpoints_are_removed(trained):
     run = trained("--epochs", 5, "--checkpoint.keep", 2)
     assert sorted(int(p.name) for p in (run / "checkpoints").iterdir()) == [320, 400]
 
@@ -146,13 +143,13 @@ def test_old_checkpoints_go(trained):
 def test_learning_rates_reach_the_optimizers(trained):
     slow = trained("--epochs", 1, "--g_optimizer.lr", 1e-9, name="slow")
     files, _ = load(slow / "checkpoints" / "80")
-    G, _ = models.build("dcgan", size=8, channels=3, classes=0, latent=8, options={"width": 4}, seed=0)
+    G, _ = models.build("dcgan", size=8, channels=3, num_classes=0, z_dim=8, options={"width": 4}, seed=0)
     for name, parameter in G.named_parameters():
         torch.testing.assert_close(files["generator"][name], parameter.data, atol=1e-7, rtol=0)
 
 
 def bad(*words: object, capsys) -> str:
-    """The one line that a refused command says."""
+    """The one line that a refused command prints."""
     assert train(*words) == 2
     error = capsys.readouterr().err
     assert error.startswith("distgan: ") and error.count("\n") == 1, error
@@ -162,16 +159,16 @@ def bad(*words: object, capsys) -> str:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--loss", "wasserstein"], "loss: there is no 'wasserstein'; the losses are bce"),
-        (["--model.name", "dcgam"], "model.name: there is no 'dcgam'; the models are dcgan"),
-        (["--model.options.depth", "3"], "model.options.depth: dcgan has no such option; it has width, norm"),
+        (["--loss", "wasserstein"], "loss: unknown loss 'wasserstein'; choose from bce"),
+        (["--model.name", "dcgam"], "model.name: unknown model 'dcgam'; choose from dcgan"),
+        (["--model.options.depth", "3"], "model.options.depth: unknown option of dcgan; choose from width, norm"),
         (["--data.shards", "nowhere"], "there is nothing at nowhere"),
         (["--data.shards", "EMPTY"], "has no manifest.json"),
-        (["--data.shards", "ODD"], "no network for 12x12 images; sizes are 8, 16, 32, 64, 128, 256"),
+        (["--data.shards", "ODD"], "dcgan does not support 12x12 images; sizes are 8, 16, 32, 64, 128, 256"),
         (["--micro_batch", "5"], "micro_batch: 5 does not divide the 16 images of a process"),
         (["--batch", "128"], "64 lanes need at least 64 images|64 lanes"),
         (["--data.labels", "true", "--data.shards", "PLAIN"], "data.labels: .* has no classes"),
-        (["--data.decoder", "simplejpeg"], "simplejpeg reads JPEG; the set is npy"),
+        (["--data.decoder", "simplejpeg"], "simplejpeg reads JPEG; the dataset is npy"),
         (["--precision", "fp16"], "fp16 needs a CUDA GPU; bf16 works on a CPU too"),
         (["--run_dir", "/proc/run"], "/proc/run cannot be written"),
     ],
@@ -192,7 +189,7 @@ def test_bad_input_is_one_line_and_nothing_is_written(words, message, tiny, tmp_
     assert re.search(message, error) and not (tmp_path / "run").exists()
 
 
-def test_other_settings_are_refused_and_shown(trained, tiny, tmp_path, capsys):
+def test_a_changed_config_is_refused_and_shown(trained, tiny, tmp_path, capsys):
     before = weights(trained("--epochs", 1))
     words = ["--data.shards", tiny, "--run_dir", tmp_path / "run", *TINY, "--epochs", 2]
     files = sorted(p for p in (tmp_path / "run").rglob("*") if p.is_file())
@@ -206,16 +203,16 @@ def test_other_settings_are_refused_and_shown(trained, tiny, tmp_path, capsys):
     assert weights(tmp_path / "run")["images"] == 160
 
 
-def test_settings_that_no_checkpoint_fits_leave_the_run_as_it_was(trained, tiny, tmp_path, capsys):
+def test_a_config_that_does_not_fit_the_checkpoint_leaves_the_run_unchanged(trained, tiny, tmp_path, capsys):
     trained("--epochs", 1)
     words = ["--data.shards", tiny, "--run_dir", tmp_path / "run", *TINY, "--epochs", 2]
     error = bad(*words, "--model.options.width", 8, "--resume.override", "true", capsys=capsys)
-    assert "the networks in" in error and "size mismatch" in error
-    assert weights(trained("--epochs", 2)) == weights(trained("--epochs", 2, name="whole"))
+    assert "do not match this configuration" in error and "size mismatch" in error
+    assert weights(trained("--epochs", 2)) == weights(trained("--epochs", 2, name="uninterrupted"))
 
 
-def test_what_the_checkpoints_were_computed_with_decides(trained, tiny, tmp_path, capsys):
-    """Not config.yaml, which a hand may edit or remove."""
+def test_the_config_is_compared_with_the_checkpoints(trained, tiny, tmp_path, capsys):
+    """Not with config.yaml, which users may edit or remove."""
     run = trained("--epochs", 1)
     (run / "config.yaml").unlink()
     words = ["--data.shards", tiny, "--run_dir", run, *TINY, "--epochs", 2]
@@ -223,16 +220,16 @@ def test_what_the_checkpoints_were_computed_with_decides(trained, tiny, tmp_path
     assert train(*words) == 0
 
 
-def test_a_copy_of_a_checkpoint_beside_them_is_not_ours(trained):
+def test_a_copied_checkpoint_folder_is_ignored(trained):
     run = trained("--epochs", 1)
     shutil.copytree(run / "checkpoints" / "80", run / "checkpoints" / "80-best")
     assert (
         load(trained("--epochs", 2) / "checkpoints" / "160")[1]
-        == load(trained("--epochs", 2, name="whole") / "checkpoints" / "160")[1]
+        == load(trained("--epochs", 2, name="uninterrupted") / "checkpoints" / "160")[1]
     )
 
 
-def test_a_stop_file_is_honoured_whenever_it_came_and_only_once(trained):
+def test_a_stop_file_from_before_the_start_stops_the_run_once(trained):
     run = trained("--epochs", 1)
     (run / "stop").touch()
     words = ["--images", 10_000_000, "--checkpoint.every_epochs", 1_000_000, "--samples.every_epochs", 1_000_000]
@@ -240,11 +237,11 @@ def test_a_stop_file_is_honoured_whenever_it_came_and_only_once(trained):
     assert 80 < int(stopped) < 10_000_000 and not (run / "stop").exists()
 
 
-def test_keys_of_speed_and_place_may_change(trained, tiny, tmp_path):
+def test_keys_that_are_free_to_change(trained, tiny, tmp_path):
     trained("--epochs", 1)
     shutil.copytree(tiny, tmp_path / "moved")
     words = ["--epochs", 2, "--data.threads", 0, "--samples.count", 4, "--data.shards", tmp_path / "moved"]
-    assert weights(trained(*words)) == weights(trained("--epochs", 2, name="whole"))
+    assert weights(trained(*words)) == weights(trained("--epochs", 2, name="uninterrupted"))
 
 
 def test_fresh_moves_the_old_run_aside(trained, tmp_path):
@@ -267,13 +264,13 @@ def test_a_second_run_in_the_folder_is_refused(trained, tiny, tmp_path, capsys):
         process.kill()
         process.communicate()
     assert not (tmp_path / "run.1").exists()
-    trained("--images", 16)  # the killed run holds nothing
+    trained("--images", 16)  # the lock of the killed run is released
 
 
 def test_dry_run_writes_nothing(tiny, tmp_path, capsys):
     assert train("--data.shards", tiny, "--run_dir", tmp_path / "run", *TINY, "--dry_run") == 0
     out = capsys.readouterr().out
-    assert "one iteration of 16 images on 1 process(es): d_loss" in out and "peak memory of a process" in out
+    assert "one iteration of 16 images on 1 process(es): d_real" in out and "peak memory per process" in out
     assert not (tmp_path / "run").exists()
 
 
@@ -285,25 +282,25 @@ def test_tensorboard(trained):
     assert "d_loss" in log.Tags()["scalars"] and set(log.Tags()["images"]) == {"real", "fake"}
 
 
-def test_both_ways_to_start_it(tiny, tmp_path):
-    """By path and as a module, from another folder, with a file there that is named like a library."""
+def test_ways_to_start_a_run(tiny, tmp_path):
+    """By path and as a module, from another folder with a file named like a library."""
     (tmp_path / "queue.py").write_text("raise SystemExit('shadowed')")
     words = ["--data.shards", str(tiny), *TINY, "--images", "16", "--run_dir"]
     env = launch_env(PYTHONPATH=str(ROOT))
     for name, first in {
         "path": [sys.executable, str(ROOT / "distgan" / "train.py")],
         "module": [sys.executable, "-P", "-m", "distgan.train"],
-        "verb": [sys.executable, "-P", "-m", "distgan", "train"],
+        "command": [sys.executable, "-P", "-m", "distgan", "train"],
         "launched": [sys.executable, "-m", "accelerate.commands.launch", "--cpu", str(ROOT / "distgan" / "train.py")],
     }.items():
         cwd = ROOT if name == "launched" else tmp_path
         subprocess.run([*first, *words, str(tmp_path / name)], check=True, capture_output=True, cwd=cwd, env=env)
-    assert len({json.dumps(weights(tmp_path / name)) for name in ("path", "module", "verb", "launched")}) == 1
+    assert len({json.dumps(weights(tmp_path / name)) for name in ("path", "module", "command", "launched")}) == 1
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGUSR1, marks=pytest.mark.slow)])
-def test_a_launcher_that_is_ended_takes_the_run_to_a_checkpoint(tiny, tmp_path, number):
-    """`accelerate launch` of one process passes no signal on; the run notices that it is gone."""
+def test_a_run_whose_launcher_dies_saves_a_checkpoint(tiny, tmp_path, number):
+    """`accelerate launch` of one process passes no signals on."""
     run = tmp_path / "run"
     first = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", "1"]
     words = ["distgan/train.py", "--data.shards", tiny, *TINY, "--run_dir", run, "--images", 10**9]
@@ -313,37 +310,37 @@ def test_a_launcher_that_is_ended_takes_the_run_to_a_checkpoint(tiny, tmp_path, 
     launcher = subprocess.Popen(command, stdout=pipe, stderr=subprocess.STDOUT, text=True, env=launch_env(), cwd=ROOT)
     while launcher.poll() is None and not (run / "metrics.jsonl").exists():
         time.sleep(0.05)
-    run_itself = children(launcher.pid)
+    processes = children(launcher.pid)
     launcher.send_signal(number)
     try:
-        out, _ = launcher.communicate(timeout=60)  # until the run too has closed the pipe
+        out, _ = launcher.communicate(timeout=60)  # until the run has closed the pipe too
     finally:
-        for pid in run_itself:
+        for pid in processes:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
     stopped = re.search(r"stopped at ([\d,]+) of .* \(SIGTERM\)", out)
     assert stopped and weights(run)["images"] == int(stopped[1].replace(",", ""))
 
 
-def test_bad_input_is_said_once_on_each_node(tmp_path):
+def test_bad_input_is_printed_once_per_node(tmp_path):
     words = ["--config", tmp_path / "none.yaml"]
     first, second = (launch(1, *words, check=False, RANK="3", LOCAL_RANK=local) for local in "01")
     assert (first.returncode, second.returncode) == (2, 2)
-    assert first.stderr.count("there is no file") == 1 and second.stderr == ""
+    assert first.stderr.count("no such file") == 1 and second.stderr == ""
 
 
-def test_the_launchers_world_is_asserted(tiny, tmp_path, monkeypatch, capsys):
+def test_a_wrong_world_size_is_refused(tiny, tmp_path, monkeypatch, capsys):
     words = ["--data.shards", tiny, "--run_dir", tmp_path / "run", *TINY]
-    done = launch(1, *words, check=False, WORLD_SIZE="2")  # half of a launcher's variables
+    done = launch(1, *words, check=False, WORLD_SIZE="2")  # only some of a launcher's variables
     assert done.returncode == 2 and "distgan: the launch: " in done.stderr and "MASTER_ADDR" in done.stderr
     assert train(*words, "--dry_run") == 0
-    monkeypatch.setenv("WORLD_SIZE", "2")  # Accelerate was set up for one process and keeps to it
+    monkeypatch.setenv("WORLD_SIZE", "2")  # Accelerate is already initialized for one process
     capsys.readouterr()
     assert distgan.train.main([str(word) for word in words]) == 2
-    assert "the launcher started 2 processes, Accelerate sees 1" in capsys.readouterr().err
+    assert "the launcher started 2 processes, but Accelerate sees 1" in capsys.readouterr().err
 
 
-def test_environment_variables_of_accelerate_change_nothing(trained, monkeypatch):
+def test_accelerates_environment_variables_have_no_effect(trained, monkeypatch):
     before = weights(trained("--epochs", 1, name="a"))
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
     monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4")
@@ -382,18 +379,52 @@ def test_sample_with_labels(trained, tmp_path):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["nowhere"], "there is no file nowhere"),
-        (["RUN", "--label", "1"], "--label: 1 is not one of the 0 classes"),
-        (["RUN", "--count", "0"], "--count: 0 is too small"),
+        (["nowhere"], "no such file: nowhere"),
+        (["RUN", "--label", "1"], "was trained without labels"),
+        (["RUN", "--count", "0"], "count: expected an integer above 0, got 0"),
         (["RUN/samples"], "holds no checkpoint"),
-        (["RUN/metrics.jsonl"], "is not a whole .safetensors file"),
+        (["RUN/metrics.jsonl"], "is not a complete .safetensors file"),
         (["RUN/checkpoints/80/discriminator.safetensors"], "does not hold a generator"),
         (["RUN", "--out", "/proc/x.png"], "/proc/x.png cannot be written"),
     ],
 )
-def test_sample_names_what_is_wrong(trained, words, message, capsys):
+def test_sample_refuses_bad_input(trained, words, message, capsys):
     run = trained("--epochs", 1)
     capsys.readouterr()
     assert distgan.sample.main([word.replace("RUN", str(run)) for word in words]) == 2
     error = capsys.readouterr().err
     assert message in error and error.count("\n") == 1
+
+
+# ---- distgan.load
+
+
+def test_load_in_four_lines(trained, tmp_path, monkeypatch):
+    """The README's example, on a run in the current folder."""
+    trained("--epochs", 1, name="demo")
+    monkeypatch.chdir(tmp_path)
+    readme = (ROOT / "README.md").read_text()
+    example = re.search(r"```python\n(import distgan\n.*?)```", readme, re.DOTALL)
+    assert example is not None
+    code = example[1].replace("runs/demo", "demo")
+    names: dict = {}
+    exec(code, names)
+    assert len([line for line in code.splitlines() if line.strip()]) == 4
+    images = names["images"]
+    assert images.shape[1:] == (3, 8, 8) and images.abs().max() <= 1
+
+
+def test_load(trained):
+    run = trained("--epochs", 1, "--data.labels", "true")
+    G = distgan.load(run)
+    assert (G.z_dim, G.classes, G.size, G.channels) == (8, ["a", "b", "c"], 8, 3)
+    assert G.path == run / "checkpoints" / "80" / "ema.safetensors"
+    assert not G.training and not any(p.requires_grad for p in G.parameters())
+    images = G.sample(70, seed=1)
+    assert images.shape == (70, 3, 8, 8) and torch.equal(images, G.sample(70, seed=1))
+    assert not torch.equal(images, G.sample(70, seed=2))
+    assert torch.equal(G.sample(4, label="b"), G.sample(4, label=1))
+    z, labels = torch.zeros(2, 8), torch.tensor([0, 2])
+    assert torch.equal(G(z, labels), distgan.load(G.path)(z, labels))
+    with pytest.raises(distgan.UsageError, match=r"label: unknown class 'd'; choose from a, b, c \(or 0 to 2\)"):
+        G.sample(1, label="d")

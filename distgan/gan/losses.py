@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -14,7 +15,7 @@ class Loss:
 
     d: Callable[[Tensor, Tensor], Tensor]
     """(real_logits [N], fake_logits [N]) -> [N]"""
-    g: Callable[[Tensor, Tensor | None], Tensor]
+    g: Callable[[Tensor, Any], Tensor]
     """(fake_logits [N], real_logits [N] if `paired`, else None) -> [N]"""
     paired: bool = False
     """Whether G's loss compares each fake with a real image, as relativistic losses do."""

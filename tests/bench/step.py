@@ -1,9 +1,9 @@
-"""The iteration with its data against the textbook's, DCGAN-64 at batch 64, side by side: `make bench`.
+"""Training throughput, data reading included, against the textbook loop, DCGAN-64 at batch 64: `make bench`.
 
-Textbook: the loop of the DCGAN tutorial: ImageFolder of JPEGs + DataLoader with 2 workers, float32, D open while G is
-updated, four `.item()` an iteration. Ours: raw shards by 2 threads, D frozen in G's update, channels-last, fused Adam,
-sums left on the device, and the averaged generator on top. Contenders take turns of a few iterations each, in one
-process; a ratio is the median over rounds of the quotient within a round, so that a busy machine slows both.
+Textbook: the loop of the DCGAN tutorial: ImageFolder of JPEGs and a DataLoader with 2 workers, float32, D not frozen in
+the G update, four `.item()` per iteration. Ours: raw shards read by 2 threads, D frozen in the G update, channels-last,
+fused Adam, no synchronization with the device, and the EMA of G. The variants are interleaved, a few iterations each,
+in one process; a ratio is the median of the per-round ratios, so that load on the machine slows both.
 """
 
 import argparse
@@ -25,10 +25,12 @@ from torchvision import transforms
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from distgan import models
-from distgan.config import Config, read
+from distgan.config import Config, read_config
 from distgan.distributed import Distributed
 from distgan.gan.step import train_step
-from distgan.training.build import build, minibatches
+from distgan.training.batches import minibatches
+from distgan.training.build import build
+from distgan.training.state import TrainState
 from shared import options
 
 
@@ -43,11 +45,11 @@ def photos(folder: Path, count: int) -> None:
 
 
 def textbook(folder: Path) -> Iterator[None]:
-    """One iteration a turn."""
+    """Yields after each iteration."""
     steps = [transforms.ToTensor(), transforms.Normalize((0.5,) * 3, (0.5,) * 3)]
     dataset = torchvision.datasets.ImageFolder(str(folder), transforms.Compose(steps))
     loader = torch.utils.data.DataLoader(dataset, batch_size=64, shuffle=True, num_workers=2, drop_last=True)
-    G, D = models.build("dcgan", size=64, channels=3, classes=0, latent=100, options={"width": 64}, seed=0)
+    G, D = models.build("dcgan", size=64, channels=3, num_classes=0, z_dim=100, options={"width": 64}, seed=0)
     criterion = nn.BCEWithLogitsLoss()
     g_optimizer, d_optimizer = (torch.optim.Adam(n.parameters(), lr=2e-4, betas=(0.5, 0.999)) for n in (G, D))
     while True:
@@ -76,12 +78,12 @@ def ours(config: Config) -> Iterator[None]:
 
     AcceleratorState._reset_state(reset_partial_state=True)
     run = build(config, Distributed(config.precision))
-    G = run.processes.accelerator.unwrap_model(run.gan.G)
+    state = TrainState()
     sums: dict[str, torch.Tensor] = {}
-    for parts in minibatches(run):
-        scalars = train_step(run.gan, parts)
+    for micro_batches in minibatches(run, state, on_read=lambda batch: None):
+        scalars = train_step(run.gan, micro_batches)
         assert run.ema is not None
-        run.ema.update(G, 64)
+        run.ema.update(run.raw_G, 64)
         sums = {name: sums.get(name, 0) + value for name, value in scalars.items()}
         yield
 
@@ -100,20 +102,20 @@ def main() -> None:
         source = open_source(f"{folder}/images", split="train", files=None, labels="auto", samples=1, seed=0)
         make.make(source, Path(folder) / "set", options(), 2)
         words = ["--data.shards", f"{folder}/set", "--data.labels=false"]
-        contenders = {"textbook float32": textbook(Path(folder) / "images")}
+        variants = {"textbook float32": textbook(Path(folder) / "images")}
         for name, more in {
             "ours float32": [],
             "ours float32, not channels-last": ["--channels_last=false"],
             "ours bf16": ["--precision=bf16"],
         }.items():
-            contenders[name] = ours(read([*words, *more], prog="bench", description="")[0])
-        rates: dict[str, list[float]] = {name: [] for name in contenders}
-        for turn in range(args.rounds + 1):
-            for name, contender in contenders.items():
+            variants[name] = ours(read_config([*words, *more], prog="bench", description="")[0])
+        rates: dict[str, list[float]] = {name: [] for name in variants}
+        for round_number in range(args.rounds + 1):
+            for name, variant in variants.items():
                 began = time.perf_counter()
                 for _ in range(args.iterations):
-                    next(contender)
-                if turn:  # the first is for warming up
+                    next(variant)
+                if round_number:  # the first is a warm-up
                     rates[name].append(args.iterations * 64 / (time.perf_counter() - began))
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, load {os.getloadavg()[0]:.1f}")
     base = rates["textbook float32"]

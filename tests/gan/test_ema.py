@@ -1,4 +1,4 @@
-"""The averaged generator: its half-life in images, whatever the batch."""
+"""The EMA of G: its half-life in images, for any batch."""
 
 import pytest
 import torch

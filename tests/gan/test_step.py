@@ -1,4 +1,4 @@
-"""The iteration: what it updates, in which direction, and that its parts add up."""
+"""The training step: what it updates, in which direction, and that micro-batches add up to the minibatch."""
 
 import copy
 
@@ -10,12 +10,15 @@ from distgan import models
 from distgan.gan.losses import LOSSES, Loss
 from distgan.gan.step import GAN, Minibatch, discriminator_step, generator_step, train_step
 
+PAIRED = Loss(d=lambda real, fake: F.softplus(fake - real), g=lambda fake, real: F.softplus(real - fake), paired=True)
+EVERY = {**LOSSES, "paired": PAIRED}  # the relativistic loss of Jolicoeur-Martineau 2018: G's loss sees real logits
+
 
 def make(loss: Loss = LOSSES["bce"], norm: str = "batch", classes: int = 0, lr: float = 2e-4) -> GAN:
     options = {"width": 4, "norm": norm}
-    G, D = models.build("dcgan", size=16, channels=3, classes=classes, latent=8, options=options, seed=0)
+    G, D = models.build("dcgan", size=16, channels=3, num_classes=classes, z_dim=8, options=options, seed=0)
     adam = (torch.optim.Adam(network.parameters(), lr=lr, betas=(0.5, 0.999)) for network in (G, D))
-    return GAN(G=G, D=D, critic=D, g_optimizer=next(adam), d_optimizer=next(adam), loss=loss)
+    return GAN(G=G, D=D, raw_D=D, g_optimizer=next(adam), d_optimizer=next(adam), loss=loss)
 
 
 def minibatch(n: int = 8, classes: int = 0) -> Minibatch:
@@ -37,8 +40,8 @@ def equal(before: dict[str, torch.Tensor], after: dict[str, torch.Tensor]) -> bo
     return all(torch.equal(before[name], after[name]) for name in before)
 
 
-def test_an_iteration_is_the_textbooks():
-    """Against the loop of the DCGAN tutorial, written out: two backwards for D, D open while G is updated."""
+def test_step_equals_the_textbook_loop():
+    """Against the loop of the DCGAN tutorial: two backwards for D, D not frozen in the G update."""
     ours, textbook, batch = make(), make(), minibatch()
     for _ in range(3):
         train_step(ours, [batch])
@@ -50,13 +53,13 @@ def test_an_iteration_is_the_textbooks():
         textbook.g_optimizer.zero_grad()
         F.binary_cross_entropy_with_logits(textbook.D(fake), torch.ones(8)).backward()
         textbook.g_optimizer.step()
-    for mine, theirs in ((ours.G, textbook.G), (ours.D, textbook.D)):
-        for a, b in zip(mine.parameters(), theirs.parameters(), strict=True):
+    for network, reference in ((ours.G, textbook.G), (ours.D, textbook.D)):
+        for a, b in zip(network.parameters(), reference.parameters(), strict=True):
             torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
 
 
-def test_what_is_logged():
-    """d_loss is the sum of D's two errors, d_real and d_fake the means of sigmoid(logits) before the update."""
+def test_scalars():
+    """d_loss is the sum of D's two errors, d_real and d_fake the means of sigmoid(logits) before the update of D."""
     gan, batch = make(), minibatch()
     real, fake = (copy.deepcopy(gan.D)(images) for images in (batch.real, copy.deepcopy(gan.G)(batch.z)))
     scalars = train_step(gan, [batch])
@@ -68,8 +71,8 @@ def test_what_is_logged():
     torch.testing.assert_close(scalars["d_loss"], errors.detach(), rtol=1e-3, atol=1e-4)
 
 
-@pytest.mark.parametrize("loss", LOSSES.values(), ids=LOSSES.keys())
-def test_each_update_leaves_the_other_network_alone(loss):
+@pytest.mark.parametrize("loss", EVERY.values(), ids=EVERY.keys())
+def test_each_update_changes_one_network_only(loss):
     gan, batch = make(loss), minibatch()
     G, D = state(gan.G), state(gan.D)
     fakes = [gan.G(batch.z)]
@@ -83,8 +86,8 @@ def test_each_update_leaves_the_other_network_alone(loss):
     assert all(torch.equal(gradients[name], grad(p)) for name, p in gan.D.named_parameters())
 
 
-def rises(loss: Loss) -> tuple[bool, bool]:
-    """Whether D's update moves real logits above fake ones, and G's update raises the logits of its fakes."""
+def raises_logits(loss: Loss) -> tuple[bool, bool]:
+    """Whether updates of D move real logits above fake ones, and an update of G raises the logits of its fakes."""
     gan, batch = make(loss, norm="none", lr=1e-3), minibatch()
     for _ in range(20):
         discriminator_step(gan, [batch], [gan.G(batch.z).detach()])
@@ -96,39 +99,56 @@ def rises(loss: Loss) -> tuple[bool, bool]:
         return d_rises, bool(gan.D(gan.G(batch.z)).mean() > fake_before)
 
 
-@pytest.mark.parametrize("loss", LOSSES.values(), ids=LOSSES.keys())
-def test_targets_point_the_right_way(loss):
-    assert rises(loss) == (True, True)
+@pytest.mark.parametrize("loss", EVERY.values(), ids=EVERY.keys())
+def test_targets_have_the_right_sign(loss):
+    assert raises_logits(loss) == (True, True)
 
 
-def test_swapped_targets_are_noticed():
+def test_swapped_targets_are_detected():
     bce = LOSSES["bce"]
-    swapped = Loss(d=lambda real, fake: bce.d(fake, real), g=lambda fake: bce.g(-fake))
-    assert rises(swapped) == (False, False)
+    swapped = Loss(d=lambda real, fake: bce.d(fake, real), g=lambda fake, real: bce.g(-fake, real))
+    assert raises_logits(swapped) == (False, False)
 
 
-@pytest.mark.parametrize("loss", LOSSES.values(), ids=LOSSES.keys())
+@pytest.mark.parametrize("loss", EVERY.values(), ids=EVERY.keys())
 @pytest.mark.parametrize("classes", [0, 3])
-def test_parts_add_up_to_the_minibatch(loss, classes):
-    """Gradient accumulation: two and four parts give the whole minibatch's update (no batch statistics)."""
+def test_micro_batches_add_up_to_the_minibatch(loss, classes):
+    """Gradient accumulation: two and four micro-batches give the update of the minibatch (no BatchNorm)."""
     batch, results = minibatch(classes=classes), []
-    for parts in (1, 2, 4):
+    for count in (1, 2, 4):
         gan = make(loss, norm="group", classes=classes)
-        columns = [c.chunk(parts) if c is not None else [None] * parts for c in batch]
-        scalars = train_step(gan, [Minibatch(*part) for part in zip(*columns, strict=True)])
+        columns = [c.chunk(count) if c is not None else [None] * count for c in batch]
+        scalars = train_step(gan, [Minibatch(*rows) for rows in zip(*columns, strict=True)])
         results.append((scalars, state(gan.G), state(gan.D)))
     for scalars, G, D in results[1:]:
         for name, value in results[0][0].items():
             torch.testing.assert_close(scalars[name], value, rtol=1e-5, atol=1e-6)
-        for mine, whole in ((G, results[0][1]), (D, results[0][2])):
-            for name in whole:
-                torch.testing.assert_close(mine[name], whole[name], rtol=1e-3, atol=2e-5)
+        for accumulated, single in ((G, results[0][1]), (D, results[0][2])):
+            for name in single:
+                torch.testing.assert_close(accumulated[name], single[name], rtol=1e-3, atol=2e-5)
 
 
-def test_it_trains_labels():
+def test_label_weights_are_trained():
     gan, batch = make(classes=3), minibatch(classes=3)
     before = state(gan.G), state(gan.D)
     train_step(gan, [batch])
     of_labels = [weights["layers.0.weight"][-3:] for weights in (before[0], state(gan.G))]
     assert not torch.equal(*of_labels)
     assert not torch.equal(before[1]["embed.weight"], gan.D.get_parameter("embed.weight"))
+
+
+def test_a_paired_loss_sees_the_real_logits_of_the_same_row():
+    """G's gradient is that of the loss written out, and none reaches D."""
+    gan, batch = make(PAIRED, norm="none"), minibatch()
+    reference = copy.deepcopy(gan)
+    generator_step(gan, [batch], None)
+    loss = F.softplus(reference.D(batch.real) - reference.D(reference.G(batch.z))).mean()
+    expected = torch.autograd.grad(loss, list(reference.G.parameters()))
+    for parameter, gradient in zip(gan.G.parameters(), expected, strict=True):
+        torch.testing.assert_close(grad(parameter), gradient)
+    assert all(parameter.grad is None for parameter in gan.D.parameters())
+
+
+def test_the_order_of_the_scalars():
+    """The check for NaN and Inf takes the first non-finite one for the cause."""
+    assert list(train_step(make(), [minibatch()])) == ["d_real", "d_fake", "d_loss", "g_loss"]

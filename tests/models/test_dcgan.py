@@ -1,4 +1,4 @@
-"""Networks: shapes, ranges, initialisation from the seed alone, float32 logits."""
+"""DCGAN: shapes, ranges, initialization from the seed alone, float32 logits."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ from distgan import UsageError, models
 
 
 def build(**changes):
-    values: dict[str, Any] = dict(size=32, channels=3, classes=0, latent=8, options={"width": 4}, seed=0)
+    values: dict[str, Any] = dict(size=32, channels=3, num_classes=0, z_dim=8, options={"width": 4}, seed=0)
     return models.build("dcgan", **(values | changes))
 
 
@@ -24,14 +24,14 @@ def test_shapes_and_range(size, channels, norm):
 
 
 def test_labels_change_both_networks():
-    G, D = build(classes=4)
+    G, D = build(num_classes=4)
     z, images = torch.randn(2, 8), torch.rand(2, 3, 32, 32)
     a, b = torch.tensor([0, 1]), torch.tensor([2, 3])
     assert not torch.equal(G(z, a), G(z, b)) and not torch.equal(D(images, a), D(images, b))
 
 
-def test_the_64_pixel_network_is_the_papers():
-    G, D = build(size=64, latent=100, options={"width": 64})
+def test_the_64_pixel_network_has_the_papers_size():
+    G, D = build(size=64, z_dim=100, options={"width": 64})
     assert sum(p.numel() for p in G.parameters()) == 3_576_704
     assert sum(p.numel() for p in D.parameters()) == 2_765_568
     convolution = G.get_parameter("layers.3.weight")
@@ -57,21 +57,21 @@ def test_logits_are_float32_under_autocast():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"size": 48}, "no network for 48x48"),
-        ({"size": 4}, "no network for 4x4"),
-        ({"options": {"norm": "layer"}}, "the norms are batch, group, none"),
-        ({"options": {"widht": 4}}, "model.options.widht: dcgan has no such option; it has width, norm"),
-        ({"options": {"width": 0}}, "not a positive whole number"),
+        ({"size": 48}, "does not support 48x48"),
+        ({"size": 4}, "does not support 4x4"),
+        ({"options": {"norm": "layer"}}, "unknown norm 'layer'; choose from batch, group, none"),
+        ({"options": {"widht": 4}}, "model.options.widht: unknown option of dcgan; choose from width, norm"),
+        ({"options": {"width": 0}}, "not a positive integer"),
     ],
 )
-def test_what_cannot_be_built_is_named(changes, message):
+def test_unsupported_networks_are_refused(changes, message):
     with pytest.raises(UsageError, match=message):
         build(**changes)
 
 
-def test_g_listens_to_z_more_than_to_the_label():
-    """Where both weigh the same, G learns one image a class and forgets z."""
-    G, _ = models.build("dcgan", size=16, channels=1, classes=10, latent=100, options={"width": 8}, seed=0)
+def test_z_outweighs_the_label_at_initialization():
+    """If both weigh the same, G collapses to one image per class."""
+    G, _ = models.build("dcgan", size=16, channels=1, num_classes=10, z_dim=100, options={"width": 8}, seed=0)
     z, labels = torch.randn(64, 100, generator=torch.Generator().manual_seed(0)), torch.arange(64) % 10
     G.eval()
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""Checkpoints on bad days: disks that are full, files that rotted, folders that cannot be written."""
+"""Checkpoints under faults: full disks, corrupt files, folders that cannot be written."""
 
 import contextlib
 import errno
@@ -13,7 +13,9 @@ import pytest
 import torch
 
 from distgan import RunError, UsageError
-from distgan.training.checkpoint import Checkpoints, RunFolder, load, optimizer_restore, optimizer_snapshot
+from distgan.training.checkpoint import Checkpoints, load
+from distgan.training.run_dir import RunDir
+from distgan.training.state import get_optimizer_tensors, set_optimizer_tensors
 from shared import TINY, launch, train, weights
 
 
@@ -22,7 +24,7 @@ def flip_a_byte(path: Path) -> str:
     data = bytearray(file.read_bytes())
     data[-5] ^= 1
     file.write_bytes(data)
-    return "the sha256 of ema.safetensors is not that of state.json"
+    return "the sha256 of ema.safetensors does not match state.json"
 
 
 def truncate(path: Path) -> str:
@@ -40,29 +42,29 @@ def remove_state(path: Path) -> str:
     return "state.json is missing"
 
 
-def spoil_state(path: Path) -> str:
+def corrupt_state(path: Path) -> str:
     (path / "state.json").write_text("{")
     return "state.json is unreadable"
 
 
-@pytest.mark.parametrize("spoil", [flip_a_byte, truncate, remove_one, remove_state, spoil_state])
-def test_a_damaged_checkpoint_is_named_and_the_one_before_it_taken(trained, capsys, spoil):
-    expected = weights(trained("--epochs", 3, name="whole"))
+@pytest.mark.parametrize("corrupt", [flip_a_byte, truncate, remove_one, remove_state, corrupt_state])
+def test_a_corrupt_checkpoint_is_named_and_the_previous_one_used(trained, capsys, corrupt):
+    expected = weights(trained("--epochs", 3, name="uninterrupted"))
     run = trained("--epochs", 2)
-    what = spoil(run / "checkpoints" / "160")
+    what = corrupt(run / "checkpoints" / "160")
     capsys.readouterr()
     assert weights(trained("--epochs", 3)) == expected
     out, error = capsys.readouterr()
-    assert what in error and "checkpoints/160 is damaged" in error and error.count("\n") == 1
-    assert "continuing" in out and "checkpoints/80:" in out
+    assert what in error and "checkpoints/160 is corrupt" in error and error.count("\n") == 1
+    assert "resuming from" in out and "checkpoints/80:" in out
 
 
-def test_none_is_whole(trained, tiny, tmp_path, capsys):
+def test_every_checkpoint_is_corrupt(trained, tiny, tmp_path, capsys):
     run = trained("--epochs", 2)
     for images in ("80", "160"):
         remove_one(run / "checkpoints" / images)
     assert train("--data.shards", tiny, "--run_dir", run, *TINY, "--epochs", 3) == 1
-    assert "is whole; --fresh moves the run aside and starts over" in capsys.readouterr().err
+    assert "is corrupt; --fresh moves the run aside and starts over" in capsys.readouterr().err
     assert sorted(p.name for p in (run / "checkpoints").iterdir()) == ["160", "80"]
 
 
@@ -77,15 +79,15 @@ def small_disk(tmp_path):
     subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
-def test_a_full_disk_leaves_the_checkpoints_before_it_whole(tiny, small_disk, capsys):
+def test_a_full_disk_leaves_earlier_checkpoints_complete(tiny, small_disk, capsys):
     run = small_disk / "run"
     words = ["--data.shards", tiny, "--run_dir", run, *TINY, "--model.options.width", 16, "--checkpoint.keep", 0]
     assert train(*words, "--epochs", 100) == 1
     error = capsys.readouterr().err
-    assert str(run) in error and "No space left on device" in error and " images stands" in error
+    assert str(run) in error and "No space left on device" in error and "latest checkpoint: " in error
     assert error.count("\n") == 1
-    stands = Checkpoints(run / "checkpoints", 0).newest()
-    assert stands is not None and not list((run / "checkpoints").glob(".*"))
+    newest = Checkpoints(run / "checkpoints").newest()
+    assert newest is not None and not list((run / "checkpoints").glob(".*"))
     subprocess.run(["mount", "-o", "remount,size=64m", str(small_disk)], check=True)
     assert train(*words, "--epochs", 14) == 0 and weights(run)["images"] == 1120
 
@@ -100,9 +102,9 @@ def test_a_read_only_run_folder(trained, tiny, small_disk, capsys):
     assert "cannot be written: Read-only file system" in error and error.count("\n") == 1
 
 
-def test_a_clock_that_goes_backwards(trained, monkeypatch):
-    """Nothing is ordered by time: a checkpoint's name is its place in the run."""
-    expected = weights(trained("--epochs", 3, name="whole"))
+def test_a_clock_that_is_set_back(trained, monkeypatch):
+    """Checkpoints are ordered by images seen, not by time."""
+    expected = weights(trained("--epochs", 3, name="uninterrupted"))
     run = trained("--epochs", 2)
     for path in run.rglob("*"):
         os.utime(path, (2_000_000_000, 2_000_000_000))
@@ -112,49 +114,49 @@ def test_a_clock_that_goes_backwards(trained, monkeypatch):
     assert weights(trained("--epochs", 3)) == expected
 
 
-def test_a_failing_write_is_said_at_once_and_ends_the_run_when_the_next_fails_too(tmp_path):
-    said: list[str] = []
-    way = tmp_path / "checkpoints"
-    checkpoints = Checkpoints(way, 3, say=said.append)
+def test_a_failed_write_is_printed_at_once_and_ends_the_run_if_the_next_fails_too(tmp_path):
+    printed: list[str] = []
+    folder = tmp_path / "checkpoints"
+    checkpoints = Checkpoints(folder, 3, print_error=printed.append)
     files = {"generator": {"w": torch.zeros(3)}}
     with contextlib.closing(checkpoints):
-        way.write_text("a file in the way")
+        folder.write_text("a file, not a folder")
         checkpoints.save(files, {"images": 1}, {})
         with pytest.raises(RunError, match="a checkpoint could not be written"):
             checkpoints.save(files, {"images": 2}, {})
-        assert len(said) == 2 and "Not a directory" in said[0]
+        assert len(printed) == 2 and "Not a directory" in printed[0]
         checkpoints.save(files, {"images": 3}, {})
         assert checkpoints.writing is not None and checkpoints.writing.exception() is not None
-        way.unlink()
-        checkpoints.save(files, {"images": 4}, {})  # the disk is well again: nothing of this one is lost
+        folder.unlink()
+        checkpoints.save(files, {"images": 4}, {})  # writing works again: this one is saved
         checkpoints.wait()
-    assert checkpoints.newest() == way / "4"
+    assert checkpoints.newest() == folder / "4"
 
 
-def test_a_file_system_without_locks_is_named(tmp_path, monkeypatch):
+def test_a_file_system_without_locks_is_reported(tmp_path, monkeypatch):
     def refuse(*_: object) -> None:
         raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
 
     monkeypatch.setattr(fcntl, "flock", refuse)
     with pytest.raises(UsageError, match="has no locks"):
-        RunFolder(tmp_path / "run")
+        RunDir(tmp_path / "run")
 
 
-def test_optimizers_keep_their_memory_order(tmp_path):
-    """A fused Adam walks weights and averages in step: restored averages must lie like their weights."""
+def test_optimizer_state_keeps_its_memory_format(tmp_path):
+    """A fused Adam indexes weights and moments alike: restored moments must have the strides of their weights."""
     network = torch.nn.Conv2d(4, 8, 3).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizer = torch.optim.Adam(network.parameters(), fused=True)
     network(torch.randn(2, 4, 8, 8)).sum().backward()
     optimizer.step()
     other = torch.optim.Adam(network.parameters(), fused=True)
-    optimizer_restore(optimizer_snapshot("net", network, optimizer), "net", network, other)
+    set_optimizer_tensors(get_optimizer_tensors("net", network, optimizer), "net", network, other)
     for parameter in network.parameters():
         for name, value in optimizer.state[parameter].items():
             restored = other.state[parameter][name]
             assert torch.equal(restored, value) and restored.stride() == value.stride()
 
 
-def test_a_checkpoint_is_independent_of_the_number_of_processes(tiny, tmp_path):
+def test_a_checkpoint_does_not_depend_on_the_number_of_processes(tiny, tmp_path):
     launch(2, "--data.shards", tiny, "--run_dir", tmp_path / "run", *TINY, "--epochs", 1)
     files, state = load(tmp_path / "run" / "checkpoints" / "80")
     assert set(files) == {"generator", "discriminator", "ema", "optimizers"}
@@ -163,7 +165,7 @@ def test_a_checkpoint_is_independent_of_the_number_of_processes(tiny, tmp_path):
     assert "rank" not in text and "world" not in text
 
 
-def test_behind_the_loop_and_in_it_give_the_same(trained):
+def test_asynchronous_and_blocking_writes_give_the_same_files(trained):
     assert weights(trained("--epochs", 2, name="a")) == weights(
         trained("--epochs", 2, "--checkpoint.wait=true", name="b")
     )

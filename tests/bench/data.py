@@ -1,11 +1,11 @@
-"""Reading images: ours against ImageFolder, WebDataset's own pipeline, mosaicml-streaming and litdata, in one run.
+"""Reading images: distgan, ImageFolder, WebDataset's own pipeline, mosaicml-streaming and litdata, interleaved.
 
-    .venv/bin/python tests/bench/data.py            # makes an environment for the others beside its data, ~15 minutes
+    .venv/bin/python tests/bench/data.py            # installs the others into --root/env; takes ~15 minutes
 
-Crops of scikit-learn's two photographs with exposure jitter and sensor noise, 12,000 of 64 pixels and 1,500 of 256, as
-JPEG (quality 95) and raw. Each contender runs in a process of its own: it delivers uint8 minibatches of 64 in shuffled
-order with 2 workers (threads for ours), and reports images per second of CPU time of all its processes, which stays
-steady on a busy machine, and per second of the clock. Contenders take turns; the figures are medians over rounds.
+Data: crops of scikit-learn's two photographs with exposure jitter and sensor noise, 12,000 of 64 pixels and 1,500 of
+256, as JPEG (quality 95) and raw. Each variant runs in its own process and delivers shuffled uint8 minibatches of 64
+with 2 workers (threads in distgan). Reported are medians over rounds of images per second of CPU time, summed over all
+its processes, which varies little on a busy machine, and of wall-clock images per second.
 """
 
 # pyright: reportMissingImports=false, reportAttributeAccessIssue=false
@@ -18,7 +18,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,18 +27,18 @@ COUNT = {64: 12_000, 256: 1_500}
 BATCH = 64
 
 
-def crops(size: int) -> Any:
-    """JPEG bytes and pixels of each image."""
+def crops(size: int) -> Iterator[tuple[bytes, Any]]:
+    """JPEG bytes and uint8 pixels [size, size, 3] of each image."""
     import numpy as np
     from PIL import Image
     from sklearn.datasets import load_sample_images
 
-    random = np.random.default_rng(size)
+    rng = np.random.default_rng(size)
     photos = list(load_sample_images().images)
     for _ in range(COUNT[size]):
-        photo = photos[random.integers(2)]
-        y, x = (random.integers(limit - size) for limit in photo.shape[:2])
-        crop = photo[y : y + size, x : x + size] * random.uniform(0.7, 1.2) + random.normal(0, 3, (size, size, 3))
+        photo = photos[rng.integers(2)]
+        y, x = (rng.integers(limit - size) for limit in photo.shape[:2])
+        crop = photo[y : y + size, x : x + size] * rng.uniform(0.7, 1.2) + rng.normal(0, 3, (size, size, 3))
         pixels = np.clip(crop, 0, 255).astype(np.uint8)
         out = io.BytesIO()
         Image.fromarray(pixels).save(out, "JPEG", quality=95, subsampling=0)
@@ -46,7 +46,7 @@ def crops(size: int) -> Any:
 
 
 def prepare_ours(root: Path, size: int) -> None:
-    """The folder of JPEGs that ImageFolder reads, our shards of it, and the raw pixels for the others to store."""
+    """Write the JPEG folder for ImageFolder, distgan's shards of it, and the raw pixels for `prepare_peers`."""
     import numpy as np
 
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -68,6 +68,7 @@ def prepare_ours(root: Path, size: int) -> None:
 
 
 def prepare_peers(root: Path, size: int) -> None:
+    """Write the datasets of the other libraries."""
     import litdata
     import numpy as np
     import webdataset as wds
@@ -124,8 +125,8 @@ def mosaic(root: Path, size: int, kind: str) -> Iterable:
     from streaming import StreamingDataset
 
     class Images(StreamingDataset):
-        def __getitem__(self, at: Any) -> Any:
-            return decode(super().__getitem__(at)["x"], size, kind)
+        def __getitem__(self, index: Any) -> Any:
+            return decode(super().__getitem__(index)["x"], size, kind)
 
     dataset = Images(local=str(root / f"mosaic{size}-{kind}"), shuffle=True, batch_size=BATCH)
     return torch.utils.data.DataLoader(dataset, BATCH, num_workers=2)
@@ -135,8 +136,8 @@ def litdata_(root: Path, size: int, kind: str) -> Iterable:
     from litdata import StreamingDataLoader, StreamingDataset
 
     class Images(StreamingDataset):
-        def __getitem__(self, at: Any) -> Any:
-            return decode(super().__getitem__(at), size, kind)
+        def __getitem__(self, index: Any) -> Any:
+            return decode(super().__getitem__(index), size, kind)
 
     dataset = Images(str(root / f"litdata{size}-{kind}"), shuffle=True)
     return StreamingDataLoader(dataset, batch_size=BATCH, num_workers=2)
@@ -158,40 +159,35 @@ def ours(root: Path, size: int, kind: str, decoder: str = "pillow", threads: int
     return islice(batches, order.epoch_images // BATCH)
 
 
-CONTENDERS: dict[str, tuple[str, Callable[..., Iterable]]] = {
-    "ImageFolder, Pillow": ("peers", image_folder),
-    "webdataset's pipeline, Pillow": ("peers", webdataset),
+VARIANTS: dict[str, tuple[str, Callable[..., Iterable]]] = {
+    "ImageFolder": ("peers", image_folder),
+    "webdataset": ("peers", webdataset),
     "mosaicml-streaming": ("peers", mosaic),
     "litdata": ("peers", litdata_),
     "distgan": ("ours", ours),
     "distgan, simplejpeg": ("ours", lambda root, size, kind: ours(root, size, kind, "simplejpeg")),
-    "distgan, no thread": ("ours", lambda root, size, kind: ours(root, size, kind, threads=0)),
-    "distgan, simplejpeg, no thread": ("ours", lambda root, size, kind: ours(root, size, kind, "simplejpeg", 0)),
+    "distgan, 0 threads": ("ours", lambda root, size, kind: ours(root, size, kind, threads=0)),
+    "distgan, simplejpeg, 0 threads": ("ours", lambda root, size, kind: ours(root, size, kind, "simplejpeg", 0)),
 }
-ONLY_JPEG = {
-    "webdataset's pipeline, Pillow",
-    "ImageFolder, Pillow",
-    "distgan, simplejpeg",
-    "distgan, simplejpeg, no thread",
-}
+ONLY_JPEG = {"webdataset", "ImageFolder", "distgan, simplejpeg", "distgan, simplejpeg, 0 threads"}
 
 
 def measure(name: str, root: Path, size: int, kind: str, epochs: int) -> dict[str, float]:
-    """Images a second of CPU time, and of the clock, over whole epochs with start and end of the workers."""
+    """Images per second of CPU time and of wall-clock time over `epochs`, worker start-up and shutdown included."""
 
     def cpu() -> float:
-        used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
-        return sum(one.ru_utime + one.ru_stime for one in used)
+        usages = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+        return sum(usage.ru_utime + usage.ru_stime for usage in usages)
 
-    make, images = CONTENDERS[name][1], 0
-    for _ in make(root, size, kind):  # once over everything: imports, page cache
+    read, images = VARIANTS[name][1], 0
+    for _ in read(root, size, kind):  # warm-up: imports, page cache
         pass
-    began, cpu_began = time.perf_counter(), cpu()
+    start, cpu_start = time.perf_counter(), cpu()
     for _ in range(epochs):
-        for batch in make(root, size, kind):
+        for batch in read(root, size, kind):
             batch = batch[0] if isinstance(batch, (tuple, list)) else batch
             images += len(batch)
-    return {"cpu": images / (cpu() - cpu_began), "wall": images / (time.perf_counter() - began)}
+    return {"cpu": images / (cpu() - cpu_start), "wall": images / (time.perf_counter() - start)}
 
 
 def main() -> None:
@@ -217,8 +213,8 @@ def main() -> None:
         subprocess.run([sys.executable, "-m", "venv", args.root / "env"], check=True)
         subprocess.run([pythons["peers"], "-m", "pip", "install", "-q", *PEERS], check=True)
     if not (args.root / "wds256").exists():
-        for which in ("ours", "peers"):
-            subprocess.run([pythons[which], __file__, "--root", args.root, "--prepare", which], check=True)
+        for which, python in pythons.items():
+            subprocess.run([python, __file__, "--root", args.root, "--prepare", which], check=True)
     report(args, pythons)
 
 
@@ -227,19 +223,19 @@ def report(args: argparse.Namespace, pythons: dict[str, str]) -> None:
     for size, kind in ((64, "raw"), (64, "jpeg"), (256, "jpeg"), (256, "raw")):
         if args.only not in (None, f"{size}-{kind}"):
             continue
-        names = [name for name in CONTENDERS if kind == "jpeg" or name not in ONLY_JPEG or name.startswith("ImageF")]
+        names = [name for name in VARIANTS if kind == "jpeg" or name not in ONLY_JPEG or name == "ImageFolder"]
         rates: dict[str, list[dict[str, float]]] = {name: [] for name in names}
         for _ in range(args.rounds):
             for name in names:
-                what = "jpeg" if name.startswith("ImageF") else kind
-                command = [pythons[CONTENDERS[name][0]], "-W", "ignore", __file__, "--root", str(args.root)]
-                done = subprocess.run([*command, "--one", name, str(size), what], capture_output=True, text=True)
+                stored = "jpeg" if name == "ImageFolder" else kind
+                command = [pythons[VARIANTS[name][0]], "-W", "ignore", __file__, "--root", str(args.root)]
+                done = subprocess.run([*command, "--one", name, str(size), stored], capture_output=True, text=True)
                 if done.returncode:
                     print(f"{name}: failed: {done.stderr.strip().splitlines()[-1]}")
                     continue
                 rates[name].append(json.loads(done.stdout.strip().splitlines()[-1]))
-        base = rates["ImageFolder, Pillow"]
-        print(f"\n| {size} px {kind} | img/CPU-s | to ImageFolder-JPEG | img/s |\n|---|---|---|---|")
+        base = rates["ImageFolder"]
+        print(f"\n| {size} px {kind} | images/CPU-s | ratio to ImageFolder (JPEG) | images/s |\n|---|---|---|---|")
         for name, values in rates.items():
             if values:
                 cpu, wall = (statistics.median(value[key] for value in values) for key in ("cpu", "wall"))

@@ -1,4 +1,4 @@
-"""The order and the index at scale, on a synthetic set: time to open, to seek, to plan; bytes an image.
+"""Index and order at scale, on a synthetic dataset: time to open, to seek and to plan, and bytes per image.
 
 .venv/bin/python tests/bench/scale.py           # writes 2.4 GB to a temporary folder
 """
@@ -18,31 +18,33 @@ def main() -> None:
     shards, each = 100_000, 1_000
     with tempfile.TemporaryDirectory() as folder:
         rows = [{"name": f"{i:06d}.tar", "samples": each, "bytes": 10**7, "sha256": "0" * 64} for i in range(shards)]
-        manifest = {"format": FORMAT, "size": 64, "channels": 3, "encoding": "npy", "classes": [], "shards": rows}
+        manifest = {"format": FORMAT, "samples": shards * each, "size": 64, "channels": 3, "encoding": "npy"}
+        manifest |= {"classes": [], "shards": rows}
         columns = {name: np.zeros(shards * each, dtype) for name, dtype in COLUMNS.items()}
         commit(Path(folder), manifest, columns)
         del columns
         index = Path(folder) / "index.npz"
-        began = time.perf_counter()
-        found = open_shardset(LocalStorage(Path(folder)), folder)
-        took = time.perf_counter() - began
-        print(f"open {shards * each:,} images on {shards:,} shards: {took:.2f} s")
-        print(f"index: {index.stat().st_size / (shards * each):.1f} bytes an image")
-        began = time.perf_counter()
-        Lanes(found.counts, 0, 64).ids(10**8 - 64, 64)
-        print(f"first minibatch at its last image: {1e3 * (time.perf_counter() - began):.1f} ms")
+        start = time.perf_counter()
+        dataset = open_shardset(LocalStorage(Path(folder)), folder)
+        seconds = time.perf_counter() - start
+        print(f"open {shards * each:,} images in {shards:,} shards: {seconds:.2f} s")
+        print(f"index: {index.stat().st_size / (shards * each):.1f} bytes per image")
+        start = time.perf_counter()
+        Lanes(dataset.counts, 0, 64).ids(10**8 - 64, 64)
+        print(f"first minibatch at the end of the epoch: {1e3 * (time.perf_counter() - start):.1f} ms")
     counts, seeks = np.full(10_000, 1_000), []
     order = Lanes(counts, 0, 64)
-    for turn in range(21):
-        order = Lanes(counts, turn, 64)
-        began = time.perf_counter()
+    for seed in range(21):
+        order = Lanes(counts, seed, 64)
+        start = time.perf_counter()
         order.ids(10**7 - 10**7 % 64 - 64 * 100, 64)
-        seeks.append(time.perf_counter() - began)
-    print(f"seek to the end of 10,000,000 images, 64 lanes on one process: {1e3 * statistics.median(seeks):.1f} ms")
-    began = time.perf_counter()
+        seeks.append(time.perf_counter() - start)
+    milliseconds = 1e3 * statistics.median(seeks)
+    print(f"seek to the end of 10,000,000 images, 64 lanes, one process, median of 21: {milliseconds:.1f} ms")
+    start = time.perf_counter()
     for position in range(0, 64 * 4_000, 64):
         order.ids(position, 64)
-    print(f"plan: {(time.perf_counter() - began) / (64 * 4_000) * 1e6:.2f} us an image")
+    print(f"plan: {(time.perf_counter() - start) / (64 * 4_000) * 1e6:.2f} us per image")
 
 
 if __name__ == "__main__":

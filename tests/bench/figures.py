@@ -1,0 +1,110 @@
+"""The pictures of the README, in configs/results/: `.venv/bin/python tests/bench/figures.py [demo] [loss] [lanes]`.
+
+demo: a strip of the grids of `make demo`, which must have run. loss: d_loss of the demo's networks on one process, on
+two, and killed and resumed (about five minutes on two cores). lanes: the order of the images.
+"""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+from PIL import Image
+
+from distgan.data.order import Lanes
+
+matplotlib.use("Agg")
+from matplotlib import pyplot as plt
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+RESULTS = ROOT / "configs" / "results"
+EPOCHS = (10, 30, 60)
+
+
+def demo() -> None:
+    """Grids of epochs 10, 30 and 60 of the demo, side by side, grey, in their own pixels."""
+    paths = [ROOT / f"runs/demo/samples/fake-{epoch:04d}.png" for epoch in EPOCHS]
+    grids = [np.asarray(Image.open(path).convert("L")) for path in paths]
+    gap = np.full((len(grids[0]), 12), 255, np.uint8)
+    Image.fromarray(np.hstack([grids[0], gap, grids[1], gap, grids[2]])).save(RESULTS / "demo.png", optimize=True)
+
+
+def losses(run: Path) -> tuple[list[int], list[float]]:
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [row["images"] for row in rows], [row["d_loss"] for row in rows]
+
+
+def train(run: Path, processes: int, kill_at: int | None = None) -> None:
+    """Eight epochs of the demo; with `kill_at` it is killed at that checkpoint and run again."""
+    config = ["--config_file", str(ROOT / "launch/accelerate/cpu.yaml"), "--num_processes", str(processes)]
+    command = [sys.executable, "-m", "accelerate.commands.launch", *config, "--main_process_port", "0"]
+    command = command if processes > 1 else [sys.executable]
+    command += [str(ROOT / "distgan/train.py"), "--config", str(ROOT / "configs/demo.yaml"), "--epochs", "8"]
+    command += ["--run_dir", str(run), "--report.every_images", "448", "--checkpoint.every_epochs", "1"]
+    command += ["--data.shards", str(ROOT / "data/digits")]
+    env = os.environ | {"OMP_NUM_THREADS": "1"}
+    if kill_at is not None:
+        process = subprocess.Popen(command, env=env, stdout=subprocess.DEVNULL)
+        while process.poll() is None and not (run / "checkpoints" / str(kill_at)).exists():
+            time.sleep(0.05)
+        time.sleep(1)  # into the next epoch: what it computed there is lost, and computed again
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    subprocess.run(command, env=env, check=True, stdout=subprocess.DEVNULL)
+
+
+def loss() -> None:
+    """d_loss of three runs of one configuration, on top of each other."""
+    plt.rcParams.update({"font.size": 8})
+    figure, axes = plt.subplots(figsize=(6.4, 2.2), layout="constrained")
+    with tempfile.TemporaryDirectory() as folder:
+        styles = {
+            "1 process": (1, None, dict(lw=5, color="#c6dbef")),
+            "2 processes": (2, None, dict(lw=2.2, color="#fd8d3c")),
+            "1 process, killed at 7,168 images and resumed": (1, 7168, dict(lw=0.8, color="black")),
+        }
+        for label, (processes, kill_at, style) in styles.items():
+            run = Path(folder) / str(len(axes.lines))
+            train(run, processes, kill_at)
+            axes.plot(*losses(run), label=label, solid_capstyle="butt", **style)
+            shutil.rmtree(run)
+    axes.set(xlabel="images seen", ylabel="d_loss", title="configs/demo.yaml, 8 epochs")
+    axes.legend(frameon=False)
+    figure.savefig(RESULTS / "loss.png", dpi=110)
+
+
+def lanes() -> None:
+    """Three shards, four lanes, two processes: where each position of an epoch is read from."""
+    counts, lanes_, world_size = np.array([10, 8, 14]), 4, 2
+    order = Lanes(counts, 3, lanes_)
+    ids = order.ids(0, order.epoch_images).reshape(-1, lanes_)
+    shard_of = np.searchsorted(np.cumsum(counts), np.arange(counts.sum()), side="right")
+    colors = ("#9ecae1", "#fdae6b", "#a1d99b")
+    plt.rcParams.update({"font.size": 8})
+    figure, axes = plt.subplots(figsize=(6.4, 2.3), layout="constrained")
+    for id in range(counts.sum()):
+        axes.add_patch(plt.Rectangle((id * 0.45, 5.2), 0.4, 0.8, color=colors[shard_of[id]]))
+    axes.text(-0.3, 5.6, "3 shards on disk", ha="right", va="center")
+    for slot, row in enumerate(ids):
+        for lane, id in enumerate(row):
+            x, y = slot * 1.8, 3 - lane
+            axes.add_patch(plt.Rectangle((x, y), 1.6, 0.8, color=colors[shard_of[id]]))
+            axes.text(x + 0.8, y + 0.4, str(slot * lanes_ + lane), ha="center", va="center")
+    for lane in range(lanes_):
+        axes.text(-0.3, 3.4 - lane, f"lane {lane}, process {lane * world_size // lanes_}", ha="right", va="center")
+    axes.set(xlim=(-5.2, 14.5), ylim=(-0.3, 6.2))
+    axes.axis("off")
+    figure.savefig(RESULTS / "lanes.png", dpi=110)
+
+
+if __name__ == "__main__":
+    RESULTS.mkdir(exist_ok=True)
+    for name in sys.argv[1:] or ["demo", "loss", "lanes"]:
+        {"demo": demo, "loss": loss, "lanes": lanes}[name]()

@@ -44,9 +44,9 @@ def read_epoch(folder: Path, skip_bad: int = 0, batch: int = 8) -> tuple[list[np
     return [minibatch.images for minibatch in epoch], [line for minibatch in epoch for line in minibatch.corrupt]
 
 
-def member(folder: Path, shard: int = 1, number: int = 5, extension: str = "npy"):
+def member(folder: Path, shard: int = 1, index: int = 5, extension: str = "npy"):
     path = folder / f"shard-{shard:06d}.tar"
-    return path, [m for m in members(path) if m.name.endswith(extension)][number]
+    return path, [m for m in members(path) if m.name.endswith(extension)][index]
 
 
 def write_at(path: Path, offset: int, data: bytes) -> None:
@@ -210,9 +210,9 @@ def test_budget_is_kept_across_resumes(folder, tmp_path):
 
 def test_shards_of_the_same_name_in_two_folders(tmp_path):
     for part in ("train", "val"):
-        made = make_dataset(tmp_path / part, noise(10, seed=len(part)), shards=1)
+        folder = make_dataset(tmp_path / part, noise(10, seed=len(part)), shards=1)
         (tmp_path / "all" / part).mkdir(parents=True)
-        shutil.copy(made / "shard-000000.tar", tmp_path / "all" / part / "000.tar")
+        shutil.copy(folder / "shard-000000.tar", tmp_path / "all" / part / "000.tar")
     check.index(tmp_path / "all")
     images = Reader(open_dataset(tmp_path / "all")).read(np.arange(20)).images
     assert len(np.unique(images.reshape(20, -1), axis=0)) == 20
@@ -306,7 +306,7 @@ def test_index_that_does_not_match_is_reported_before_the_run_starts(folder, tmp
 
 @pytest.mark.parametrize("size", [b"-00000001000", b"0x000000010\0", b"1_0\0"])
 def test_tar_size_that_is_not_octal_is_refused(folder, size):
-    path, found = member(folder, shard=0, number=0)
+    path, found = member(folder, shard=0, index=0)
     header = bytearray(path.read_bytes()[found.offset - 512 : found.offset])
     header[156:157], header[124 : 124 + len(size)], header[148:156] = b"g", size, b" " * 8
     header[148:156] = b"%06o\0 " % sum(header)
@@ -317,7 +317,7 @@ def test_tar_size_that_is_not_octal_is_refused(folder, size):
 
 @pytest.mark.parametrize("record", [b"0 path=x\n", b"zz path=x\n", b"-1 path=x\n", b"9999"])
 def test_invalid_pax_record_is_refused(folder, record):
-    path, found = member(folder, shard=0, number=0)
+    path, found = member(folder, shard=0, index=0)
     header = bytearray(path.read_bytes()[found.offset - 512 : found.offset])
     header[156:157], header[124:136], header[148:156] = b"x", b"%011o\0" % len(record), b" " * 8
     header[148:156] = b"%06o\0 " % sum(header)

@@ -7,7 +7,7 @@ W reads the lanes [r L/W, (r+1) L/W). So
 - an epoch is an exact permutation of the dataset less at most L-1 samples, different ones each epoch;
 - a global minibatch holds the same images for every W that divides L;
 - a node reads about 1/nodes of the shards;
-- any position is found without going through those before it.
+- seeking to any position takes constant time.
 """
 
 import functools
@@ -39,7 +39,7 @@ class Lanes:
         """Images of an epoch."""
         if not self.length:
             raise UsageError(f"data.lanes: {lanes} lanes need at least {lanes} images; the dataset has {self.total}")
-        # Positions are asked for in ascending order, so the newest window and epoch are all that is needed again.
+        # Positions ascend, so that it suffices to cache the latest window and epoch.
         self._window = functools.lru_cache(1)(self._permuted_window)
         self._epoch = functools.lru_cache(1)(self._permuted_shards)
 

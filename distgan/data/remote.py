@@ -51,11 +51,11 @@ def open_storage(address: str, cache_dir: str | None = None, cache_gb: float = 0
         raise UsageError(f"data.shards: unknown scheme in {address}; use a folder, http://, https:// or s3://")
     try:
         parts = urllib.parse.urlsplit(address)
-        has_server = bool(parts.hostname) and parts.port != 0  # a port that is not a number raises
+        has_host = bool(parts.hostname) and parts.port != 0  # a port that is not a number raises
     except ValueError:
-        has_server = False
-    if not has_server:
-        raise UsageError(f"data.shards: no server in {address}")
+        has_host = False
+    if not has_host:
+        raise UsageError(f"data.shards: no host or bucket in {address}")
     folder = Path(cache_dir) if cache_dir else Path.home() / ".cache" / "distgan" / "shards"
     return RemoteStorage(address.rstrip("/"), folder, cache_gb)
 

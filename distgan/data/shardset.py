@@ -91,7 +91,7 @@ class ShardSet:
             )
 
     def missing(self) -> list[str]:
-        """Names of the missing shards; [] for a server, where they are found missing when they are fetched."""
+        """Names of the missing shards; [] for a server, whose shards cannot be listed."""
         existing = self.storage.names()
         return [row["name"] for row in self.manifest["shards"] if existing is not None and row["name"] not in existing]
 

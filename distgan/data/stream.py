@@ -57,7 +57,7 @@ class Reader:
         self.shards, self.skip_bad, self.allocate = shards, skip_bad, allocate
         self.starts = np.concatenate([[0], np.cumsum(shards.counts)])
         self.shape = (shards.size, shards.size, shards.channels)
-        self.decode = DECODERS[decoder]
+        self.decode, self.raw = DECODERS[decoder], shards.encoding == "npy"
         self._open = functools.lru_cache(MAX_OPEN_FILES)(functools.partial(open_shard, shards))
 
     def read(self, ids: np.ndarray) -> ImageBatch:
@@ -80,15 +80,14 @@ class Reader:
     def _read_image(self, out: np.ndarray, shard: int, offset: int, size: int, xxh3: int) -> None:
         """Read, check and decode one image into `out`. Raises CorruptDataError."""
         file = self._open(shard)  # referenced until the read is done: eviction from the cache would close it
-        raw = self.shards.encoding == "npy"
         try:
-            data: Any = out.data if raw else os.pread(file.fd, size, offset)
-            received = os.preadv(file.fd, [data], offset) if raw else len(data)
+            data: Any = out.data if self.raw else os.pread(file.fd, size, offset)
+            received = os.preadv(file.fd, [data], offset) if self.raw else len(data)
         except OSError as error:
             raise self._error(shard, offset, error.strerror or str(error)) from None
         if received != size or xxhash.xxh3_64_intdigest(data) != xxh3:
             raise self._error(shard, offset, "the image's bytes do not match the index")
-        if raw:
+        if self.raw:
             return
         try:
             image = self.decode(data, self.shape)
@@ -135,7 +134,7 @@ class OpenFile:
 
 
 def open_shard(shards: ShardSet, shard: int) -> OpenFile:
-    """Raises CorruptDataError if the shard cannot be opened or has another size than in the manifest."""
+    """Open a shard. Raises CorruptDataError if that fails, or if its size does not match the manifest."""
     expected = shards.manifest["shards"][shard]["bytes"]
     for attempt in range(3):  # a cached copy can be evicted between its download and its opening
         path = shards.shard_path(shard)
@@ -211,7 +210,7 @@ def stream(
         at, ids = planned
         return reader.read(ids)._replace(noise=draw(at))
 
-    if reader.shards.encoding == "npy":  # nothing to decode: a second thread only contends for the GIL
+    if reader.raw:  # nothing to decode: a second thread only contends for the GIL
         threads = min(threads, 1)
     return iter(wds.pipeline.DataPipeline(plan, threaded(read, threads)))
 

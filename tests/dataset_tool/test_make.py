@@ -240,8 +240,8 @@ def test_decompression_bomb_is_refused(tmp_path, capsys, monkeypatch):
         (["order", "DATASET", "--start", "-2"], "--start: -2 is too small"),
         (["make", "SRC", "PLAIN/x"], "cannot be written: Not a directory"),
         (["make", "SRC", "DEST", "--labels", "PLAIN"], "not a list of file names and labels"),
-        (["verify", "http://localhost:abc/x"], "no server in http://localhost:abc/x"),
-        (["verify", "s3://"], "no server in s3://"),
+        (["verify", "http://localhost:abc/x"], "no host or bucket in http://localhost:abc/x"),
+        (["verify", "s3://"], "no host or bucket in s3://"),
         (["order", "DATASET", "--batsh", "16"], "batsh: no such key; did you mean batch"),
     ],
 )

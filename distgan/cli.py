@@ -1,11 +1,16 @@
 """What every command shares: a parser with one-line errors, types for ranges of numbers, and the exit codes."""
 
+import contextlib
 import difflib
+import importlib
+import json
 import math
 import os
 import re
 import sys
+import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import jsonargparse
@@ -35,20 +40,27 @@ RANGES = {
 }
 
 
+INTERRUPTED = "distgan: interrupted; run the same command to resume from the latest checkpoint"
+
+
 def run(command: Callable[[list[str]], None], argv: Sequence[str] | None = None) -> int:
     """Run a command on `argv` (default: the command line's). Returns the exit code.
 
-    0: done. 2: bad input, named in one line. 1: the run failed, named likewise. A bug keeps its traceback.
+    0: done. 2: bad input, named in one line. 1: the run failed, named likewise. 130: Ctrl-C. A bug keeps its traceback.
     With several processes all of them fail; only rank 0 prints.
     """
     try:
         command(list(sys.argv[1:] if argv is None else argv))
     except DistganError as error:
+        report_to_launcher(f"distgan: {error}")
         # All processes of a node read the same arguments and files: what is wrong there is printed once per node.
         printer = not isinstance(error, UsageError) or os.environ.get("LOCAL_RANK", "0") == "0"
         if os.environ.get("RANK", "0") == "0" or (printer and not error.on_all_ranks):
             print(f"distgan: {error}", file=sys.stderr, flush=True)
         return error.exit_code
+    except KeyboardInterrupt:
+        print(INTERRUPTED, file=sys.stderr, flush=True)
+        return 130
     except UnicodeDecodeError as error:
         print(f"distgan: a text file is not UTF-8: {error}", file=sys.stderr, flush=True)
         return 2
@@ -58,6 +70,30 @@ def run(command: Callable[[list[str]], None], argv: Sequence[str] | None = None)
         print(f"distgan: {format_os_error(error)}", file=sys.stderr, flush=True)
         return 1
     return 0
+
+
+def report_to_launcher(message: str) -> None:
+    """Leave the message where the launcher of several processes looks for it: it prints it last, as the root cause."""
+    file = os.environ.get("TORCHELASTIC_ERROR_FILE")
+    if file:
+        error = {"message": message, "extraInfo": {"py_callstack": message, "timestamp": str(int(time.time()))}}
+        with contextlib.suppress(OSError):
+            Path(file).write_text(json.dumps({"message": error}))
+
+
+def import_parts(modules: Sequence[str]) -> None:
+    """Import the user's modules, which add rows to LOSSES, MODELS and the like; also from the current folder.
+
+    Only ever what the user names in a configuration or on the command line, never what a checkpoint says.
+    Raises UsageError.
+    """
+    if modules and os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())
+    for module in modules:
+        try:
+            importlib.import_module(module)
+        except ImportError as error:
+            raise UsageError(f"import: {module} cannot be imported: {error}") from error
 
 
 class Parser(jsonargparse.ArgumentParser):
@@ -92,7 +128,8 @@ class Parser(jsonargparse.ArgumentParser):
 
     def suggest(self, key: str) -> str:
         known = [action.dest for action in self._actions if action.dest not in ("help", "print_shtab")]
-        close = difflib.get_close_matches(key, known, n=3, cutoff=0.6)
+        inner = [name for name in known if name.rsplit(".", 1)[-1] == key]
+        close = inner or difflib.get_close_matches(key, known, n=3, cutoff=0.6)
         siblings = [name for name in known if "." in key and name.startswith(key.rsplit(".", 1)[0] + ".")]
         if close or siblings:
             return "did you mean " + ", ".join(close or siblings) + "?"

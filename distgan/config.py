@@ -27,7 +27,7 @@ class DataConfig:
     """Condition G and D on the class labels of the dataset."""
     lanes: PositiveInt | None = None
     """Interleaved partitions of an epoch; a divisor of `batch`, and a multiple of the number of processes.
-    null: the largest divisor of `batch` up to 64."""
+    null: the largest divisor of `batch` up to 64 and up to the number of images."""
     skip_bad: NonNegativeInt = 0
     """Corrupt images to skip (and report) in the whole run before it stops; 0: stop at the first."""
     cache_dir: str | None = None
@@ -41,7 +41,7 @@ class DataConfig:
 @dataclass(frozen=True)
 class ModelConfig:
     name: str = "dcgan"
-    """A row of MODELS in distgan/models. Image size and channels come from the dataset."""
+    """A row of MODELS in distgan/models, or of a module in `import`. Image size and channels come from the dataset."""
     latent: PositiveInt = 100
     """Dimensions of z, drawn from N(0, 1)."""
     options: dict[str, Any] = field(default_factory=dict)
@@ -54,20 +54,28 @@ class OptimizerConfig:
     """Adam learning rate."""
     betas: tuple[Decay, Decay] = (0.5, 0.999)
     """Adam betas, per update."""
+    eps: PositiveFloat = 1e-8
+    """Adam epsilon."""
+    weight_decay: NonNegativeFloat = 0.0
+    """L2 penalty on the weights, added to the gradient."""
+    clip: NonNegativeFloat = 0.0
+    """Largest norm of a network's gradient; larger ones are scaled down to it. 0: no clipping."""
 
 
 @dataclass(frozen=True)
 class EMAConfig:
     half_life_images: NonNegativeFloat = 10_000
     """Half-life of the exponential moving average of G's weights, in images. 0: no EMA."""
+    warmup: NonNegativeFloat = 0.05
+    """The half-life is at most this share of the images seen. 0: no warm-up."""
 
 
 @dataclass(frozen=True)
 class SamplesConfig:
     count: PositiveInt = 64
     """Images in a grid, real and generated."""
-    every_epochs: PositiveInt = 1
-    """Epochs between grids."""
+    every_epochs: PositiveFloat = 1
+    """Epochs between grids; fractions are allowed. One more is saved at the end of the run and at a stop."""
 
 
 @dataclass(frozen=True)
@@ -105,6 +113,8 @@ class ResumeConfig:
 
 @dataclass(frozen=True)
 class Config:
+    imports: list[str] = field(default_factory=list)
+    """The key `import`: your modules that add rows to LOSSES or MODELS; imported before the run is built."""
     run_dir: str = "runs/dcgan"
     """Folder for everything the run writes. Running the same command again resumes the run in it."""
     seed: NonNegativeInt = 0
@@ -128,7 +138,7 @@ class Config:
     data: DataConfig = field(default_factory=DataConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     loss: str = "bce"
-    """A row of LOSSES in distgan/gan/losses.py."""
+    """A row of LOSSES in distgan/gan/losses.py, or of a module in `import`."""
     penalties: dict[str, float] = field(default_factory=dict)
     """Gradient penalties: name and weight."""
     augment: list[str] = field(default_factory=list)
@@ -155,7 +165,10 @@ class Config:
 
     @property
     def lanes(self) -> int:
-        """The lanes of the data order: `data.lanes`, or the largest divisor of `batch` up to 64."""
+        """The lanes of the data order: `data.lanes`, or the largest divisor of `batch` up to 64.
+
+        A dataset with fewer images has fewer: `Run.order.lanes` are those of the run.
+        """
         return self.data.lanes or default_lanes(self.batch)
 
     def fingerprint(self) -> dict[str, Any]:
@@ -175,6 +188,7 @@ UNAVAILABLE = ("penalties", "augment")
 """Keys that only take their default yet: read, and left out of --help."""
 
 FREE_TO_CHANGE = (
+    "import",
     "run_dir",
     "epochs",
     "images",
@@ -192,14 +206,16 @@ FREE_TO_CHANGE = (
 """Keys of speed, length, place and reporting, which a resumed run may change."""
 
 
-def default_lanes(batch: int) -> int:
-    """The largest divisor of `batch` up to 64."""
-    return max(n for n in range(1, min(64, batch) + 1) if batch % n == 0)
+def default_lanes(batch: int, samples: int | None = None) -> int:
+    """The largest divisor of `batch` up to 64 and up to the dataset's `samples`."""
+    limit = min(64, batch, samples or batch)
+    return max(n for n in range(1, limit + 1) if batch % n == 0)
 
 
-def to_dict(config: Any) -> dict[str, Any]:
-    """A dataclass as plain JSON values."""
-    return json.loads(json.dumps(dataclasses.asdict(config)))
+def to_dict(config: Config) -> dict[str, Any]:
+    """The configuration as plain JSON values, by the keys of YAML."""
+    values = json.loads(json.dumps(dataclasses.asdict(config)))
+    return {"import": values.pop("imports"), **values}
 
 
 def flatten(nested: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -217,7 +233,10 @@ def read_config(argv: Sequence[str], *, prog: str, description: str) -> tuple[Co
     """
     parser = Parser(prog=prog, description=description)
     parser.add_argument("--config", action="config", help="YAML file; the command line overrides it.")
-    parser.add_class_arguments(Config, nested_key=None, as_group=False)
+    parser.add_argument(
+        "--import", type=list[str] | str, default=[], help="Your module, or modules, that add rows to LOSSES or MODELS."
+    )
+    parser.add_class_arguments(Config, nested_key=None, as_group=False, skip={"imports"})
     parser.add_argument("--fresh", action="store_true", help="Move the run that is in run_dir aside and start over.")
     parser.add_argument("--dry_run", action="store_true", help="Build everything, do one iteration, write nothing.")
     for action in parser._actions:
@@ -228,14 +247,15 @@ def read_config(argv: Sequence[str], *, prog: str, description: str) -> tuple[Co
             raise UsageError(f"--config: no such file: {path}")
     namespace = parser.parse_args(list(argv))
     for section in dataclasses.fields(Config):
-        value, kind = namespace[section.name], section.default_factory
+        value, kind = namespace.get(section.name), section.default_factory
         if dataclasses.is_dataclass(kind) and not isinstance(value, jsonargparse.Namespace):
             keys = ", ".join(key.name for key in dataclasses.fields(kind))
             raise UsageError(f"{section.name}: expected a section with the keys {keys}, got {value!r}")
     flags = jsonargparse.Namespace(fresh=namespace.pop("fresh"), dry_run=namespace.pop("dry_run"))
     namespace.pop("config", None)
+    imports = namespace.pop("import")
     given = {key for key in ("epochs", "images") if any(word.split("=")[0] == f"--{key}" for word in argv)}
     if len(given) == 1:  # a length on the command line overrides the file's, in either unit
         namespace["images" if given == {"epochs"} else "epochs"] = None
     fields = parser.instantiate(namespace)
-    return Config(**dict(vars(fields))), flags
+    return Config(imports=[imports] if isinstance(imports, str) else imports, **dict(vars(fields))), flags

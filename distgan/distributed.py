@@ -14,6 +14,7 @@ from accelerate.utils import DistributedDataParallelKwargs, GradientAccumulation
 from torch import Tensor, nn
 
 from distgan import DistganError, RunError, UsageError, format_os_error
+from distgan.config import Config
 
 T = TypeVar("T")
 TIMEOUT_SECONDS = float(os.environ.get("DISTGAN_TIMEOUT_SECONDS", 600))
@@ -25,6 +26,7 @@ class Distributed:
     def __init__(self, precision: str, *, tensorboard_dir: Path | None = None) -> None:
         if precision == "fp16" and not torch.cuda.is_available():
             raise UsageError("precision: fp16 needs a CUDA GPU; bf16 works on a CPU too")
+        check_launcher()
         timeout = timedelta(seconds=TIMEOUT_SECONDS)
         try:  # set everything that Accelerate would otherwise take from environment variables
             self.accelerator = Accelerator(
@@ -177,3 +179,34 @@ class Distributed:
             missing = "process 0" if self.rank else missing  # it hosts the store
         cause = (str(error).splitlines() or [""])[0][:200]
         return RunError(f"process {self.rank}: {missing} is unreachable (exited or hung); {latest} ({cause})")
+
+
+def check_launcher() -> None:
+    """Raises UsageError if `accelerate launch` was told to start several processes and started one.
+
+    With --cpu, and with the MULTI_CPU of `accelerate config`, it starts one process whatever their number, and sets
+    MASTER_ADDR alone of the variables of a process group. Known on Linux only.
+    """
+    if "ACCELERATE_MIXED_PRECISION" not in os.environ or "WORLD_SIZE" in os.environ or "MASTER_ADDR" not in os.environ:
+        return
+    try:
+        launcher = Path(f"/proc/{os.getppid()}/environ").read_bytes()
+    except OSError:
+        return
+    if b"MASTER_ADDR=" not in launcher:  # else it is the user's own
+        raise UsageError(
+            "the launch: accelerate launch was told to start several processes and started one, as it does on CPUs; "
+            "use --config_file launch/accelerate/cpu.yaml --num_processes N"
+        )
+
+
+def unused_launcher_settings(config: Config) -> list[str]:
+    """A line for each setting of Accelerate's launcher that the run's configuration overrides."""
+    lines = []
+    precision = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+    if precision not in ("no", config.precision):
+        lines.append(f"mixed precision: {config.precision}, as `precision` says; Accelerate's {precision} is not used")
+    dynamo = os.environ.get("ACCELERATE_DYNAMO_BACKEND", "no").lower()
+    if dynamo != "no":
+        lines.append(f"torch.compile: off; Accelerate's dynamo backend {dynamo} is not used")
+    return lines

@@ -1,3 +1,3 @@
-"""The fixtures of all tests."""
+"""Fixtures of all tests."""
 
 from shared import folder_of_images, tiny, trained  # noqa: F401

@@ -1,4 +1,4 @@
-"""What the tests share: small sets of shards, runs in this process, and runs in processes of their own."""
+"""What the tests share: small datasets, runs in this process, and runs in processes of their own."""
 
 import json
 import os
@@ -38,12 +38,12 @@ def options(**changes) -> make.Options:
 
 
 def noise(count: int, size: int = 8, channels: int = 3, seed: int = 0) -> np.ndarray:
-    """Images [count, size, size, channels] without two alike."""
+    """Random images [count, size, size, channels], all different."""
     return np.random.default_rng(seed).integers(0, 256, (count, size, size, channels), dtype=np.uint8)
 
 
 def make_dataset(folder: Path, images: np.ndarray, *, shards: int = 8, jobs: int = 1, **changes) -> Path:
-    """A set of `images` with labels 0, 1, 2, 0, ... in about `shards` shards."""
+    """A dataset of `images` with labels 0, 1, 2, 0, ... in about `shards` shards."""
     source = sources.from_arrays("noise", images, np.arange(len(images)) % 3, ["a", "b", "c"])
     member = images[0].size + 2048
     make.make(source, folder, options(shard_mb=len(images) * member / shards / 1e6, **changes), jobs)
@@ -98,7 +98,7 @@ def launch(
 
 
 def start(processes: int, *words: object, **env: str) -> subprocess.Popen:
-    """The same, left running; its output goes to a pipe."""
+    """The same, in the background; its output goes to a pipe."""
     command = launch_command(processes, *words)
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=launch_env(**env))
 
@@ -133,8 +133,8 @@ def metrics(run: Path) -> list[dict]:
 
 
 def computed(run: Path) -> list[dict]:
-    """The lines of metrics.jsonl without what a clock or the memory has to say."""
-    timed = {"images_per_second", "save_seconds", "memory_gb"}
+    """The lines of metrics.jsonl without times and memory."""
+    timed = {"images_per_second", "save_seconds", "memory_gb", "time"}
     return [{key: value for key, value in row.items() if key not in timed} for row in metrics(run)]
 
 

@@ -137,7 +137,7 @@ def test_configs_read_and_open_with_their_command(path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("ema: 0", "ema: expected a section with the keys half_life_images, got 0"),
+        ("ema: 0", "ema: expected a section with the keys half_life_images, warmup, got 0"),
         ("g_optimizer: 2.0e-4", "g_optimizer"),
         ("model: [width, 4]", "model"),
         ("ema: {half_life_images: .nan}", "ema.half_life_images: expected a finite number, 0 or more, got nan"),

@@ -9,17 +9,24 @@ from torch import Tensor, nn
 class EMA:
     """A copy of G whose weights follow G's with a half-life in images (Yazıcı et al. 2019, arXiv 1806.04498).
 
-    Parameters are averaged; buffers (BatchNorm's running statistics, which are averages already) are copied.
+    The half-life warms up: it is at most `warmup` times the images seen (0: no warm-up), so that the initial weights
+    fade early in a run of any length (Karras et al. 2020, arXiv 1912.04958, as its code does with 0.05). Parameters
+    are averaged; buffers (BatchNorm's running statistics, which are averages already) are copied.
     """
 
-    def __init__(self, G: nn.Module, half_life_images: float) -> None:
+    def __init__(self, G: nn.Module, half_life_images: float, warmup: float = 0.0) -> None:
         self.module = copy.deepcopy(G).eval().requires_grad_(False)
-        self.half_life_images = half_life_images
+        self.half_life_images, self.warmup = half_life_images, warmup
+
+    def weight(self, batch: int, images_seen: int) -> float:
+        """The share of G's new weights after an iteration of `batch` images that began at `images_seen`."""
+        half_life = min(self.half_life_images, self.warmup * images_seen) if self.warmup else self.half_life_images
+        return 1 - 0.5 ** (batch / half_life) if half_life else 1.0
 
     @torch.no_grad()
-    def update(self, G: nn.Module, batch: int) -> None:
-        """Move towards `G` after an iteration of `batch` images."""
-        weight = 1 - 0.5 ** (batch / self.half_life_images)
+    def update(self, G: nn.Module, batch: int, images_seen: int) -> None:
+        """Move towards `G` after an iteration of `batch` images that began at `images_seen`."""
+        weight = self.weight(batch, images_seen)
         ema_params: list[Tensor] = list(self.module.parameters())
         params: list[Tensor] = list(G.parameters())
         torch._foreach_lerp_(ema_params, params, weight)  # pyright: ignore[reportPrivateImportUsage] - one kernel

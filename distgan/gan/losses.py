@@ -17,6 +17,8 @@ class Loss:
     """(real_logits [N], fake_logits [N]) -> [N]"""
     g: Callable[[Tensor, Any], Tensor]
     """(fake_logits [N], real_logits [N] if `paired`, else None) -> [N]"""
+    score: Callable[[Tensor], Tensor] = torch.sigmoid
+    """logits [N] -> [N]: D(x) in the log, a probability for BCE; the identity if a sigmoid means nothing."""
     paired: bool = False
     """Whether G's loss compares each fake with a real image, as relativistic losses do."""
 

@@ -27,6 +27,8 @@ class GAN:
     backward: Callable[[Tensor], None] = Tensor.backward
     no_sync: Callable[[nn.Module], AbstractContextManager] = lambda network: nullcontext()
     """A context in which a network's gradients accumulate without being reduced."""
+    clip: Callable[[nn.Module, torch.optim.Optimizer], object] = lambda network, optimizer: None
+    """Clips a network's gradient before its optimizer's step."""
 
 
 class Minibatch(NamedTuple):
@@ -46,7 +48,7 @@ def train_step(gan: GAN, micro_batches: Sequence[Minibatch]) -> Scalars:
     """One iteration, in place: update D, then update G through the updated D, on the same fakes.
 
     `micro_batches` are equal parts of one minibatch, usually a single one; gradients accumulate over them. Returns
-    d_real and d_fake, the means of sigmoid(logits) on real and on fake images in the update of D, d_loss and g_loss.
+    d_real and d_fake, the mean scores of real and of fake images in the update of D, d_loss and g_loss.
     """
     # The fakes of a single micro-batch keep their graph for the update of G. Those of several are recomputed from the
     # same z and the same weights: one graph in memory at a time.
@@ -68,7 +70,8 @@ def discriminator_step(gan: GAN, micro_batches: Sequence[Minibatch], fakes: Sequ
             fake_logits = gan.D(fake.detach(), batch.fake_labels)
             d_loss = gan.loss.d(real_logits, fake_logits).mean()
             gan.backward(d_loss / len(micro_batches))
-        rows.append({"d_real": real_logits.sigmoid(), "d_fake": fake_logits.sigmoid(), "d_loss": d_loss})
+        rows.append({"d_real": gan.loss.score(real_logits), "d_fake": gan.loss.score(fake_logits), "d_loss": d_loss})
+    gan.clip(gan.D, gan.d_optimizer)
     gan.d_optimizer.step()
     return means(rows)
 
@@ -86,6 +89,7 @@ def generator_step(gan: GAN, micro_batches: Sequence[Minibatch], fakes: Sequence
             g_loss = gan.loss.g(fake_logits, real_logits).mean()
             gan.backward(g_loss / len(micro_batches))
         rows.append({"g_loss": g_loss})
+    gan.clip(gan.G, gan.g_optimizer)
     gan.g_optimizer.step()
     return means(rows)
 

@@ -23,14 +23,18 @@ def build(
     Raises UsageError for an unknown name or option, and if the architecture does not support the size.
     """
     if name not in MODELS:
-        raise UsageError(f"model.name: unknown model {name!r}; choose from {', '.join(MODELS)}")
+        choices = ", ".join(MODELS)
+        raise UsageError(f"model.name: unknown model {name!r}; choose from {choices}, or add it by `import`")
     known = [p.name for p in inspect.signature(MODELS[name]).parameters.values() if p.default is not p.empty]
     for key in options:
         if key not in known:
             raise UsageError(f"model.options.{key}: unknown option of {name}; choose from {', '.join(known)}")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed(seed, "weights"))
-        return MODELS[name](size=size, channels=channels, num_classes=num_classes, z_dim=z_dim, **options)
+        networks = MODELS[name](size=size, channels=channels, num_classes=num_classes, z_dim=z_dim, **options)
+    if not (isinstance(networks, tuple) and [isinstance(network, nn.Module) for network in networks] == [True, True]):
+        raise UsageError(f"model.name: the builder of {name} must return G and D, two modules")
+    return networks
 
 
 MODELS: dict[str, Builder] = {

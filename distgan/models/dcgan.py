@@ -1,6 +1,7 @@
-"""DCGAN (Radford et al. 2016, arXiv 1511.06434): G and D for square images of 8, 16, ... 256 pixels."""
+"""DCGAN (Radford et al. 2016, arXiv 1511.06434): G and D for square images of 8 to 256 pixels."""
 
 import math
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -14,10 +15,16 @@ def build(
 ) -> tuple[nn.Module, nn.Module]:
     """G and D, both with `width` features at half of the full resolution.
 
-    `norm` is batch (as in the paper), group or none. Raises UsageError for a size that is not 8, 16, ... 256.
+    Sizes are b * 2^n up to 256, with the base b = 4 (as in the paper), 5, 6 or 7 and n >= 1. `norm` is batch (as in the
+    paper), group or none. Raises UsageError.
     """
-    if size < 8 or size > 256 or size & (size - 1):
-        raise UsageError(f"model.name: dcgan does not support {size}x{size} images; sizes are 8, 16, 32, 64, 128, 256")
+    sizes = sorted(b * 2**n for b in (4, 5, 6, 7) for n in range(1, 7) if b * 2**n <= 256)
+    if size not in sizes:
+        near = [*[s for s in sizes if s < size][-1:], *[s for s in sizes if s > size][:1]]
+        raise UsageError(
+            f"model.name: dcgan does not support {size}x{size} images; "
+            f"`distgan shards make --size {' or '.join(map(str, near))}` resizes them"
+        )
     if not isinstance(norm, str) or norm not in NORMS:
         raise UsageError(f"model.options.norm: unknown norm {norm!r}; choose from {', '.join(NORMS)}")
     if not isinstance(width, int) or width < 1:
@@ -28,9 +35,14 @@ def build(
 
 
 def features_per_resolution(size: int, width: int) -> list[int]:
-    """Features at 4x4, 8x8, ... size/2: doubled at each halving of the resolution, up to 16 times `width`."""
-    resolutions = [4 * 2**k for k in range(int(math.log2(size)) - 2)]
-    return [width * min(16, size // (2 * resolution)) for resolution in resolutions]
+    """Features at the base resolution b, at 2b, ... size/2: doubled at each halving, up to 16 times `width`."""
+    doublings = int(math.log2(size / 4))
+    return [width * min(16, 2**k) for k in reversed(range(doublings))]
+
+
+def base_resolution(size: int) -> int:
+    """4, 5, 6 or 7: what is left of `size` after halving."""
+    return size >> int(math.log2(size / 4))
 
 
 class Generator(nn.Module):
@@ -46,11 +58,11 @@ class Generator(nn.Module):
         bias = norm == "none"
         features = features_per_resolution(size, width)
         layers: list[nn.Module] = [
-            nn.ConvTranspose2d(z_dim + num_classes, features[0], 4, 1, 0, bias=bias),
+            nn.ConvTranspose2d(z_dim + num_classes, features[0], base_resolution(size), 1, 0, bias=bias),
             NORMS[norm](features[0]),
             nn.ReLU(inplace=True),
         ]
-        for before, after in zip(features, features[1:], strict=False):
+        for before, after in pairwise(features):
             layers += [
                 nn.ConvTranspose2d(before, after, 4, 2, 1, bias=bias),
                 NORMS[norm](after),
@@ -76,18 +88,18 @@ class Discriminator(nn.Module):
             nn.Conv2d(channels, features[0], 4, 2, 1, bias=False),
             nn.LeakyReLU(0.2, inplace=True),
         ]
-        for before, after in zip(features, features[1:], strict=False):
+        for before, after in pairwise(features):
             layers += [
                 nn.Conv2d(before, after, 4, 2, 1, bias=bias),
                 NORMS[norm](after),
                 nn.LeakyReLU(0.2, inplace=True),
             ]
         self.layers = nn.Sequential(*layers)
-        self.head = nn.Conv2d(features[-1], 1, 4, 1, 0, bias=False)
+        self.head = nn.Conv2d(features[-1], 1, base_resolution(size), 1, 0, bias=False)
         self.embed = nn.Embedding(num_classes, features[-1]) if num_classes else None
 
     def forward(self, images: Tensor, labels: Tensor | None = None) -> Tensor:
-        h = self.layers(images).to(self.head.weight.dtype)  # [N, features, 4, 4]
+        h = self.layers(images).to(self.head.weight.dtype)  # [N, features, b, b]
         with torch.autocast(images.device.type, enabled=False):  # float32 logits: half precision would saturate
             logits = self.head(h).flatten()
             if self.embed is not None:

@@ -47,7 +47,7 @@ def draw(run: Run, state: TrainState, images_seen: int) -> dict[str, Tensor]:
     They are drawn for the global minibatch, keyed by its position: they do not depend on the number of processes.
     """
     config = run.config
-    local_rows = rank_rows(config.batch, config.lanes, run.dist.rank, run.dist.world_size)
+    local_rows = rank_rows(config.batch, run.order.lanes, run.dist.rank, run.dist.world_size)
     position = [images_seen, *([state.rollbacks] if state.rollbacks else [])]
     z = rng(config.seed, "latents", *position).standard_normal((config.batch, config.model.latent), np.float32)
     noise: dict[str, np.ndarray] = {"z": z[local_rows]}

@@ -3,10 +3,10 @@
 from dataclasses import dataclass
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from distgan import UsageError, models
-from distgan.config import Config, OptimizerConfig
+from distgan.config import Config, OptimizerConfig, default_lanes
 from distgan.data.order import Lanes, rank_rows
 from distgan.data.remote import open_storage
 from distgan.data.shardset import ShardSet, open_shardset
@@ -59,7 +59,8 @@ class Run:
 def build(config: Config, dist: Distributed) -> Run:
     """Dataset, networks, optimizers. Raises UsageError; writes nothing."""
     if config.loss not in LOSSES:
-        raise UsageError(f"loss: unknown loss {config.loss!r}; choose from {', '.join(LOSSES)}")
+        choices = ", ".join(LOSSES)
+        raise UsageError(f"loss: unknown loss {config.loss!r}; choose from {choices}, or add it by `import`")
     torch.backends.cudnn.deterministic = config.deterministic
     torch.backends.cudnn.benchmark = not config.deterministic
     dataset, order = dist.run_on_all(lambda: open_data(config, dist.rank, dist.world_size))
@@ -74,14 +75,13 @@ def build(config: Config, dist: Distributed) -> Run:
     gan = build_gan(config, dist, dataset)
     raw_G = dist.accelerator.unwrap_model(gan.G)
     half_life = config.ema.half_life_images
-    ema = EMA(raw_G, half_life) if half_life else None
+    ema = EMA(raw_G, half_life, config.ema.warmup) if half_life else None
     return Run(config, dist, dataset, reader, order, gan, raw_G, ema)
 
 
 def open_data(config: Config, rank: int, world_size: int) -> tuple[ShardSet, Lanes]:
     """The dataset, and this process's lanes of it. Raises UsageError."""
     data, share = config.data, config.batch // world_size
-    rank_rows(config.batch, config.lanes, rank, world_size)
     if config.micro_batch and share % config.micro_batch:
         raise UsageError(f"micro_batch: {config.micro_batch} does not divide the {share} images of a process")
     dataset = open_shardset(open_storage(data.shards, data.cache_dir, data.cache_gb), data.shards)
@@ -96,19 +96,22 @@ def open_data(config: Config, rank: int, world_size: int) -> tuple[ShardSet, Lan
         count = len(dataset.classes) or "no"
         raise UsageError(f"data.labels: {data.shards} has {count} classes; labels need two or more")
     check_decoder(data.decoder, dataset.encoding)
-    first, last = rank * config.lanes // world_size, (rank + 1) * config.lanes // world_size
-    return dataset, Lanes(dataset.counts, config.seed, config.lanes, first, last)
+    lanes = data.lanes or default_lanes(config.batch, int(dataset.counts.sum()))
+    rank_rows(config.batch, lanes, rank, world_size)  # raises UsageError if the processes do not divide the lanes
+    first, last = rank * lanes // world_size, (rank + 1) * lanes // world_size
+    return dataset, Lanes(dataset.counts, config.seed, lanes, first, last)
 
 
 def build_gan(config: Config, dist: Distributed, dataset: ShardSet) -> GAN:
     """The networks on their device, with their optimizers, prepared by Accelerate."""
     accelerator, device = dist.accelerator, dist.device
+    z_dim, num_classes = config.model.latent, len(dataset.classes) if config.data.labels else 0
     G, D = models.build(
         config.model.name,
         size=dataset.size,
         channels=dataset.channels,
-        num_classes=len(dataset.classes) if config.data.labels else 0,
-        z_dim=config.model.latent,
+        num_classes=num_classes,
+        z_dim=z_dim,
         options=config.model.options,
         seed=config.seed,
     )
@@ -117,11 +120,19 @@ def build_gan(config: Config, dist: Distributed, dataset: ShardSet) -> GAN:
     if config.channels_last:
         G, D = (network.to(memory_format=torch.channels_last) for network in (G, D))  # type: ignore[call-overload]
     G, D = G.to(device), D.to(device)
+    check_networks(G, D, z_dim=z_dim, num_classes=num_classes, shape=(dataset.channels, dataset.size, dataset.size))
     optimizers = adam(G, config.g_optimizer), adam(D, config.d_optimizer)
     G, D, g_optimizer, d_optimizer = accelerator.prepare(G, D, *optimizers)
+    limits = {id(g_optimizer): config.g_optimizer.clip, id(d_optimizer): config.d_optimizer.clip}
+
+    def clip(network: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        if limit := limits[id(optimizer)]:
+            accelerator.unscale_gradients(optimizer)
+            nn.utils.clip_grad_norm_(network.parameters(), limit)
+
     n = config.micro_batch or config.batch // dist.world_size
     labels = torch.zeros(n, dtype=torch.long, device=device) if config.data.labels else None
-    dist.rebuild_ddp_buckets(G, torch.zeros(n, config.model.latent, device=device), labels)
+    dist.rebuild_ddp_buckets(G, torch.zeros(n, z_dim, device=device), labels)
     dist.rebuild_ddp_buckets(D, torch.zeros(n, dataset.channels, dataset.size, dataset.size, device=device), labels)
     return GAN(
         G=G,
@@ -132,12 +143,45 @@ def build_gan(config: Config, dist: Distributed, dataset: ShardSet) -> GAN:
         loss=LOSSES[config.loss],
         backward=accelerator.backward,
         no_sync=accelerator.no_sync,
+        clip=clip,
     )
 
 
+@torch.no_grad()
+def check_networks(G: nn.Module, D: nn.Module, *, z_dim: int, num_classes: int, shape: tuple[int, int, int]) -> None:
+    """Run two images through the networks. Raises UsageError if they do not do what `models.build` says."""
+    device = next(G.parameters()).device
+    z, images = torch.randn(2, z_dim, device=device), torch.rand(2, *shape, device=device) * 2 - 1
+    for name, network, input, expected in (("G", G, z, (2, *shape)), ("D", D, images, (2,))):
+        training = network.training
+        network.eval()
+        outputs = []
+        for label in range(min(num_classes, 2) or 1):
+            labels = torch.full((2,), label, device=device) if num_classes else None
+            try:
+                outputs.append(network(input, labels))
+            except Exception as error:  # a user's network may raise anything
+                message = (str(error).splitlines() or [""])[0]
+                call = "G(z, labels)" if name == "G" else "D(images, labels)"
+                raise UsageError(f"model.name: {call} raises {type(error).__name__}: {message}") from error
+        output = outputs[0]
+        if not isinstance(output, Tensor) or output.shape != expected:
+            found = list(output.shape) if isinstance(output, Tensor) else type(output).__name__
+            raise UsageError(f"model.name: for 2 inputs {name} returns {found}; it must return {list(expected)}")
+        if name == "G" and output.abs().max() > 1 + 1e-3:
+            raise UsageError("model.name: G returns values outside [-1, 1]")
+        if len(outputs) > 1 and torch.equal(*outputs) and not torch.equal(output[0], output[1]):
+            raise UsageError(f"data.labels: {name} ignores labels")
+        network.train(training)
+
+
 def adam(network: nn.Module, config: OptimizerConfig) -> torch.optim.Adam:
-    device = next(network.parameters()).device
-    betas = (float(config.betas[0]), float(config.betas[1]))
+    fused = next(network.parameters()).device.type in ("cuda", "cpu")
     return torch.optim.Adam(
-        network.parameters(), lr=float(config.lr), betas=betas, fused=device.type in ("cuda", "cpu")
+        network.parameters(),
+        lr=float(config.lr),
+        betas=(float(config.betas[0]), float(config.betas[1])),
+        eps=float(config.eps),
+        weight_decay=float(config.weight_decay),
+        fused=fused,
     )

@@ -17,7 +17,7 @@ from distgan import RunError
 from distgan.config import flatten, to_dict
 from distgan.data.stream import ImageBatch
 from distgan.gan.step import Scalars
-from distgan.images import grid, save_png, to_uint8
+from distgan.images import grid, save_picture, to_uint8
 from distgan.training.build import Run
 from distgan.training.state import TrainState
 
@@ -42,6 +42,8 @@ class MetricsLogger:
         """Corrupt images that this process skipped since the last line."""
         self.digest = 0
         """Hash of what this process read since the last line."""
+        self.last_grid: Path | None = None
+        """The last file that `save_grid` wrote."""
         self.bar: tqdm | None = None
         if self.is_main_process and sys.stderr.isatty():
             self.bar = tqdm(
@@ -115,15 +117,22 @@ class MetricsLogger:
         epoch = (images - self.run.config.batch) // epoch_images + 1  # that of the last minibatch's first image
         row = {"images": images, "epoch": epoch, **means, "images_per_second": rate, **extra}
         row["memory_gb"] = peak_memory(self.accelerator.device) / 1e9
-        with open(self.folder / "metrics.jsonl", "a") as file:
-            file.write(json.dumps(row) + "\n")
-        self.accelerator.log({key: value for key, value in row.items() if isinstance(value, (int, float))}, step=images)
+        row |= {"g_lr": learning_rate(self.run.gan.g_optimizer), "d_lr": learning_rate(self.run.gan.d_optimizer)}
+        row["time"] = round(time.time(), 3)
+        self.append_metrics(row)
+        curves = row.keys() - {"images", "epoch", "time"}  # the step, and what only follows it
+        self.accelerator.log({key: row[key] for key in row if key in curves}, step=images)
         scalars = "  ".join(f"{STATUS_NAMES.get(name, name)} {value:.4f}" for name, value in means.items())
         eta = format_time(max(0, total_images - images) / max(overall, 1e-9))
         self.print0(
             f"epoch {epoch}/{math.ceil(total_images / epoch_images)}  images {images:,}  {rate:,.0f} img/s  "
             f"{scalars}  eta {eta}  {row['memory_gb']:.1f} GB"
         )
+
+    def append_metrics(self, row: dict[str, Any]) -> None:
+        """Add a line to metrics.jsonl; on the main process."""
+        with open(self.folder / "metrics.jsonl", "a") as file:
+            file.write(json.dumps(row) + "\n")
 
     def print0(self, text: str) -> None:
         """Print a line, on the main process."""
@@ -139,7 +148,8 @@ class MetricsLogger:
         path = self.folder / "samples" / f"{name}.png"
         path.parent.mkdir(exist_ok=True)
         picture = grid(to_uint8(images.float().cpu().numpy()))
-        save_png(picture, path)
+        save_picture(picture, path)
+        self.last_grid = path
         for tracker in self.accelerator.trackers:
             tracker.log_images(  # type: ignore[attr-defined]
                 {name.split("-")[0]: picture[None]}, step=self.state.images_seen, dataformats="NHWC"
@@ -148,6 +158,10 @@ class MetricsLogger:
     def close(self) -> None:
         if self.bar is not None:
             self.bar.close()
+
+
+def learning_rate(optimizer: torch.optim.Optimizer) -> float:
+    return optimizer.param_groups[0]["lr"]
 
 
 def truncate_metrics(path: Path, images_seen: int) -> None:

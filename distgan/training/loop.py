@@ -70,7 +70,7 @@ def train_loop(
         # update the averages and the clock
         average_running_stats([run.raw_G, gan.raw_D], dist.accelerator)
         if run.ema:
-            run.ema.update(run.raw_G, config.batch)
+            run.ema.update(run.raw_G, config.batch, state.images_seen)
         state.images_seen += config.batch
         # keep the scalars, on the device, for the log and for the check for NaN and Inf
         logger.add(scalars)
@@ -97,7 +97,7 @@ def decide(
         raise NonFiniteError(next(fault for fault in faults if fault is not None))
     return Verdict(
         log=logger.due() or ((done or save) and logger.count > 0),
-        sample=images_seen > start and run.crossed(config.samples.every_epochs, images_seen),
+        sample=images_seen > start and (done or run.crossed(config.samples.every_epochs, images_seen)),
         save=save,
         done=done,
     )
@@ -132,18 +132,19 @@ def check_in_sync(run: Run, state: TrainState) -> None:
 
 
 def save_fake_grid(run: Run, state: TrainState, logger: MetricsLogger) -> None:
-    """Generated images of fixed latents; the epoch is in the file name."""
+    """Generated images of fixed latents, as samples/fake-EPOCH.png; 0001_5 is one epoch and a half."""
     config, device = run.config, run.dist.device
     shape = (config.samples.count, config.model.latent)
     z = torch.from_numpy(rng(config.seed, "samples").standard_normal(shape, np.float32)).to(device)
     labels = torch.arange(len(z), device=device) % run.num_classes if run.num_classes else None
-    epoch = state.images_seen // run.order.epoch_images
-    logger.save_grid(f"fake-{epoch:04d}", generate(run.G_for_sampling, z, labels))
+    epoch, fraction = f"{state.images_seen / run.order.epoch_images:.4f}".split(".")
+    name = f"fake-{int(epoch):04d}" + (f"_{fraction.rstrip('0')}" if int(fraction) else "")
+    logger.save_grid(name, generate(run.G_for_sampling, z, labels))
 
 
 def save_real_grid(run: Run, logger: MetricsLogger) -> None:
     """The first images that the main process trains on."""
     count = min(run.config.samples.count, run.order.epoch_images)
     slots = min(-(-count // len(run.order.local_lanes)), run.order.length)
-    images = run.reader.read(run.order.ids(0, slots * run.config.lanes)[:count]).images
+    images = run.reader.read(run.order.ids(0, slots * run.order.lanes)[:count]).images
     logger.save_grid("real", normalize(images, channels_last=False))

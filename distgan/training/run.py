@@ -4,21 +4,23 @@ import contextlib
 import importlib.util
 import json
 import os
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch.distributed
 
 from distgan import RunError, UsageError, format_os_error
+from distgan.cli import import_parts
 from distgan.config import Config, to_dict
-from distgan.distributed import Distributed
+from distgan.distributed import Distributed, unused_launcher_settings
 from distgan.gan.step import train_step
 from distgan.training.batches import minibatches
 from distgan.training.build import Run, build
 from distgan.training.checkpoint import Checkpoints
 from distgan.training.logger import MetricsLogger, peak_memory
 from distgan.training.loop import loop_with_rollback, save_real_grid
-from distgan.training.run_dir import environment, open_run_dir, write_run_info
+from distgan.training.run_dir import Changes, environment, open_run_dir, write_run_info
 from distgan.training.state import TrainState, restore_state
 from distgan.training.stop import StopRequest
 
@@ -29,6 +31,7 @@ CONTROL_DIR = "DISTGAN_CONTROL_DIR"
 def run_training(config: Config, *, fresh: bool = False, dry_run: bool = False) -> None:
     """Train, or resume the run in `config.run_dir`. Raises UsageError and RunError, on every process."""
     root = Path(config.run_dir)
+    import_parts(config.imports)
     if config.report.tensorboard and importlib.util.find_spec("tensorboard") is None:
         raise UsageError("report.tensorboard: TensorBoard is not installed; pip install 'distgan[tensorboard]'")
     control = Path(os.environ[CONTROL_DIR]) if os.environ.get(CONTROL_DIR) else None
@@ -44,13 +47,13 @@ def run_training(config: Config, *, fresh: bool = False, dry_run: bool = False) 
         run, state = build(config, dist), TrainState()
         if dry_run:
             return one_iteration(run, state)
-        newest = dist.run_on_main(lambda: open_run_dir(run, fresh, stack))
+        newest, changes = dist.run_on_main(lambda: open_run_dir(run, fresh, stack))
         if newest is not None:
             dist.run_on_all(lambda: restore_state(run, state, newest))
         dist.run_on_main(lambda: write_run_info(run))
         logger = stack.enter_context(contextlib.closing(MetricsLogger(run, state)))
         checkpoints.print_error = logger.print0
-        log_run_header(run, state, logger, newest)
+        log_run_header(run, state, logger, newest, changes)
         if dist.is_main_process and state.images_seen == 0:
             save_real_grid(run, logger)
         reason = loop_with_rollback(run, state, logger, checkpoints, stop)
@@ -96,7 +99,7 @@ def one_iteration(run: Run, state: TrainState) -> None:
     run.dist.shutdown()
 
 
-def log_run_header(run: Run, state: TrainState, logger: MetricsLogger, newest: Path | None) -> None:
+def log_run_header(run: Run, state: TrainState, logger: MetricsLogger, newest: Path | None, changes: Changes) -> None:
     """The first lines of a run: versions, processes and device, data and networks, the configuration."""
     facts, dataset = environment(run.dist.device, run.dist.world_size), run.dataset
     networks = {"G": run.raw_G, "D": run.gan.raw_D}
@@ -104,21 +107,30 @@ def log_run_header(run: Run, state: TrainState, logger: MetricsLogger, newest: P
     commit = facts["commit"] or "unknown"
     logger.print0(f"distgan {facts['distgan']} (commit {commit}), torch {facts['libraries']['torch']}")
     logger.print0(f"{run.dist.world_size} process(es), {facts['device']}, precision {run.config.precision}")
+    for line in unused_launcher_settings(run.config):
+        logger.print0(line)
     logger.print0(
         f"{run.config.data.shards}: {dataset.manifest['samples']:,} images {dataset.size}x{dataset.size}x"
-        f"{dataset.channels}, {run.config.lanes} lanes, {run.order.epoch_images:,} images per epoch; "
+        f"{dataset.channels}, {run.order.lanes} lanes, {run.order.epoch_images:,} images per epoch; "
         f"parameters: {params}"
     )
     logger.print0(json.dumps(to_dict(run.config)))
     if newest is not None:
         logger.print0(f"resuming from {newest}: {state.images_seen:,} of {run.total_images:,} images")
+        if state.images_seen > run.total_images:
+            key = "images" if run.config.images is not None else "epochs"
+            logger.print0(f"nothing to do: {key} {getattr(run.config, key)} is less than this run has done")
+    if changes and run.dist.is_main_process:
+        logger.append_metrics({"images": state.images_seen, "override": changes, "time": round(time.time(), 3)})
 
 
 def report_end(run: Run, state: TrainState, logger: MetricsLogger, reason: str | None, control: Path | None) -> None:
     """Print how the run ended, and tell launch/train.sbatch whether to requeue it."""
     root = Path(run.config.run_dir)
+    checkpoint = root / "checkpoints" / str(state.images_seen)
     if reason is None:
-        logger.print0(f"done: {state.images_seen:,} images; {root}/samples, {root}/checkpoints")
+        grid = f"{logger.last_grid} ({'EMA of G' if run.ema else 'G'}), " if logger.last_grid else ""
+        logger.print0(f"done: {state.images_seen:,} images; {grid}{checkpoint}")
         return
     progress = f"{state.images_seen:,} of {run.total_images:,} images"
     logger.print0(f"stopped at {progress} ({reason}); run the same command to resume")

@@ -15,7 +15,7 @@ import torch
 import yaml
 
 from distgan import UsageError, __version__
-from distgan.config import Config, flatten, read_config, to_dict
+from distgan.config import Config, flatten, to_dict
 from distgan.files import atomic_write
 from distgan.training.build import Run
 from distgan.training.checkpoint import Checkpoints
@@ -53,21 +53,31 @@ class RunDir:
         return self.root.rename(self.root.with_name(f"{self.root.name}.{number}"))
 
 
-def open_run_dir(run: Run, fresh: bool, stack: contextlib.ExitStack) -> Path | None:
-    """Lock the run folder and find the checkpoint to resume from; called on the main process. Raises UsageError.
+Changes = dict[str, list[Any]]
+"""Key -> [old value, new value]"""
 
-    A folder that holds a run with another configuration is refused before anything in it is touched.
+
+def open_run_dir(run: Run, fresh: bool, stack: contextlib.ExitStack) -> tuple[Path | None, Changes]:
+    """Lock the run folder; the checkpoint to resume from and the keys that `resume.override` changes.
+
+    Called on the main process. A folder that holds a run with another configuration is refused before anything in it
+    is touched. Raises UsageError.
     """
     config, root = run.config, Path(run.config.run_dir)
-    if not fresh:
-        check_config_unchanged(run, root)
+    changes = {} if fresh else config_changes(run, root)
+    if changes and not config.resume.override:
+        shown = "; ".join(f"{key} {old} -> {new}" for key, (old, new) in changes.items())
+        raise UsageError(
+            f"run_dir: {root} holds a run with another configuration: {shown}. Give another run_dir, or --fresh to "
+            "move that run aside, or --resume.override true to resume it with the new one"
+        )
     run_dir = stack.enter_context(contextlib.closing(RunDir(root)))
     if fresh and any(path.name != ".lock" for path in root.iterdir()):
         print(f"moved the previous run to {run_dir.move_aside()}", flush=True)
         stack.enter_context(contextlib.closing(RunDir(root)))
     with contextlib.closing(Checkpoints(root / "checkpoints", config.checkpoint.keep)) as checkpoints:
         checkpoints.remove_partial()
-        return checkpoints.newest()
+        return checkpoints.newest(), changes
 
 
 def write_run_info(run: Run) -> None:
@@ -78,40 +88,29 @@ def write_run_info(run: Run) -> None:
     atomic_write(root / "environment.json", (json.dumps(facts, indent=1) + "\n").encode())
 
 
-def check_config_unchanged(run: Run, root: Path) -> None:
-    """Raises UsageError if the run in the folder was started with another configuration, or on other images."""
-    saved = None if run.config.resume.override else saved_config(root)
-    if saved is None:
-        return
-    default = flatten(Config().fingerprint())  # for keys that are newer than the saved run
-    then, now = default | flatten(saved[0]), flatten(run.config.fingerprint())
-    keys = [key for key in sorted(set(flatten(saved[0])) | set(now)) if then.get(key) != now.get(key)]
-    changed = [f"{key} {then.get(key)} -> {now.get(key)}" for key in keys]
-    if saved[1] not in (None, run.dataset.digest):
-        changed.append(f"the images of data.shards (now {run.config.data.shards})")
-    if changed:
-        raise UsageError(
-            f"run_dir: {root} holds a run with another configuration: {'; '.join(changed)}. Give another run_dir, or "
-            "--fresh to move that run aside, or --resume.override true to resume it with the new one"
-        )
+def config_changes(run: Run, root: Path) -> Changes:
+    """The keys that differ from those of the newest checkpoint, of the configuration and of the dataset.
 
-
-def saved_config(root: Path) -> tuple[dict[str, Any], str | None] | None:
-    """The fingerprint of the configuration and the manifest's digest of the newest checkpoint.
-
-    If there is no checkpoint, the configuration that the run was started with; None in an unused folder.
+    A folder without a checkpoint has nothing to protect: {}.
     """
     checkpoints = Checkpoints(root / "checkpoints")
     for images in reversed(checkpoints.all()):
         try:
             state = json.loads((checkpoints.folder / str(images) / "state.json").read_text())
-            return state["config"], state["manifest"]
-        except (OSError, ValueError, KeyError, TypeError):
+            saved, manifest = flatten(state["config"]), state["manifest"]
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
             continue  # `Checkpoints.newest` reports corrupt ones
-    if not (root / "config.yaml").exists():
-        return None
-    config, _ = read_config(["--config", str(root / "config.yaml")], prog="distgan train", description="")
-    return config.fingerprint(), None
+        then = flatten(Config().fingerprint()) | saved  # defaults, for keys that are newer than the saved run
+        now = flatten(run.config.fingerprint())
+        keys = [key for key in sorted(saved.keys() | now.keys()) if then.get(key) != now.get(key)]
+        changes = {key: [then.get(key), now.get(key)] for key in keys}
+        if manifest != run.dataset.digest:
+            changes["the images of data.shards"] = [
+                manifest[:12],
+                f"{run.dataset.digest[:12]} ({run.config.data.shards})",
+            ]
+        return changes
+    return {}
 
 
 def environment(device: torch.device, world_size: int) -> dict[str, Any]:

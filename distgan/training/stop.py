@@ -8,11 +8,14 @@ from collections.abc import Iterable
 from pathlib import Path
 from types import FrameType
 
+from distgan.cli import INTERRUPTED
+
 
 class StopRequest:
     """Whether this process was asked to stop: SIGTERM, SIGUSR1, Ctrl-C, a file, or the end of its launcher.
 
-    A signal handler only sets a flag; the loop saves a checkpoint and stops. A second Ctrl-C ends the process at once.
+    A signal handler only sets a flag; the loop saves a checkpoint and stops. A second Ctrl-C ends the process at once,
+    with exit code 130.
     The file is `stop` in the run folder or in $DISTGAN_CONTROL_DIR; it is polled every `poll_seconds`.
     """
 
@@ -20,6 +23,7 @@ class StopRequest:
         self.reason: str | None = None
         self.files = [folder / "stop" for folder in folders]
         self.poll_seconds, self._polled = poll_seconds, time.monotonic()
+        self._interrupted = False
         signals = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
         self._previous = {number: signal.signal(number, self._on_signal) for number in signals}
         exit_with_launcher()
@@ -30,9 +34,11 @@ class StopRequest:
             signal.signal(number, handler)
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        if number == signal.SIGINT and self._interrupted:
+            os.write(2, f"{INTERRUPTED}\n".encode())
+            os._exit(130)
+        self._interrupted = self._interrupted or number == signal.SIGINT
         self.reason = self.reason or signal.Signals(number).name
-        if number == signal.SIGINT:
-            signal.signal(signal.SIGINT, signal.default_int_handler)
 
     def requested(self) -> bool:
         """Whether a stop was requested; `reason` then says how."""

@@ -83,7 +83,8 @@ def ours(config: Config) -> Iterator[None]:
     for micro_batches in minibatches(run, state, on_read=lambda batch: None):
         scalars = train_step(run.gan, micro_batches)
         assert run.ema is not None
-        run.ema.update(run.raw_G, 64)
+        run.ema.update(run.raw_G, 64, state.images_seen)
+        state.images_seen += 64
         sums = {name: sums.get(name, 0) + value for name, value in scalars.items()}
         yield
 

@@ -13,7 +13,7 @@ def build(**changes):
     return models.build("dcgan", **(values | changes))
 
 
-@pytest.mark.parametrize("size", [8, 16, 32, 64, 128, 256])
+@pytest.mark.parametrize("size", [8, 16, 32, 64, 128, 256, 10, 28, 48])
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("norm", ["batch", "group", "none"])
 def test_shapes_and_range(size, channels, norm):
@@ -57,7 +57,7 @@ def test_logits_are_float32_under_autocast():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"size": 48}, "does not support 48x48"),
+        ({"size": 50}, "does not support 50x50 images; `distgan shards make --size 48 or 56` resizes them"),
         ({"size": 4}, "does not support 4x4"),
         ({"options": {"norm": "layer"}}, "unknown norm 'layer'; choose from batch, group, none"),
         ({"options": {"widht": 4}}, "model.options.widht: unknown option of dcgan; choose from width, norm"),

@@ -1,12 +1,15 @@
-"""The console script: `distgan train|sample|shards ...`."""
+"""The console script: `distgan train|sample|shards|plot ...`."""
 
 import importlib
 import sys
 
+from distgan import __version__
+
 COMMANDS = {
     "train": "train a GAN, or resume a run",
-    "sample": "generate a grid of images",
+    "sample": "generate images",
     "shards": "write, check and describe datasets",
+    "plot": "draw the losses of runs",
 }
 
 
@@ -16,6 +19,9 @@ def main() -> int:
     if command in COMMANDS:
         return importlib.import_module(f"distgan.{command}").main(args)
     lines = "\n".join(f"  distgan {name:<8} {what}" for name, what in COMMANDS.items())
+    if command == "--version":
+        print(f"distgan {__version__}")
+        return 0
     if command in ("-h", "--help"):
         print(f"usage: distgan COMMAND ...\n\n{lines}\n\n`distgan COMMAND --help` shows its options")
         return 0

@@ -17,7 +17,7 @@ PIL_FORMATS = {
 }
 """Suffix -> Pillow's name of a format that `shards make` reads. Pillow is always told which formats it may try: some of
 the others start a program (Ghostscript for EPS)."""
-SHARD_PIL_FORMATS = tuple({PIL_FORMATS[f".{extension}"] for extension in ENCODINGS if extension != "npy"})
+SHARD_PIL_FORMATS = tuple(dict.fromkeys(PIL_FORMATS[f".{extension}"] for extension in ENCODINGS if extension != "npy"))
 """Those that an image in a shard may have."""
 
 
@@ -43,8 +43,12 @@ def grid(images: np.ndarray, columns: int | None = None, padding: int = 2) -> np
     return picture
 
 
-def save_png(picture: np.ndarray, path: Path) -> None:
-    """Write uint8 [H, W, 3] atomically. Raises OSError."""
+def save_picture(picture: np.ndarray, path: Path) -> None:
+    """Write uint8 [H, W, 3] or [H, W] atomically, in the format of the suffix. Raises OSError."""
     out = io.BytesIO()
-    Image.fromarray(picture).save(out, "PNG")
+    Image.fromarray(picture).save(out, PIL_FORMATS[path.suffix.lower()], quality=95)
     atomic_write(path, out.getvalue())
+
+
+def save_png(picture: np.ndarray, path: Path) -> None:
+    save_picture(picture, path)

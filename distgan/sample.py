@@ -1,4 +1,4 @@
-"""`distgan sample FILE_OR_RUN`: a grid of generated images from one .safetensors file or a run folder."""
+"""`distgan sample FILE_OR_RUN`: images of a trained generator, as a sheet, arrays, single files or an animation."""
 
 import sys
 from pathlib import Path
@@ -6,42 +6,84 @@ from pathlib import Path
 if not __package__:  # run by path: import the package from the checkout, not this folder's modules by bare name
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-import jsonargparse
+from distgan import UsageError, cli, format_os_error
+from distgan.cli import PositiveFloat, PositiveInt
 
-from distgan import UsageError, cli
-from distgan.cli import PositiveInt
+SHEETS, LOOPS = (".png", ".jpg", ".jpeg"), (".gif", ".webp")
+ROWS = 8  # of a sheet, by default
 
 
 def sample(
-    file_or_run: str, count: PositiveInt = 64, seed: int = 0, out: str = "samples.png", label: str | None = None
+    file_or_run: str,
+    count: PositiveInt | None = None,
+    seed: int = 0,
+    out: str = "samples.png",
+    label: str | None = None,
+    columns: PositiveInt | None = None,
+    interpolate: PositiveInt | None = None,
+    truncation: PositiveFloat | None = None,
+    device: str = "cpu",
+    imports: list[str] | str = (),  # type: ignore[assignment] - the key `import`
 ) -> None:
-    """Write a grid of generated images.
+    """Generate images.
 
     Args:
         file_or_run: A .safetensors file of a generator or an EMA, or a run folder (the EMA of its newest checkpoint).
-        count: Number of images.
+        count: Number of images; of rows with --interpolate. Default: 64, or 8 rows.
         seed: Seed of the latents: the same seed gives the same images.
-        out: PNG file to write.
-        label: Class of all images, by number or name, for a network with labels; default: the classes in turn.
+        out: .png or .jpg: one sheet; .npz: arrays `images` (uint8 [N, H, W, C]), `z` and `labels`; .gif or .webp: an
+            animated loop; without a suffix: a folder of single PNG files.
+        label: Class of the images, by name or number; a,b,c or all: a column per class. Default: the classes in turn.
+        columns: Columns of a sheet or of the frames of a loop.
+        interpolate: Images per row, from one latent to another (spherical interpolation); or frames of a loop.
+        truncation: Redraw the values of z that are larger: less variety, often better images (Brock et al. 2019).
+        device: Device of the generator, such as cuda.
+        imports: Your module, or modules, that add the generator's model; never taken from the file.
     """
+    suffix = Path(out).suffix.lower()
+    if suffix and suffix not in (*SHEETS, *LOOPS, ".npz"):
+        choices = ", ".join((*SHEETS, *LOOPS, ".npz"))
+        raise UsageError(f"out: unknown format {suffix}; choose from {choices}, or give a folder")
+    cli.import_parts([imports] if isinstance(imports, str) else imports)
     # Imported after parsing: --help and a mistyped option do not wait for torch.
     import distgan
-    from distgan.images import grid, save_png, to_uint8
+    from distgan.training import sampling
 
-    G = distgan.load(file_or_run)
-    picture = grid(to_uint8(G.sample(count, seed, label).numpy()))
+    G = distgan.load(file_or_run, device)
+    labels = sampling.choose_labels(G, label)
+    columns = columns or (len(labels) if len(labels) > 1 and label is not None else None)
     try:
-        save_png(picture, Path(out))
+        if suffix in LOOPS:
+            latents = sampling.loop_latents(G, count or 16, seed, truncation, frames=interpolate or 48)
+            sampling.save_loop(G, latents, labels, Path(out), columns)
+            count = count or 16
+        elif interpolate:
+            count = count or ROWS
+            z, rows = sampling.interpolations(G, count, seed, truncation, steps=interpolate)
+            row_labels = [labels[i % len(labels)] for i in rows] if labels else []
+            sampling.save(G, z, row_labels, Path(out), columns or interpolate)
+        else:
+            count = count or (ROWS * columns if columns else ROWS * ROWS)
+            z = G.draw(count, seed, truncation)
+            sampling.save(G, z, [labels[i % len(labels)] for i in range(count)] if labels else [], Path(out), columns)
     except OSError as error:
-        raise UsageError(f"--out: {out} cannot be written: {error.strerror}") from None
-    print(f"{out}: {count} images of {G.path}")
+        raise UsageError(f"out: {out} cannot be written: {format_os_error(error)}") from None
+    print(f"{out}: {count} {'rows' if interpolate and suffix not in LOOPS else 'images'} of {G.path}")
 
 
 def main(argv: list[str] | None = None) -> int:
     """Returns the exit code: 0, or 2 for bad input."""
-    return cli.run(
-        lambda words: jsonargparse.auto_cli(sample, args=words, prog="distgan sample", parser_class=cli.Parser), argv
-    )
+
+    def command(argv: list[str]) -> None:
+        parser = cli.Parser(prog="distgan sample", description=__doc__)
+        parser.add_function_arguments(sample, as_group=False, as_positional=True, skip={"imports"})
+        parser.add_argument(
+            "--import", type=list[str] | str, default=[], help="Your module, or modules, that add the model."
+        )
+        options = parser.parse_args(argv).as_dict()
+        sample(imports=options.pop("import"), **options)
+
+    return cli.run(command, argv)
 
 
 if __name__ == "__main__":

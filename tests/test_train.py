@@ -9,13 +9,13 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+import distgan.plot
 import distgan.sample
 import distgan.train
 import distgan.training.logger
@@ -113,7 +113,7 @@ def test_precision_micro_batches_and_memory_format(trained, words):
 
 def test_the_ema_of_g_and_its_grid(trained):
     """After an iteration of 16 images with a half-life of 16 it is halfway between G before and after."""
-    run = trained("--images", 16, "--ema.half_life_images", 16)
+    run = trained("--images", 16, "--ema.half_life_images", 16, "--ema.warmup", 0)
     files, _ = load(run / "checkpoints" / "16")
     G, _ = models.build("dcgan", size=8, channels=3, num_classes=0, z_dim=8, options={"width": 4}, seed=0)
     for name, before in G.named_parameters():
@@ -164,9 +164,9 @@ def bad(*words: object, capsys) -> str:
         (["--model.options.depth", "3"], "model.options.depth: unknown option of dcgan; choose from width, norm"),
         (["--data.shards", "nowhere"], "there is nothing at nowhere"),
         (["--data.shards", "EMPTY"], "has no manifest.json"),
-        (["--data.shards", "ODD"], "dcgan does not support 12x12 images; sizes are 8, 16, 32, 64, 128, 256"),
+        (["--data.shards", "ODD"], "dcgan does not support 11x11 images; `distgan shards make --size 10 or 12`"),
         (["--micro_batch", "5"], "micro_batch: 5 does not divide the 16 images of a process"),
-        (["--batch", "128"], "64 lanes need at least 64 images|64 lanes"),
+        (["--batch", "128", "--data.lanes", "64"], "64 lanes need at least 64 images"),
         (["--data.labels", "true", "--data.shards", "PLAIN"], "data.labels: .* has no classes"),
         (["--data.decoder", "simplejpeg"], "simplejpeg reads JPEG; the dataset is npy"),
         (["--precision", "fp16"], "fp16 needs a CUDA GPU; bf16 works on a CPU too"),
@@ -175,13 +175,13 @@ def bad(*words: object, capsys) -> str:
 )
 def test_bad_input_is_one_line_and_nothing_is_written(words, message, tiny, tmp_path, capsys):
     (tmp_path / "empty").mkdir()
-    odd = make_dataset(tmp_path / "odd", noise(20, 12)) if "ODD" in words else None
+    odd = make_dataset(tmp_path / "odd", noise(20, 11)) if "ODD" in words else None
     plain = tmp_path / "plain"
     if "PLAIN" in words:
         shutil.copytree(tiny, plain)
         manifest = json.loads((plain / "manifest.json").read_text())
         (plain / "manifest.json").write_text(json.dumps(manifest | {"classes": []}))
-    if words == ["--batch", "128"]:
+    if "128" in words:
         words = [*words, "--data.shards", str(make_dataset(tmp_path / "few", noise(20)))]
     places = {"EMPTY": tmp_path / "empty", "ODD": odd, "PLAIN": plain}
     words = [places.get(word, word) for word in words]
@@ -279,7 +279,8 @@ def test_tensorboard(trained):
 
     run = trained("--epochs", 1, "--report.tensorboard", "true")
     log = EventAccumulator(str(run / "tensorboard")).Reload()
-    assert "d_loss" in log.Tags()["scalars"] and set(log.Tags()["images"]) == {"real", "fake"}
+    assert "d_loss" in log.Tags()["scalars"] and not {"images", "epoch"} & set(log.Tags()["scalars"])
+    assert set(log.Tags()["images"]) == {"real", "fake"}
 
 
 def test_ways_to_start_a_run(tiny, tmp_path):
@@ -347,84 +348,107 @@ def test_accelerates_environment_variables_have_no_effect(trained, monkeypatch):
     assert weights(trained("--epochs", 1, name="b")) == before
 
 
-# ---- sample
+def test_a_grid_at_the_end_at_a_stop_and_within_an_epoch(trained, tmp_path, capsys):
+    run = trained("--images", 96, "--samples.every_epochs", 0.4)
+    grids = ["fake-0000_4.png", "fake-0000_8.png", "fake-0001_2.png"]  # 80 images per epoch, 16 per iteration
+    assert sorted(p.name for p in (run / "samples").iterdir()) == [*grids, "real.png"]
+    assert f"done: 96 images; {run}/samples/fake-0001_2.png (EMA of G), {run}/checkpoints/96" in capsys.readouterr().out
+    (tmp_path / "stopped").mkdir()
+    (tmp_path / "stopped" / "stop").touch()
+    stopped = trained(
+        "--images", 10_000_000, "--samples.every_epochs", 1e6, "--checkpoint.every_epochs", 1e6, name="stopped"
+    )
+    assert len(list((stopped / "samples").glob("fake-*.png"))) == 1
 
 
-def test_sample_is_a_function_of_the_file_and_the_seed(trained, tmp_path, monkeypatch):
-    run = trained("--epochs", 1)
-
-    def sample(source: Path, name: str, seed: int = 7) -> bytes:
-        words = [source, "--count", 64, "--seed", seed, "--out", tmp_path / name]
-        assert distgan.sample.main([str(word) for word in words]) == 0
-        return (tmp_path / name).read_bytes()
-
-    first = sample(run, "a.png")
-    assert sample(run, "b.png") == first and sample(run, "c.png", seed=8) != first
-    (tmp_path / "elsewhere").mkdir()
-    shutil.copy(run / "checkpoints" / "80" / "ema.safetensors", tmp_path / "elsewhere" / "mine.safetensors")
-    shutil.rmtree(run)
-    monkeypatch.chdir(tmp_path / "elsewhere")
-    assert sample(Path("mine.safetensors"), "d.png") == first
-
-
-def test_sample_with_labels(trained, tmp_path):
-    run = trained("--epochs", 1, "--data.labels", "true")
-    pictures = []
-    for words in (["--label", "0"], ["--label", "1"], []):
-        assert distgan.sample.main([str(run), "--out", str(tmp_path / "a.png"), *words]) == 0
-        pictures.append((tmp_path / "a.png").read_bytes())
-    assert len(set(pictures)) == 3
-
-
-@pytest.mark.parametrize(
-    ("words", "message"),
-    [
-        (["nowhere"], "no such file: nowhere"),
-        (["RUN", "--label", "1"], "was trained without labels"),
-        (["RUN", "--count", "0"], "count: expected an integer above 0, got 0"),
-        (["RUN/samples"], "holds no checkpoint"),
-        (["RUN/metrics.jsonl"], "is not a complete .safetensors file"),
-        (["RUN/checkpoints/80/discriminator.safetensors"], "does not hold a generator"),
-        (["RUN", "--out", "/proc/x.png"], "/proc/x.png cannot be written"),
-    ],
-)
-def test_sample_refuses_bad_input(trained, words, message, capsys):
-    run = trained("--epochs", 1)
+def test_an_override_is_logged_and_a_shorter_run_says_so(trained, capsys):
+    trained("--epochs", 2)
     capsys.readouterr()
-    assert distgan.sample.main([word.replace("RUN", str(run)) for word in words]) == 2
-    error = capsys.readouterr().err
-    assert message in error and error.count("\n") == 1
+    run = trained("--epochs", 1, "--g_optimizer.lr", 1e-3, "--resume.override", "true")
+    assert "nothing to do: epochs 1 is less than this run has done" in capsys.readouterr().out
+    row = metrics(run)[-1]
+    assert row["images"] == 160 and row["override"] == {"g_optimizer.lr": [0.0002, 0.001]}
+    trained("--epochs", 3, "--g_optimizer.lr", 1e-3, "--resume.override", "true")
+    row = metrics(run)[-1]
+    assert (row["g_lr"], row["d_lr"], row["images"]) == (1e-3, 2e-4, 240) and row["time"] > 1.7e9
 
 
-# ---- distgan.load
+def test_a_run_folder_without_a_checkpoint_has_nothing_to_protect(tiny, tmp_path):
+    """A corrected command is not refused where a first one was interrupted early."""
+    words = ["--data.shards", tiny, "--run_dir", tmp_path / "run", *TINY]
+    assert train(*words, "--epochs", 1) == 0
+    shutil.rmtree(tmp_path / "run" / "checkpoints")
+    assert train(*words, "--epochs", 1, "--seed", 5, "--batch", 8) == 0
+    assert weights(tmp_path / "run")["images"] == 80
 
 
-def test_load_in_four_lines(trained, tmp_path, monkeypatch):
-    """The README's example, on a run in the current folder."""
-    trained("--epochs", 1, name="demo")
-    monkeypatch.chdir(tmp_path)
-    readme = (ROOT / "README.md").read_text()
-    example = re.search(r"```python\n(import distgan\n.*?)```", readme, re.DOTALL)
-    assert example is not None
-    code = example[1].replace("runs/demo", "demo")
-    names: dict = {}
-    exec(code, names)
-    assert len([line for line in code.splitlines() if line.strip()]) == 4
-    images = names["images"]
-    assert images.shape[1:] == (3, 8, 8) and images.abs().max() <= 1
+def test_fewer_images_than_lanes_take_fewer_lanes(tmp_path, capsys):
+    few = make_dataset(tmp_path / "few", noise(20))
+    words = ["--data.shards", few, "--run_dir", tmp_path / "run", *TINY, "--batch", 64, "--epochs", 1]
+    assert train(*words) == 0
+    assert "16 lanes, 16 images per epoch" in capsys.readouterr().out
+    assert train(*words, "--data.lanes", 64, "--fresh") == 2
+    assert "64 lanes need at least 64 images; the dataset has 20" in capsys.readouterr().err
 
 
-def test_load(trained):
-    run = trained("--epochs", 1, "--data.labels", "true")
-    G = distgan.load(run)
-    assert (G.z_dim, G.classes, G.size, G.channels) == (8, ["a", "b", "c"], 8, 3)
-    assert G.path == run / "checkpoints" / "80" / "ema.safetensors"
-    assert not G.training and not any(p.requires_grad for p in G.parameters())
-    images = G.sample(70, seed=1)
-    assert images.shape == (70, 3, 8, 8) and torch.equal(images, G.sample(70, seed=1))
-    assert not torch.equal(images, G.sample(70, seed=2))
-    assert torch.equal(G.sample(4, label="b"), G.sample(4, label=1))
-    z, labels = torch.zeros(2, 8), torch.tensor([0, 2])
-    assert torch.equal(G(z, labels), distgan.load(G.path)(z, labels))
-    with pytest.raises(distgan.UsageError, match=r"label: unknown class 'd'; choose from a, b, c \(or 0 to 2\)"):
-        G.sample(1, label="d")
+def test_settings_of_the_launcher_that_are_not_used_are_named(trained, monkeypatch, capsys):
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    monkeypatch.setenv("ACCELERATE_DYNAMO_BACKEND", "INDUCTOR")
+    trained("--images", 16)
+    out = capsys.readouterr().out
+    assert "mixed precision: no, as `precision` says; Accelerate's bf16 is not used" in out
+    assert "torch.compile: off; Accelerate's dynamo backend inductor is not used" in out
+
+
+def test_a_launcher_that_starts_one_process_of_many_is_refused(tiny, tmp_path):
+    """As `accelerate launch` does with --cpu, and with the MULTI_CPU that `accelerate config` writes."""
+    config = tmp_path / "default_config.yaml"
+    config.write_text(
+        "compute_environment: LOCAL_MACHINE\ndistributed_type: MULTI_CPU\nnum_processes: 2\nnum_machines: 1\n"
+        "machine_rank: 0\nmixed_precision: 'no'\nuse_cpu: true\n"
+    )
+    script = [str(ROOT / "distgan/train.py"), "--data.shards", str(tiny), "--run_dir", str(tmp_path / "run"), *TINY]
+    for options in (["--cpu", "--num_processes", "2"], ["--config_file", str(config)]):
+        command = [sys.executable, "-m", "accelerate.commands.launch", *options, *script]
+        done = subprocess.run(command, capture_output=True, text=True, env=launch_env())
+        assert done.returncode != 0 and not (tmp_path / "run").exists()
+        assert done.stderr.count("distgan: the launch: accelerate launch was told to start several") == 1
+        assert "launch/accelerate/cpu.yaml --num_processes N" in done.stderr
+
+
+@pytest.mark.parametrize("while_starting", [True, False])
+def test_a_second_interrupt_ends_the_run_without_a_traceback(tiny, tmp_path, while_starting):
+    words = [
+        "--data.shards",
+        tiny,
+        "--run_dir",
+        tmp_path / "run",
+        *TINY,
+        "--model.options.width",
+        64,
+        "--epochs",
+        10**6,
+    ]
+    process = start(1, *words, "--checkpoint.every_epochs", 10**6, "--batch", 64)
+    if while_starting:
+        time.sleep(1)  # while torch is imported
+    else:
+        while process.poll() is None and not (tmp_path / "run" / "samples" / "real.png").exists():
+            time.sleep(0.02)
+    for _ in range(2):
+        process.send_signal(signal.SIGINT)
+        time.sleep(0.01)
+    out, _ = process.communicate(timeout=60)
+    # the second signal may come while Python exits after the first
+    assert process.returncode == 130 or (while_starting and process.returncode == -signal.SIGINT), out
+    assert "distgan: interrupted; run the same command to resume" in out and "Traceback" not in out
+
+
+def test_plot(trained, tmp_path, capsys):
+    runs = [str(trained("--epochs", 1, "--seed", seed, name=f"run{seed}")) for seed in (0, 1)]
+    assert distgan.plot.main([*runs, "--out", str(tmp_path / "losses.png")]) == 0
+    with Image.open(tmp_path / "losses.png") as image:
+        assert image.width > 400
+    capsys.readouterr()
+    assert distgan.plot.main([str(tmp_path)]) == 2
+    assert "metrics.jsonl: No such file or directory; give a run folder" in capsys.readouterr().err

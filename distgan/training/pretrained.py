@@ -38,12 +38,19 @@ class PretrainedGenerator(nn.Module):
         `label` is a class by number or name; by default the classes take turns. Raises UsageError for an unknown one.
         """
         device = next(self.network.parameters()).device
-        z = torch.from_numpy(rng(seed, "sample").standard_normal((n, self.z_dim), np.float32)).to(device)
         labels = None
         if self.classes or label is not None:
             every = torch.arange(n) % max(len(self.classes), 1)
             labels = (every if label is None else torch.full((n,), self.label_number(label))).to(device)
-        return generate(self.network, z, labels)
+        return generate(self.network, self.draw(n, seed).to(device), labels)
+
+    def draw(self, n: int, seed: int = 0, truncation: float | None = None) -> Tensor:
+        """Latents [n, z_dim] from N(0, 1), on the CPU; values beyond `truncation` are drawn again."""
+        generator = rng(seed, "sample")
+        z = generator.standard_normal((n, self.z_dim), np.float32)
+        while truncation is not None and (outside := np.abs(z) > truncation).any():
+            z[outside] = generator.standard_normal(outside.sum(), np.float32)
+        return torch.from_numpy(z)
 
     def label_number(self, label: int | str) -> int:
         """The number of a class given by number or name. Raises UsageError."""
@@ -75,7 +82,11 @@ def load_generator(path: str | Path, device: str | torch.device = "cpu") -> Pret
         G.load_state_dict(weights)
     except RuntimeError:
         raise UsageError(f"{file} does not hold a generator; give generator.safetensors or ema.safetensors") from None
-    return PretrainedGenerator(G.to(device), z_dim=z_dim, classes=classes, **shape, path=file)
+    try:
+        G = G.to(device)
+    except RuntimeError as error:
+        raise UsageError(f"device: {device} cannot be used: {str(error).splitlines()[0]}") from None
+    return PretrainedGenerator(G, z_dim=z_dim, classes=classes, **shape, path=file)
 
 
 def find_weights(path: Path) -> Path:

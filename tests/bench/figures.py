@@ -22,6 +22,7 @@ from distgan.data.order import Lanes
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
+from matplotlib.patches import Rectangle
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 RESULTS = ROOT / "configs" / "results"
@@ -90,12 +91,12 @@ def lanes() -> None:
     plt.rcParams.update({"font.size": 8})
     figure, axes = plt.subplots(figsize=(6.4, 2.3), layout="constrained")
     for id in range(counts.sum()):
-        axes.add_patch(plt.Rectangle((id * 0.45, 5.2), 0.4, 0.8, color=colors[shard_of[id]]))
+        axes.add_patch(Rectangle((id * 0.45, 5.2), 0.4, 0.8, color=colors[shard_of[id]]))
     axes.text(-0.3, 5.6, "3 shards on disk", ha="right", va="center")
     for slot, row in enumerate(ids):
         for lane, id in enumerate(row):
             x, y = slot * 1.8, 3 - lane
-            axes.add_patch(plt.Rectangle((x, y), 1.6, 0.8, color=colors[shard_of[id]]))
+            axes.add_patch(Rectangle((x, y), 1.6, 0.8, color=colors[shard_of[id]]))
             axes.text(x + 0.8, y + 0.4, str(slot * lanes_ + lane), ha="center", va="center")
     for lane in range(lanes_):
         axes.text(-0.3, 3.4 - lane, f"lane {lane}, process {lane * world_size // lanes_}", ha="right", va="center")

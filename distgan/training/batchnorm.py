@@ -63,6 +63,24 @@ def convert(network: nn.Module) -> nn.Module:
     return network
 
 
+class RunningStatsWarmup:
+    """Lets the running statistics of BatchNorm forget their initial values (mean 0, variance 1) at once.
+
+    The momentum of iteration t, from 0, is at least 1 / (t + 1): the first statistics are averaged with equal weights.
+    With torch's 0.1 alone, 43 % of the variance that a network samples with after eight iterations is the initial 1,
+    and its images are grey.
+    """
+
+    def __init__(self, networks: Iterable[nn.Module]) -> None:
+        modules = [module for network in networks for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
+        self.modules = [(module, module.momentum) for module in modules if module.momentum is not None]
+
+    def set_momentum(self, iteration: int) -> None:
+        """Before the iteration's first forward."""
+        for module, momentum in self.modules:
+            module.momentum = max(momentum, 1 / (iteration + 1))
+
+
 def average_running_stats(networks: Iterable[nn.Module], accelerator: Accelerator) -> None:
     """Average over processes the running statistics of each BatchNorm2d that uses its own process's images.
 

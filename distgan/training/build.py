@@ -31,6 +31,7 @@ class Run:
     raw_G: nn.Module
     """G without its wrapper."""
     ema: EMA | None
+    running_stats: batchnorm.RunningStatsWarmup
 
     @property
     def total_images(self) -> int:
@@ -76,7 +77,8 @@ def build(config: Config, dist: Distributed) -> Run:
     raw_G = dist.accelerator.unwrap_model(gan.G)
     half_life = config.ema.half_life_images
     ema = EMA(raw_G, half_life, config.ema.warmup) if half_life else None
-    return Run(config, dist, dataset, reader, order, gan, raw_G, ema)
+    running_stats = batchnorm.RunningStatsWarmup([raw_G, gan.raw_D])
+    return Run(config, dist, dataset, reader, order, gan, raw_G, ema, running_stats)
 
 
 def open_data(config: Config, rank: int, world_size: int) -> tuple[ShardSet, Lanes]:

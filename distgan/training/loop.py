@@ -65,6 +65,7 @@ def train_loop(
             stopped = state.images_seen < run.total_images
             return (stop.reason or "requested on another rank") if stopped else None
         # one iteration: update D, then G
+        run.running_stats.set_momentum(state.images_seen // config.batch)
         norms = check.param_norms()
         scalars = train_step(gan, next(batches))
         # update the averages and the clock

@@ -195,6 +195,8 @@ def test_bad_input_is_one_line_on_many_processes(tiny, tmp_path):
     done = launch(2, *words, "--images", 32, "--seed", 4, check=False)  # only rank 0 reads the run folder
     lines = [line for line in done.stderr.splitlines() if line.startswith("distgan: ")]
     assert len(lines) == 1 and "seed 0 -> 4" in lines[0]
+    last = [line for line in done.stderr.splitlines() if line.strip("=-")][-1]  # the launcher's summary ends with it
+    assert "distgan: run_dir: " in last and "seed 0 -> 4" in last
 
 
 def test_eight_shards_of_ten_on_two_processes(tiny, tmp_path):

@@ -28,7 +28,8 @@ def build(
     known = [p.name for p in inspect.signature(MODELS[name]).parameters.values() if p.default is not p.empty]
     for key in options:
         if key not in known:
-            raise UsageError(f"model.options.{key}: unknown option of {name}; choose from {', '.join(known)}")
+            choices = f"choose from {', '.join(known)}, or drop the options of a config with --model.options {{}}"
+            raise UsageError(f"model.options.{key}: unknown option of {name}; {choices}")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed(seed, "weights"))
         networks = MODELS[name](size=size, channels=channels, num_classes=num_classes, z_dim=z_dim, **options)

@@ -36,7 +36,7 @@ def test_conversion_keeps_parameters_buffers_and_mode():
     network = nn.Sequential(nn.Conv2d(3, 4, 1), nn.Sequential(nn.BatchNorm2d(4, momentum=0.3))).eval()
     before = dict(network.named_parameters()) | dict(network.named_buffers())
     convert(network)
-    norm = network[1][0]
+    norm = network.get_submodule("1.0")
     assert type(norm) is GlobalBatchNorm2d and norm.momentum == 0.3 and not norm.training
     after = dict(network.named_parameters()) | dict(network.named_buffers())
     assert before.keys() == after.keys() and all(before[name] is after[name] for name in before)

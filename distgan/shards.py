@@ -2,6 +2,7 @@
 
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -39,6 +40,7 @@ def make(
     seed: int = 0,
     shard_mb: float = 64,
     skip_bad: bool = False,
+    sources: bool = True,
     jobs: int | None = None,
 ) -> None:
     """Write the images of SRC as a dataset of shards into the folder DEST.
@@ -60,6 +62,7 @@ def make(
         seed: Of the order in the shards, and of the digits of stacked-mnist.
         shard_mb: Size of a shard in MB.
         skip_bad: Leave out images that cannot be used; default: fail with a list of them.
+        sources: Write sources.txt, the path in the folder or zip of every sample.
         jobs: Number of processes; default: one per CPU core.
     """
     if size is not None and not 4 <= size <= 4096:
@@ -81,9 +84,15 @@ def make(
         shard_mb=shard_mb,
         skip_bad=skip_bad,
     )
+    options = distgan.dataset_tool.make.resolve_options(opened, options)
+    assert options.size is not None
+    if warning := distgan.dataset_tool.make.size_warning(options.size):
+        print(warning, file=sys.stderr)
     jobs = jobs or len(os.sched_getaffinity(0))
-    manifest = distgan.dataset_tool.make.make(opened, Path(dest), options, jobs)
+    manifest = distgan.dataset_tool.make.make(opened, Path(dest), options, jobs, sources)
     print(f"{dest}: {summary(manifest)}")
+    for line in details(manifest):
+        print(line)
 
 
 def index(dest: str) -> None:
@@ -110,25 +119,38 @@ def verify(dest: str, cache_dir: str | None = None) -> None:
     print(f"{dest}: {summary(shards.manifest)}; verified")
 
 
-def stats(dest: str, out: str | None = None, cache_dir: str | None = None) -> None:
-    """Print samples per class, mean and std per channel, and the number of duplicate images.
+def stats(dest: str, out: str | None = None, duplicates: int = 20, cache_dir: str | None = None) -> None:
+    """Print samples per class, mean and std per channel, and the duplicate images.
 
     Args:
         dest: A folder, or an http(s):// or s3:// address.
         out: PNG file for a grid of the first 64 images.
+        duplicates: Groups of equal images to list, by source file, or by key if sources are not recorded.
         cache_dir: Folder for the shards of a remote dataset.
     """
+    if duplicates < 0:
+        raise UsageError(f"--duplicates: {duplicates} is too small; at least 0")
     shards = open_dataset(dest, cache_dir)
-    statistics, images = distgan.dataset_tool.check.statistics(shards, progress)
+    statistics = distgan.dataset_tool.check.statistics(shards, progress)
     print(summary(shards.manifest))
-    for name, value in statistics.items():
+    for name, value in statistics.values.items():
         print(f"{name}: {value}")
+    print_duplicates(shards, statistics.duplicates, duplicates)
     for row in shards.classes:
         print(f"class {row['name']}: {row['samples']}")
     print(f"samples per shard: {shards.counts.min()} to {shards.counts.max()}")
     if out:
-        save_png(grid(images), Path(out))
+        save_png(grid(statistics.images), Path(out))
         print(f"wrote {out}")
+
+
+def print_duplicates(shards: ShardSet, groups: list[list[int]], count: int) -> None:
+    if groups[:count]:
+        name = distgan.dataset_tool.check.sample_names(shards)
+        for ids in groups[:count]:
+            print("duplicates: " + ", ".join(name(id) for id in ids))
+    if len(groups) > count:
+        print(f"duplicates: {count} of {len(groups)} groups listed; --duplicates {len(groups)} lists all")
 
 
 def order(
@@ -152,19 +174,19 @@ def order(
         rank: Rank of the process, from 0.
         start: Images seen before the first minibatch to print.
         count: Minibatches to print.
-        lanes: As data.lanes.
+        lanes: As data.lanes; default: the largest divisor of `batch` up to 64 and to the number of images.
         cache_dir: Folder for the shards of a remote dataset.
     """
     for name, value, least in (("batch", batch, 1), ("lanes", lanes, 1), ("start", start, 0), ("count", count, 0)):
         if value is not None and value < least:
             raise UsageError(f"--{name}: {value} is too small; at least {least}")
-    lanes = lanes or default_lanes(batch)
+    shards = open_dataset(dest, cache_dir)
+    lanes = lanes or default_lanes(batch, int(shards.counts.sum()))
     if batch % lanes or start % lanes:
         raise UsageError(f"--batch {batch} and --start {start} must be multiples of the {lanes} lanes")
     if not 0 <= rank < world:
         raise UsageError(f"--rank: {rank} is not in [0, {world}) for {world} processes")
     rank_rows(batch, lanes, rank, world)  # raises UsageError if `world` does not divide the lanes
-    shards = open_dataset(dest, cache_dir)
     local = Lanes(shards.counts, seed, lanes, rank * lanes // world, (rank + 1) * lanes // world)
     for keys in distgan.dataset_tool.check.minibatch_keys(shards, local, batch, start, count):
         print(*keys)
@@ -181,17 +203,46 @@ def summary(manifest: dict[str, Any]) -> str:
     return f"{manifest['samples']:,} images {kind}, {labels}, {len(manifest['shards'])} shards, {size:.1f} MB"
 
 
+def details(manifest: dict[str, Any]) -> Iterator[str]:
+    """What `make` did to the images, one line for each kind of change."""
+    left_out, converted = manifest["left_out"], dict(manifest["converted"])
+    if left_out:
+        more = [f"and {len(left_out) - 3:,} more in manifest.json"] if len(left_out) > 3 else []
+        yield f"left out: {len(left_out):,} ({'; '.join([*left_out[:3], *more])})"
+    cropped, resized, enlarged = (converted.pop(name, 0) for name in ("cropped", "resized", "enlarged"))
+    if converted:
+        yield "converted: " + "; ".join(f"{name} ({count:,})" for name, count in converted.items())
+    if resized:
+        yield f"resized: {resized:,}" + (f", of which enlarged: {enlarged:,}" if enlarged else "")
+    if cropped:
+        yield f"cropped to a square: {cropped:,}"
+
+
 def progress(items: Any) -> Any:
     return tqdm(items, unit=" shards", disable=None)
 
 
 PROG = "distgan shards"
 COMMANDS = {"make": make, "index": index, "verify": verify, "stats": stats, "order": order}
+FLAGS = ("--skip_bad", "--sources")
+"""Options that mean true when none of BOOLS follows."""
+BOOLS = ("true", "false", "yes", "no", "on", "off")
+
+
+def expand_flags(args: list[str]) -> list[str]:
+    """jsonargparse asks for the value of a bool: `--skip_bad` -> `--skip_bad=true`."""
+    values = [*args[1:], ""]
+    return [
+        f"{word}=true" if word in FLAGS and value.lower() not in BOOLS else word
+        for word, value in zip(args, values, strict=True)
+    ]
 
 
 def main(argv: list[str] | None = None) -> int:
     """Returns the exit code: 0, 2 for bad input, 1 for a corrupt dataset."""
-    return cli.run(lambda args: jsonargparse.auto_cli(COMMANDS, args=args, prog=PROG, parser_class=cli.Parser), argv)
+    return cli.run(
+        lambda args: jsonargparse.auto_cli(COMMANDS, args=expand_flags(args), prog=PROG, parser_class=cli.Parser), argv
+    )
 
 
 if __name__ == "__main__":

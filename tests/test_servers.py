@@ -16,13 +16,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from distgan import CorruptDataError, RunError, UsageError
 from distgan.data import remote
 from distgan.data.remote import RemoteStorage, open_storage
 from distgan.data.shardset import ShardSet, open_shardset
 from distgan.data.stream import Reader
-from shared import ROOT, TINY, make_dataset, noise, train, weights
+from distgan.dataset_tool import make
+from distgan.dataset_tool.sources import open_source
+from shared import ROOT, TINY, noise, options, train, weights
 
 
 def free_port(first: int = 0) -> int:
@@ -36,8 +39,15 @@ def free_port(first: int = 0) -> int:
 
 @pytest.fixture(scope="module")
 def shards(tmp_path_factory) -> Path:
-    """96 images of 32x32 pixels in 6 shards of 80 KB."""
-    return make_dataset(tmp_path_factory.mktemp("served") / "dataset", noise(96, 32), shards=6)
+    """96 images of 32x32 pixels in 6 shards of 80 KB, made from class folders."""
+    folder = tmp_path_factory.mktemp("served")
+    for i, image in enumerate(noise(96, 32)):
+        path = folder / "images" / str(i % 3) / f"{i}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image).save(path)
+    source = open_source(str(folder / "images"), split="train", files=None, labels="auto", samples=1, seed=0)
+    make.make(source, folder / "dataset", options(shard_mb=0.082), jobs=1)
+    return folder / "dataset"
 
 
 def hash_images(dataset: ShardSet) -> str:
@@ -255,6 +265,17 @@ def test_unavailable_server_times_out(scripted_server, tmp_path):
     assert time.monotonic() - start < 10
     with pytest.raises(RunError, match="gave up after 1 s without a byte"):
         open_remote(f"http://127.0.0.1:{free_port()}/dataset", tmp_path / "cache", timeout=1)
+
+
+def test_sources_are_downloaded_and_checked(scripted_server, shards, tmp_path):
+    address = scripted_server(lambda data, client: send(client, data))
+    dataset = open_remote(address, tmp_path / "cache")
+    assert dataset.sources() == (shards / "sources.txt").read_text().splitlines()
+    assert sorted(dataset.sources() or []) == sorted(f"{i % 3}/{i}.png" for i in range(96))
+    copy = tmp_path / "cache" / f"{dataset.manifest['sources']['sha256']}.txt"
+    copy.write_bytes(copy.read_bytes().replace(b"1", b"2"))
+    with pytest.raises(CorruptDataError, match="the sha256 does not match the manifest"):
+        dataset.sources()
 
 
 def test_shard_is_downloaded_once_for_all_readers(scripted_server, shards, tmp_path):

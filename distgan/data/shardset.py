@@ -23,6 +23,8 @@ FORMAT = "distgan-shards-1"
 COLUMNS = {"offset": np.int64, "size": np.uint32, "label": np.int32, "check": np.uint64}
 """Columns of index.npz, 24 bytes per image; `check` is the xxh3 of the image's bytes."""
 MAX_CLASSES = 1_000_000
+SOURCES = "sources.txt"
+"""Line i is the path of the image of sample id i in the folder or zip that it was made from."""
 
 
 class Storage(Protocol):
@@ -90,6 +92,26 @@ class ShardSet:
                 f"data.shards: {path} does not match the manifest; re-create it with `distgan shards index`"
             )
 
+    def sources(self) -> list[str] | None:
+        """The lines of sources.txt, [samples]; None if the dataset has no such file.
+
+        Raises CorruptDataError if it is missing or is not the one in the manifest.
+        """
+        row = self.manifest.get("sources")
+        if row is None:
+            return None
+        path = self.storage.path(SOURCES, row["bytes"], row["sha256"])
+        try:
+            data = path.read_bytes()
+        except OSError as error:
+            raise CorruptDataError(f"{path}: {error.strerror}") from None
+        if hashlib.sha256(data).hexdigest() != row["sha256"]:
+            raise CorruptDataError(f"{path}: the sha256 does not match the manifest")
+        lines = data.decode().split("\n")[:-1]
+        if len(lines) != self.manifest["samples"]:
+            raise CorruptDataError(f"{path}: {len(lines)} lines, {self.manifest['samples']} samples in the manifest")
+        return lines
+
     def missing(self) -> list[str]:
         """Names of the missing shards; [] for a server, whose shards cannot be listed."""
         existing = self.storage.names()
@@ -155,7 +177,10 @@ def check_manifest(manifest: dict[str, Any]) -> None:
             raise TypeError(f"{key}: {manifest[key]!r}")
     if manifest["encoding"] not in ENCODINGS.values() or manifest["channels"] not in (1, 3):
         raise TypeError(f"encoding: {manifest['encoding']!r}, channels: {manifest['channels']}")
-    for row in [manifest["index"] | {"name": "index.npz", "samples": 0}, *manifest["shards"]]:
+    files = [manifest["index"] | {"name": "index.npz", "samples": 0}, *manifest["shards"]]
+    if "sources" in manifest:
+        files.append(manifest["sources"] | {"name": SOURCES, "samples": 0})
+    for row in files:
         path = PurePosixPath(row["name"])
         if path.is_absolute() or ".." in path.parts or not re.fullmatch("[0-9a-f]{64}", row["sha256"]):
             raise TypeError(f"file {row['name']!r} with sha256 {row['sha256']!r}")

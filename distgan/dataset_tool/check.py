@@ -5,7 +5,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -25,19 +25,26 @@ def verify(shards: ShardSet, progress: Progress = iter) -> Iterator[str]:
     index = shards.storage.path("index.npz")
     if sha256_file(index) != shards.manifest["index"]["sha256"]:
         yield f"{index}: the sha256 does not match the manifest"
+    sources = None
+    try:
+        sources = shards.sources()
+    except CorruptDataError as error:
+        yield str(error)
     reader, start = Reader(shards), 0
     for shard, row in enumerate(progress(shards.manifest["shards"])):
         ids = np.arange(start, start + row["samples"])
         start += row["samples"]
         try:
-            yield from verify_shard(shards, reader, shard, ids)
+            yield from verify_shard(shards, reader, shard, ids, sources)
         except CorruptDataError as error:
             yield str(error)
         except OSError as error:
             yield f"{row['name']}: {error.strerror}"
 
 
-def verify_shard(shards: ShardSet, reader: Reader, shard: int, ids: np.ndarray) -> Iterator[str]:
+def verify_shard(
+    shards: ShardSet, reader: Reader, shard: int, ids: np.ndarray, sources: list[str] | None
+) -> Iterator[str]:
     row, path = shards.manifest["shards"][shard], shards.shard_path(shard)
     if not path.exists():
         yield f"{path}: missing"
@@ -48,18 +55,28 @@ def verify_shard(shards: ShardSet, reader: Reader, shard: int, ids: np.ndarray) 
         yield f"{path}: the sha256 does not match the manifest"
     else:
         for id in ids:
-            reader.read(np.array([id]))
+            verify_image(reader, id, sources)
         return
     # The file is corrupt: locate the first corrupt image, then compare the headers with the index.
     for id in ids:
         try:
-            reader.read(np.array([id]))
+            verify_image(reader, id, sources)
         except CorruptDataError as error:
             yield str(error)
             break
     columns = Scan(path).arrays()
     if any(not np.array_equal(columns[name], shards.columns[name][ids]) for name in COLUMNS):
         yield f"{path}: its samples do not match the index"
+
+
+def verify_image(reader: Reader, id: int, sources: list[str] | None) -> None:
+    """Raises CorruptDataError, with the name of the source file if it is known."""
+    try:
+        reader.read(np.array([id]))
+    except CorruptDataError as error:
+        if sources is None:
+            raise
+        raise CorruptDataError(f"{error}; made from {sources[id]}") from None
 
 
 def index(folder: Path, progress: Progress = iter) -> dict[str, Any]:
@@ -119,14 +136,21 @@ def scan_folder(
     return rows, {name: np.concatenate([part[name] for part in parts]) for name in COLUMNS}, kind
 
 
-def statistics(shards: ShardSet, progress: Progress = iter, preview: int = 64) -> tuple[dict[str, Any], np.ndarray]:
-    """Mean and std per channel (0 to 255), the number of duplicate images, and the first `preview` images.
+class Statistics(NamedTuple):
+    values: dict[str, Any]
+    """Mean and std per channel (0 to 255), and the number of images that are equal to an earlier one."""
+    duplicates: list[list[int]]
+    """Groups of sample ids with equal images, ascending."""
+    images: np.ndarray
+    """The first images, uint8 [at most `preview`, size, size, channels]."""
 
-    The images are uint8 [at most `preview`, size, size, channels].
-    """
+
+def statistics(shards: ShardSet, progress: Progress = iter, preview: int = 64) -> Statistics:
+    """Read all images once. Raises CorruptDataError."""
     reader, start = Reader(shards), 0
     sums, squares = np.zeros(shards.channels), np.zeros(shards.channels)
-    digests: set[bytes] = set()
+    first_ids: dict[bytes, int] = {}
+    groups: dict[int, list[int]] = {}
     first: list[np.ndarray] = []
     for row in progress(shards.manifest["shards"]):
         stop = start + row["samples"]
@@ -135,17 +159,41 @@ def statistics(shards: ShardSet, progress: Progress = iter, preview: int = 64) -
             flat = images.reshape(-1, shards.channels).astype(np.float64)
             sums, squares = sums + flat.sum(0), squares + (flat**2).sum(0)
             first += list(images[: max(0, preview - len(first))])
-            digests |= {hashlib.blake2b(image.tobytes(), digest_size=16).digest() for image in images}
+            for id, image in enumerate(images, at):
+                digest = hashlib.blake2b(image.tobytes(), digest_size=16).digest()
+                if (earlier := first_ids.setdefault(digest, id)) != id:
+                    groups.setdefault(earlier, [earlier]).append(id)
         start = stop
     stats = channel_stats(sums, squares, start * shards.size**2)
-    return stats | {"duplicate_images": start - len(digests)}, np.stack(first)
+    return Statistics(stats | {"duplicate_images": start - len(first_ids)}, sorted(groups.values()), np.stack(first))
+
+
+def sample_names(shards: ShardSet) -> Callable[[int], str]:
+    """A function from a sample id to the path of its source file, or to its key if the dataset has no sources.txt.
+
+    Raises CorruptDataError.
+    """
+    sources = shards.sources()
+    if sources is not None:
+        return sources.__getitem__
+    key = sample_keys(shards)
+    return lambda id: key(np.array([id]))[0]
+
+
+def sample_keys(shards: ShardSet) -> Callable[[np.ndarray], list[str]]:
+    """A function from sample ids to their keys."""
+    starts = np.concatenate([[0], np.cumsum(shards.counts)])
+    keys = functools.cache(shards.keys)
+
+    def of(ids: np.ndarray) -> list[str]:
+        rows = zip(np.searchsorted(starts, ids, side="right") - 1, shards.columns["offset"][ids], strict=True)
+        return [keys(int(shard))(int(offset)) for shard, offset in rows]
+
+    return of
 
 
 def minibatch_keys(shards: ShardSet, order: Lanes, batch: int, start: int, count: int) -> Iterator[list[str]]:
     """The sample keys of the local lanes in `count` minibatches from global position `start` on."""
-    starts = np.concatenate([[0], np.cumsum(shards.counts)])
-    keys = functools.cache(shards.keys)
+    keys = sample_keys(shards)
     for position in range(start, start + count * batch, batch):
-        ids = order.ids(position, batch)
-        rows = zip(np.searchsorted(starts, ids, side="right") - 1, shards.columns["offset"][ids], strict=True)
-        yield [keys(int(shard))(int(offset)) for shard, offset in rows]
+        yield keys(order.ids(position, batch))

@@ -25,13 +25,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 from tqdm import tqdm
 
 from distgan import RunError, UsageError, __version__
-from distgan.data.shardset import COLUMNS, FORMAT, channel_stats, class_rows, commit
+from distgan.data.shardset import COLUMNS, FORMAT, SOURCES, channel_stats, class_rows, commit
 from distgan.dataset_tool.scan import Scan
-from distgan.dataset_tool.sources import Source
+from distgan.dataset_tool.sources import Source, escape_name
 from distgan.files import atomic_write, sha256_file
 
 MAKING = ".making"
@@ -71,17 +71,34 @@ class ShardInfo:
     """Of the pixels, per channel."""
     squares: list[int] = field(default_factory=list)
     """Sums of the squared pixels, per channel."""
+    images: list[int] = field(default_factory=list)
+    """The index in the source of each sample."""
     bad: list[str] = field(default_factory=list)
     """Images that cannot be used, with the reason."""
     converted: dict[str, int] = field(default_factory=dict)
     """Images by conversion."""
 
 
-def make(source: Source, dest: Path, options: Options, jobs: int) -> dict[str, Any]:
+def network_sizes() -> list[int]:
+    """The image sizes that the networks of distgan take: b * 2^n up to 256, with b = 4, 5, 6 or 7 and n >= 1."""
+    return sorted(b * 2**n for b in (4, 5, 6, 7) for n in range(1, 7) if b * 2**n <= 256)
+
+
+def size_warning(size: int) -> str | None:
+    """A line that names the nearest sizes that a network takes; None if one takes `size`."""
+    sizes = network_sizes()
+    if size in sizes:
+        return None
+    nearest = [*[s for s in sizes if s < size][-1:], *[s for s in sizes if s > size][:1]]
+    return f"warning: no network takes {size}x{size} images; {' or '.join(f'--size {s}' for s in nearest)} would"
+
+
+def make(source: Source, dest: Path, options: Options, jobs: int, sources: bool = True) -> dict[str, Any]:
     """Write `source` as a dataset into the folder `dest` with `jobs` processes; returns the manifest.
 
     The images are ordered by the hash of (seed, name) before they are split into shards: a folder sorted by class gives
-    mixed shards. If images cannot be used, raises UsageError with a list of all of them.
+    mixed shards. With `sources`, the paths of the images of a folder or zip are written to sources.txt. If images
+    cannot be used, raises UsageError with a list of all of them.
     """
     options = resolve_options(source, options)
     hashes = [
@@ -95,9 +112,11 @@ def make(source: Source, dest: Path, options: Options, jobs: int) -> dict[str, A
         if (dest / "manifest.json").exists():
             return check_existing(dest, options, origin, fingerprint)
         parts = split_into_shards(source, order, options)
-        start_or_resume(dest, {"options": asdict(options), "source": origin, "fingerprint": fingerprint})
+        sources = sources and source.has_paths
+        plan = {"options": asdict(options), "source": origin, "fingerprint": fingerprint, "sources": sources}
+        start_or_resume(dest, plan)
         write_shards(source, dest, options, parts, jobs)
-        return finish(source, dest, options, origin, fingerprint, len(parts))
+        return finish(source, dest, options, plan, len(parts))
 
 
 def sha256_json(value: Any) -> str:
@@ -136,7 +155,8 @@ def check_existing(dest: Path, options: Options, origin: dict[str, Any], fingerp
     path = dest / FINGERPRINT
     if path.exists() and path.read_text().strip() != fingerprint:
         raise UsageError(f"{dest}: the images have changed since; use another folder, or delete this one first")
-    for row in manifest["shards"]:
+    files = [{"name": SOURCES, **manifest["sources"]}] if "sources" in manifest else []
+    for row in [*manifest["shards"], *files]:
         path = dest / row["name"]
         if not path.exists() or path.stat().st_size != row["bytes"]:
             raise UsageError(f"{dest}: {row['name']} is missing or truncated; delete the folder, then re-create it")
@@ -145,13 +165,14 @@ def check_existing(dest: Path, options: Options, origin: dict[str, Any], fingerp
 
 
 def resolve_options(source: Source, options: Options) -> Options:
-    """Fill in what the source decides: channels and size."""
+    """Fill in what the source decides: channels and size. Options that are resolved stay as they are."""
     size = options.size or source.size
     if size is None:
         try:
             image = load_image(source, 0)
         except Exception as error:
-            raise UsageError(f"{source.names[0]}: {error}; give --size N to get a list of all bad images") from None
+            name = escape_name(source.names[0])
+            raise UsageError(f"{name}: {reason(error)}; give --size N to get a list of all bad images") from None
         with image:
             if image.width != image.height:
                 raise UsageError(f"{source.names[0]} is {image.width}x{image.height}; give --size N to crop and resize")
@@ -261,10 +282,13 @@ def write_shard(shard: int, indices: list[int]) -> None:
                 try:
                     with warnings.catch_warnings():
                         warnings.simplefilter("error", Image.DecompressionBombWarning)
-                        pixels = prepare(source.load(index), options, info.converted)
+                        pixels, conversions = prepare(source.load(index), options)
                 except Exception as error:  # decoders and archives document no exceptions
-                    info.bad.append(f"{source.names[index]}: {error}")
+                    info.bad.append(f"{escape_name(source.names[index])}: {reason(error)}")
                     continue
+                info.images.append(index)
+                for name in conversions:
+                    info.converted[name] = info.converted.get(name, 0) + 1
                 sample: dict[str, Any] = {"__key__": f"{index:09d}", options.format: encode(pixels, options)}
                 if source.labels is not None:
                     sample["cls"] = str(source.labels[index]).encode()
@@ -283,34 +307,61 @@ def write_shard(shard: int, indices: list[int]) -> None:
     atomic_write(dest / MAKING / f"{info.name}.npz", rows.getvalue())
 
 
-def prepare(image: Image.Image | np.ndarray, options: Options, converted: dict[str, int]) -> np.ndarray:
+def reason(error: Exception) -> str:
+    """Why an image cannot be used, in one line: the same for the same image, so without Pillow's path or address."""
+    if isinstance(error, UnidentifiedImageError):
+        return "cannot identify image file"
+    message = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    return " ".join(message.split()) or repr(error)
+
+
+def prepare(image: Image.Image | np.ndarray, options: Options) -> tuple[np.ndarray, list[str]]:
     """Any image as uint8 [size, size, channels]: EXIF-rotated, converted to 8-bit grey or RGB, center-cropped, resized.
 
-    Resizing uses Pillow's antialiased filters. Counts the conversions in `converted`. Raises ValueError for
-    floating-point pixels, and for a wrong shape or size if `crop` or `resize` is "none".
+    Also returns its conversions, by their names in the manifest's `converted`. An animation gives its first frame.
+    Resizing uses Pillow's antialiased filters. Raises ValueError for floating-point pixels, and for a wrong shape or
+    size if `crop` or `resize` is "none".
     """
     assert options.size is not None
     if isinstance(image, np.ndarray):
         if image.shape == (options.size, options.size, options.channels):
-            return image
+            return image, []
         image = Image.fromarray(image.squeeze())
+    conversions: list[str] = []
+    with image:
+        upright = ImageOps.exif_transpose(image)  # a copy, of the first frame
+        if upright.size != image.size or upright.getexif() != image.getexif():
+            conversions.append("EXIF-rotated")
+        if is_animated(image):
+            conversions.append("animated, first frame")
+    converted = convert_mode(upright, "L" if options.channels == 1 else "RGB", options.background, conversions.append)
+    fitted = crop_and_resize(converted, options.size, options, conversions.append)
+    return np.array(fitted).reshape(options.size, options.size, options.channels), conversions
 
-    def count(conversion: str) -> None:
-        converted[conversion] = converted.get(conversion, 0) + 1
 
-    upright = ImageOps.exif_transpose(image)
-    if upright.size != image.size or upright.getexif() != image.getexif():
-        count("EXIF-rotated")
-    image = convert_mode(upright, "L" if options.channels == 1 else "RGB", options.background, count)
-    if options.crop == "none" and image.width != image.height:
-        raise ValueError(f"{image.width}x{image.height} is not square; --crop center crops it")
-    if image.size != (options.size, options.size):
-        if options.resize == "none":
-            raise ValueError(
-                f"{image.width}x{image.height}, the first image {options.size}x{options.size}; --size N resizes all"
-            )
-        image = ImageOps.fit(image, (options.size, options.size), RESIZES[options.resize])
-    return np.array(image).reshape(options.size, options.size, options.channels)
+def is_animated(image: Image.Image) -> bool:
+    """Whether the image has several frames; not a JPEG with other images appended (MPO), which is one picture."""
+    try:
+        return image.format != "MPO" and getattr(image, "is_animated", False)
+    except Exception:  # a truncated second frame: the first is all there is
+        return False
+
+
+def crop_and_resize(image: Image.Image, size: int, options: Options, count: Callable[[str], None]) -> Image.Image:
+    if image.width != image.height:
+        if options.crop == "none":
+            raise ValueError(f"{image.width}x{image.height} is not square; --crop center crops it")
+        count("cropped")
+    if image.size == (size, size):
+        return image
+    if options.resize == "none":
+        raise ValueError(f"{image.width}x{image.height}, the first image {size}x{size}; --size N resizes all")
+    side = min(image.size)
+    if side != size:
+        count("resized")
+    if side < size:
+        count("enlarged")
+    return ImageOps.fit(image, (size, size), RESIZES[options.resize])
 
 
 def convert_mode(image: Image.Image, mode: str, background: str, count: Callable[[str], None]) -> Image.Image:
@@ -341,28 +392,18 @@ def encode(pixels: np.ndarray, options: Options) -> bytes:
     return out.getvalue()
 
 
-def finish(
-    source: Source, dest: Path, options: Options, origin: dict[str, Any], fingerprint: str, shards: int
-) -> dict[str, Any]:
-    """Write manifest.json and index.npz from the rows in DEST/.making, and remove it. Returns the manifest."""
-    infos, parts = [], []
-    for shard in range(shards):
-        with np.load(dest / MAKING / f"{shard_name(shard)}.npz") as stored:
-            infos.append(ShardInfo(**json.loads(str(stored["meta"]))))
-            parts.append({name: stored[name] for name in COLUMNS})
+def finish(source: Source, dest: Path, options: Options, plan: dict[str, Any], shards: int) -> dict[str, Any]:
+    """Write the index, sources.txt and the manifest from the rows in DEST/.making, and remove it.
+
+    Returns the manifest. Raises UsageError, and removes what was written, if images cannot be used.
+    """
+    infos, columns = read_rows(dest, shards)
     bad = [line for info in infos for line in info.bad]
     written = [info for info in infos if info.samples]
-    if bad and not options.skip_bad:
+    if not written or (bad and not options.skip_bad):
         remove_written(dest, shards)
-        raise UsageError(
-            f"{len(bad)} of {len(source)} images cannot be used; fix them, or leave them out with --skip_bad true:\n  "
-            + "\n  ".join(bad)
-        )
-    written = [info for info in infos if info.samples]
-    if not written:
-        remove_written(dest, shards)
-        raise UsageError("none of the images can be used")
-    columns = {name: np.concatenate([part[name] for part in parts]) for name in COLUMNS}
+        fix = "fix them, or leave them out with --skip_bad" if written else "fix them"
+        raise UsageError(f"{len(bad)} of {len(source)} images cannot be used; {fix}:\n  " + "\n  ".join(bad))
     samples = sum(info.samples for info in written)
     sums, squares = (np.array([getattr(info, name) for info in written]).sum(0) for name in ("sums", "squares"))
     manifest = {
@@ -375,15 +416,34 @@ def finish(
         **channel_stats(sums, squares, samples * (options.size or 0) ** 2),
         "shards": [{key: getattr(info, key) for key in ("name", "samples", "bytes", "sha256")} for info in written],
         "options": asdict(options),
-        "source": origin,
+        "source": plan["source"],
         "converted": dict(sorted(sum((Counter(info.converted) for info in written), Counter()).items())),
         "left_out": bad,
         "made_by": f"distgan {__version__}",
     }
-    atomic_write(dest / FINGERPRINT, (fingerprint + "\n").encode())
+    if plan["sources"]:
+        manifest["sources"] = write_sources(dest, [source.names[index] for info in written for index in info.images])
+    atomic_write(dest / FINGERPRINT, (plan["fingerprint"] + "\n").encode())
     commit(dest, manifest, columns)
     for info in infos:
         if not info.samples:
             (dest / info.name).unlink(missing_ok=True)
     shutil.rmtree(dest / MAKING)
     return manifest
+
+
+def read_rows(dest: Path, shards: int) -> tuple[list[ShardInfo], dict[str, np.ndarray]]:
+    """What was written into each shard, and the columns of the index, from DEST/.making."""
+    infos, parts = [], []
+    for shard in range(shards):
+        with np.load(dest / MAKING / f"{shard_name(shard)}.npz") as stored:
+            infos.append(ShardInfo(**json.loads(str(stored["meta"]))))
+            parts.append({name: stored[name] for name in COLUMNS})
+    return infos, {name: np.concatenate([part[name] for part in parts]) for name in COLUMNS}
+
+
+def write_sources(dest: Path, names: list[str]) -> dict[str, Any]:
+    """Write DEST/sources.txt; returns its row of the manifest."""
+    data = "".join(f"{escape_name(name)}\n" for name in names).encode()
+    atomic_write(dest / SOURCES, data)
+    return {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}

@@ -36,6 +36,8 @@ class Source:
     classes: list[str] = field(default_factory=list)
     size: int | None = None
     channels: int = 3
+    has_paths: bool = False
+    """Whether `names` are the paths of files, relative to the folder or zip."""
     fingerprint: list[Any] = field(default_factory=list)
     """Per file, what changes with its content: an interrupted `make` is resumed only if it is the same."""
 
@@ -62,6 +64,7 @@ def open_folder(folder: Path, labels: str) -> Source:
         "folder",
         [path.relative_to(folder).as_posix() for path in paths],
         lambda i: Image.open(paths[i], formats=FORMATS),
+        has_paths=True,
         fingerprint=[(stat.st_size, stat.st_mtime_ns) for stat in stats],
     )
     return add_labels(source, labels, lambda name: (folder / name).read_bytes())
@@ -77,9 +80,16 @@ def open_zip(path: Path, labels: str) -> Source:
         "zip",
         [member.filename for member in members],
         lambda i: Image.open(io.BytesIO(read_zip_member(path, members[i])), formats=FORMATS),
+        has_paths=True,
         fingerprint=[member.CRC for member in members],
     )
     return add_labels(source, labels, archive.read)
+
+
+def escape_name(name: str) -> str:
+    """A file name as one line of UTF-8: backslashes, line breaks and bytes that are not UTF-8 are escaped."""
+    name = name.replace("\\", "\\\\").replace("\n", "\\n").replace("\r", "\\r")
+    return name.encode(errors="backslashreplace").decode()
 
 
 def is_image(name: str) -> bool:

@@ -19,7 +19,7 @@ import pytest
 import webdataset as wds
 from PIL import Image
 
-from distgan import shards
+from distgan import UsageError, models, shards
 from distgan.data.stream import Reader
 from distgan.dataset_tool import make
 from shared import ROOT, make_dataset, noise, options
@@ -180,6 +180,31 @@ def test_cmyk_images_are_converted(tmp_path):
     assert open_dataset(tmp_path / "dataset").manifest["converted"] == {"from CMYK": 1}
 
 
+@pytest.mark.parametrize("suffix", ["gif", "webp", "tiff", "png"])
+def test_first_frame_of_animated_images_is_taken(tmp_path, suffix):
+    frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "green", "blue")]
+    lossless = {"lossless": True} if suffix == "webp" else {}
+    pixels = make_one(tmp_path, frames[0], suffix, save_all=True, append_images=frames[1:], **lossless)
+    assert (pixels == [255, 0, 0]).all()
+    assert open_dataset(tmp_path / "dataset").manifest["converted"]["animated, first frame"] == 1
+
+
+def test_jpeg_with_a_second_picture_is_not_animated(tmp_path):
+    """Phones append depth and gain maps to a JPEG."""
+    image = Image.new("RGB", (8, 8), "red")
+    make_one(tmp_path, image, "jpg", format="MPO", save_all=True, append_images=[image])
+    assert open_dataset(tmp_path / "dataset").manifest["converted"] == {}
+
+
+def test_animated_image_that_ends_after_its_first_frame(tmp_path):
+    frames = [Image.fromarray(image) for image in noise(2, 40)]
+    (tmp_path / "one").mkdir()
+    frames[0].save(tmp_path / "one" / "0.gif", save_all=True, append_images=frames[1:])
+    data = (tmp_path / "one" / "0.gif").read_bytes()
+    (tmp_path / "one" / "0.gif").write_bytes(data[: data.rindex(b"\x21\xf9\x04") + 20])  # in the second frame's header
+    assert command("make", tmp_path / "one", tmp_path / "dataset") == 0
+
+
 def test_images_are_rotated_by_exif(tmp_path):
     image = Image.new("L", (8, 8), 0)
     image.paste(255, (0, 0, 8, 4))
@@ -207,9 +232,89 @@ def test_corrupt_images_are_listed(folder_of_images, tmp_path, capsys):
     error = capsys.readouterr().err
     assert "2 of 12 images cannot be used" in error and "a/cut.png" in error and "b/page.png" in error
     assert not (tmp_path / "dataset").exists()
-    assert command("make", folder_of_images, tmp_path / "dataset", "--skip_bad", "true") == 0
+    assert command("make", folder_of_images, tmp_path / "dataset", "--skip_bad") == 0
     manifest = open_dataset(tmp_path / "dataset").manifest
     assert manifest["samples"] == 10 and len(manifest["left_out"]) == 2
+
+
+def test_reason_is_the_same_each_time(folder_of_images, tmp_path):
+    """Pillow's message has the address of the buffer, which would be in the manifest."""
+    with zipfile.ZipFile(tmp_path / "images.zip", "w") as archive:
+        for path in folder_of_images.rglob("*.png"):
+            archive.write(path, path.relative_to(folder_of_images))
+        archive.writestr("a/page.png", "<html>not found</html>")
+    for name in ("a", "b"):
+        assert command("make", tmp_path / "images.zip", tmp_path / name, "--skip_bad") == 0
+    assert files(tmp_path / "a") == files(tmp_path / "b")
+    assert open_dataset(tmp_path / "a").manifest["left_out"] == ["a/page.png: cannot identify image file"]
+
+
+def test_make_prints_what_it_did_to_the_images(folder_of_images, tmp_path, capsys):
+    assert command("make", folder_of_images, tmp_path / "unchanged") == 0
+    assert capsys.readouterr().out.count("\n") == 1
+    for i in range(5):
+        (folder_of_images / "a" / f"bad{i}.png").write_text("not an image")
+    Image.new("RGB", (4, 4)).save(folder_of_images / "b" / "small.png")
+    Image.new("RGB", (20, 30)).save(folder_of_images / "b" / "high.png")
+    Image.new("RGB", (16, 16)).save(folder_of_images / "b" / "large.png")
+    Image.new("RGB", (8, 30)).save(folder_of_images / "b" / "narrow.png")
+    Image.new("L", (8, 8)).save(folder_of_images / "b" / "grey.png")
+    Image.new("F", (8, 12)).save(folder_of_images / "b" / "float.tiff")
+    assert command("make", folder_of_images, tmp_path / "dataset", "--size", 8, "--skip_bad") == 0
+    out = capsys.readouterr().out.splitlines()
+    manifest = open_dataset(tmp_path / "dataset").manifest
+    first = "; ".join(manifest["left_out"][:3])
+    assert out[1:] == [
+        f"left out: 6 ({first}; and 3 more in manifest.json)",
+        "converted: from L (1)",
+        "resized: 3, of which enlarged: 1",
+        "cropped to a square: 2",
+    ]
+    assert manifest["converted"] == {"cropped": 2, "enlarged": 1, "from L": 1, "resized": 3}
+    assert command("make", folder_of_images, tmp_path / "dataset", "--size", 8, "--skip_bad") == 0
+    assert capsys.readouterr().out.splitlines() == out
+
+
+@pytest.mark.parametrize(
+    ("args", "code"),
+    [
+        (["SRC", "DEST", "--skip_bad"], 0),
+        (["SRC", "DEST", "--skip_bad", "--size", 8], 0),
+        (["--skip_bad", "SRC", "DEST"], 0),
+        (["SRC", "DEST", "--skip_bad", "True"], 0),
+        (["SRC", "DEST", "--skip_bad=yes"], 0),
+        (["SRC", "DEST", "--skip_bad", "False"], 2),
+        (["SRC", "DEST", "--skip_bad", "no", "--size", 8], 2),
+        (["SRC", "DEST"], 2),
+    ],
+)
+def test_skip_bad_is_a_flag_or_has_a_value(folder_of_images, tmp_path, capsys, args, code):
+    (folder_of_images / "a" / "bad.png").write_text("not an image")
+    paths = {"SRC": folder_of_images, "DEST": tmp_path / "dataset"}
+    assert command("make", *(paths.get(arg, arg) for arg in args)) == code
+    assert ("1 of 11 images cannot be used" in capsys.readouterr().err) == (code == 2)
+
+
+def test_size_that_no_network_takes_gives_a_warning(folder_of_images, tmp_path, capsys):
+    def warning(size: int) -> str:
+        assert command("make", folder_of_images, tmp_path / str(size), "--size", size) == 0
+        return capsys.readouterr().err
+
+    assert warning(30) == "warning: no network takes 30x30 images; --size 28 or --size 32 would\n"
+    assert warning(6) == "warning: no network takes 6x6 images; --size 8 would\n"
+    assert warning(300) == "warning: no network takes 300x300 images; --size 256 would\n"
+    assert warning(28) == ""
+
+
+def test_networks_take_the_sizes_that_the_warning_names():
+    def accepted(size: int) -> bool:
+        try:
+            models.build("dcgan", size=size, channels=1, num_classes=0, z_dim=2, options={"width": 1}, seed=0)
+        except UsageError:
+            return False
+        return True
+
+    assert [size for size in range(4, 261) if accepted(size)] == make.network_sizes()
 
 
 def test_decompression_bomb_is_refused(tmp_path, capsys, monkeypatch):
@@ -238,6 +343,8 @@ def test_decompression_bomb_is_refused(tmp_path, capsys, monkeypatch):
         (["order", "DATASET", "--batch", "16", "--world", "2", "--rank", "2"], "--rank: 2 is not in .0, 2."),
         (["order", "DATASET", "--batch", "0"], "--batch: 0 is too small"),
         (["order", "DATASET", "--start", "-2"], "--start: -2 is too small"),
+        (["order", "DATASET", "--batch", "128", "--lanes", "128"], "128 lanes need at least 128 images; .* has 80"),
+        (["stats", "DATASET", "--duplicates", "-1"], "--duplicates: -1 is too small"),
         (["make", "SRC", "PLAIN/x"], "cannot be written: Not a directory"),
         (["make", "SRC", "DEST", "--labels", "PLAIN"], "not a list of file names and labels"),
         (["verify", "http://localhost:abc/x"], "no host or bucket in http://localhost:abc/x"),
@@ -348,8 +455,9 @@ def test_killed_make_is_resumed_by_the_same_command(tmp_path):
     images.mkdir()
     for i, image in enumerate(noise(400, 64)):
         Image.fromarray(image).save(images / f"{i}.png")
+    (images / "bad.png").write_text("not an image")
     command_line = [sys.executable, "-m", "distgan", "shards", "make", str(images), str(tmp_path / "dataset")]
-    command_line += ["--format", "png", "--shard_mb", "0.2", "--jobs", "2"]
+    command_line += ["--format", "png", "--shard_mb", "0.2", "--jobs", "2", "--skip_bad"]
 
     def written() -> int:
         return len(list((tmp_path / "dataset").glob("*.tar")))
@@ -371,8 +479,9 @@ def test_killed_make_is_resumed_by_the_same_command(tmp_path):
     assert command("verify", tmp_path / "dataset") == 0
     source = shards.open_source(str(images), split="train", files=None, labels="auto", samples=1, seed=0)
     reference = tmp_path / "reference"
-    make.make(source, reference, options(format="png", shard_mb=0.2), 1)
+    make.make(source, reference, options(format="png", shard_mb=0.2, skip_bad=True), 1)
     assert files(tmp_path / "dataset") == files(reference)
+    assert len((reference / "sources.txt").read_text().splitlines()) == 400
 
 
 def test_shards_of_another_program_are_indexed(tmp_path):
@@ -399,6 +508,15 @@ def test_order_prints_the_keys_of_each_rank(tiny, capsys):
     assert sorted(sum(minibatches, [])) == [f"{i:09d}" for i in range(80)]
     ranks = [printed("--world", 2, "--rank", rank) for rank in range(2)]
     assert [sorted(a + b) for a, b in zip(*ranks, strict=True)] == [sorted(keys) for keys in minibatches]
+
+
+def test_order_takes_as_many_lanes_as_there_are_images(tmp_path, capsys):
+    make_dataset(tmp_path / "few", noise(10), shards=2)
+    assert command("order", tmp_path / "few", "--batch", 16, "--count", 1) == 0
+    keys = capsys.readouterr().out.split()
+    assert len(keys) == 16 and len(set(keys[:8])) == 8  # 8 lanes, one epoch of 8 images
+    assert command("order", tmp_path / "few", "--batch", 16, "--lanes", 8) == 0
+    assert capsys.readouterr().out.split() == keys
 
 
 def test_stats_counts_classes_and_duplicates(tiny, tmp_path, capsys):

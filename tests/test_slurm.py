@@ -31,6 +31,7 @@ def slurm_env():
     env = os.environ | {
         "SLURM_LAB": str(folder / "lab"),
         "SLURM_LAB_KILLWAIT": "20",
+        "SLURM_LAB_CPUS": "16",  # the scripts request 8 per GPU
         "SLURM_CONF": str(folder / "lab" / "slurm.conf"),
         "PYTHON": sys.executable,
         "GPUS": "1",
@@ -70,7 +71,7 @@ class Job:
         **env: str,
     ):
         self.env, self.submit_dir, self.run_dir = slurm_env | env, submit_dir, submit_dir / name
-        options = ["--nodes=2", "--gpus-per-node=1", "--cpus-per-task=2", "--time=10", f"--job-name={name}"]
+        options = ["--nodes=2", "--gpus-per-node=1", "--time=10", f"--job-name={name}"]
         script = ["launch/train.sbatch", "distgan/train.py", "--data.shards", submit_dir / "dataset", *TINY]
         script += ["--images", IMAGES, *RARE_OUTPUT, "--run_dir", self.run_dir, *args]
         command = ["sbatch", "--parsable", *options, *sbatch_options, *map(str, script)]
@@ -142,6 +143,49 @@ def equals_reference(job: Job) -> bool:
     return weights(job.run_dir) == weights(job.submit_dir / "reference")
 
 
+def tasks(slurm_env: dict[str, str], submit_dir: Path, launcher: str, options: str) -> list[str]:
+    """Runs train.sbatch, or sweep.sbatch, on a script that prints what each task has; returns its lines, sorted."""
+    (submit_dir / "show.sh").write_text('echo "cpus $SLURM_CPUS_PER_TASK gpus ${CUDA_VISIBLE_DEVICES:-none} $WORD"\n')
+    env = slurm_env | {"PYTHON": "env WORD=here bash show.sh", "LAUNCHER": launcher}
+    env = {name: value for name, value in env.items() if name != "GPUS"}
+    command = f"sbatch --wait --time=5 --output=show.out --open-mode=truncate {options}"
+    done = subprocess.run(["bash", "-c", command], cwd=submit_dir, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return sorted(line for line in (submit_dir / "show.out").read_text().splitlines() if line.startswith("cpus"))
+
+
+@pytest.mark.parametrize("script", ["train", "sweep"])
+def test_cpus_follow_gpus(slurm_env, submit_dir, script):
+    batch = f"launch/{script}.sbatch" if script == "train" else f"--array=0 launch/{script}.sbatch"
+    assert tasks(slurm_env, submit_dir, "accelerate", batch) == ["cpus 8 gpus 0 here"]
+    two_nodes = f"--nodes=2 --gpus-per-node=2 {batch}"
+    assert tasks(slurm_env, submit_dir, "accelerate", two_nodes) == ["cpus 16 gpus 0,1 here"] * 2
+    assert tasks(slurm_env, submit_dir, "srun", two_nodes) == ["cpus 8 gpus 0,1 here"] * 4
+    own = f"--gpus-per-node=2 --cpus-per-gpu=3 {batch}"
+    assert tasks(slurm_env, submit_dir, "accelerate", own) == ["cpus 6 gpus 0,1 here"]
+    assert tasks(slurm_env, submit_dir, "srun", own) == ["cpus 3 gpus 0,1 here"] * 2
+
+
+def test_cpus_per_task(slurm_env, submit_dir):
+    """It excludes --cpus-per-gpu, which is in the script; the command of launch/README.md leaves that line out."""
+    options = ["--cpus-per-task=5", "launch/train.sbatch"]
+    refused = subprocess.run(["sbatch", *options], cwd=submit_dir, env=slurm_env, capture_output=True, text=True)
+    assert refused.returncode == 1 and "--cpus-per-gpu is mutually exclusive with --cpus-per-task" in refused.stderr
+    batch = "<(sed /cpus-per-gpu/d launch/train.sbatch)"
+    own = f"--gpus-per-node=2 --cpus-per-task=5 {batch}"
+    assert tasks(slurm_env, submit_dir, "accelerate", own) == ["cpus 5 gpus 0,1 here"]
+    assert tasks(slurm_env, submit_dir, "srun", own) == ["cpus 2 gpus 0,1 here"] * 2
+    no_gpu = f"--gpus-per-node=0 --cpus-per-task=5 {batch}"
+    assert tasks(slurm_env, submit_dir, "accelerate", no_gpu) == ["cpus 5 gpus none here"]
+
+
+@pytest.mark.parametrize("options", ["--exclusive", "--gres=gpu:2"])
+def test_tasks_have_all_gpus_of_the_node(slurm_env, submit_dir, options):
+    """They are more than the script requests, and there is a process for each."""
+    lines = tasks(slurm_env, submit_dir, "srun", f"{options} launch/train.sbatch")
+    assert lines == ["cpus 8 gpus 0,1 here"] * 2
+
+
 @pytest.mark.parametrize("launcher", ["accelerate", "srun"])
 def test_stop_and_requeue(slurm_env, submit_dir, launcher):
     job = Job(slurm_env, submit_dir, f"stop-{launcher}", LAUNCHER=launcher)
@@ -179,7 +223,7 @@ def test_preemption(slurm_env, submit_dir):
 
 def test_array_task_is_requeued_alone(slurm_env, submit_dir):
     """The last task has the id of the array; requeueing that id would restart all tasks."""
-    options = ["--array=0-1", "--nodes=1", "--gpus-per-node=1", "--cpus-per-task=1", "--time=10", "--parsable"]
+    options = ["--array=0-1", "--nodes=1", "--gpus-per-node=1", "--time=10", "--parsable"]
     script = ["launch/sweep.sbatch", "distgan/train.py", "--data.shards", str(submit_dir / "dataset"), *TINY]
     env = slurm_env | {"RUNS": str(submit_dir / "sweep")}
     command = ["sbatch", *options, *script, "--images", str(IMAGES), *map(str, RARE_OUTPUT)]

@@ -13,7 +13,7 @@ __version__ = "0.1.0"
 
 
 class DistganError(Exception):
-    """An error that is understood. The message is one line; the command ends with `exit_code`."""
+    """An expected error, reported in one line without a traceback; the command exits with `exit_code`."""
 
     exit_code = 1
     on_all_ranks = False
@@ -21,13 +21,13 @@ class DistganError(Exception):
 
 
 class UsageError(DistganError, ValueError):
-    """What the user gave cannot be used. The message names the key or file and how to fix it."""
+    """Invalid configuration, arguments or files. The message names the key or file and how to fix it."""
 
     exit_code = 2
 
 
 class RunError(DistganError, RuntimeError):
-    """The work failed. The message says what failed and what is left to continue from."""
+    """The run failed. The message says what failed and which checkpoint there is to resume from."""
 
 
 class CorruptDataError(RunError):

@@ -9,7 +9,7 @@ COMMANDS = {
     "train": "train a GAN, or resume a run",
     "sample": "generate images",
     "shards": "write, check and describe datasets",
-    "plot": "draw the losses of runs",
+    "plot": "plot losses and other metrics of runs",
 }
 
 

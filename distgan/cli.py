@@ -40,7 +40,7 @@ RANGES = {
 }
 
 
-INTERRUPTED = "distgan: interrupted; run the same command to resume from the latest checkpoint"
+INTERRUPTED = "distgan: interrupted"
 
 
 def run(command: Callable[[list[str]], None], argv: Sequence[str] | None = None) -> int:
@@ -81,8 +81,8 @@ def report_to_launcher(message: str) -> None:
             Path(file).write_text(json.dumps({"message": error}))
 
 
-def import_parts(modules: Sequence[str]) -> None:
-    """Import the user's modules, which add rows to LOSSES, MODELS and the like; also from the current folder.
+def import_user_modules(modules: Sequence[str]) -> None:
+    """Import the user's modules, which add entries to LOSSES, MODELS and the like; also from the current folder.
 
     Only ever what the user names in a configuration or on the command line, never what a checkpoint says.
     Raises UsageError.

@@ -29,9 +29,10 @@ class DataConfig:
     """Interleaved partitions of an epoch; a divisor of `batch`, and a multiple of the number of processes.
     null: the largest divisor of `batch` up to 64 and up to the number of images."""
     skip_bad: NonNegativeInt = 0
-    """Corrupt images to skip (and report) in the whole run before it stops; 0: stop at the first."""
+    """Corrupt images to skip (and report) in the whole run before it stops; the next good image is read in its place.
+    0: stop at the first."""
     cache_dir: str | None = None
-    """Folder for the shards of a remote dataset. null: ~/.cache/distgan."""
+    """Folder for the shards of a remote dataset. null: ~/.cache/distgan/shards."""
     cache_gb: NonNegativeFloat = 0.0
     """Size limit of that folder in GB (10^9 bytes); least recently used shards are evicted. 0: no limit."""
     decoder: Literal["pillow", "simplejpeg"] = "pillow"
@@ -41,7 +42,8 @@ class DataConfig:
 @dataclass(frozen=True)
 class ModelConfig:
     name: str = "dcgan"
-    """A row of MODELS in distgan/models, or of a module in `import`. Image size and channels come from the dataset."""
+    """An entry of MODELS in distgan/models, or one that a module in `import` adds. Image size and channels are the
+    dataset's."""
     latent: PositiveInt = 100
     """Dimensions of z, drawn from N(0, 1)."""
     options: dict[str, Any] = field(default_factory=dict)
@@ -81,7 +83,7 @@ class SamplesConfig:
 @dataclass(frozen=True)
 class CheckpointConfig:
     every_epochs: PositiveFloat = 1
-    """Epochs between checkpoints; fractions are allowed. One more is written at the end of the run."""
+    """Epochs between checkpoints; fractions are allowed. One more is written at the end of the run and at a stop."""
     keep: NonNegativeInt = 3
     """Newest checkpoints to keep; 0: all."""
     wait: bool = False
@@ -114,7 +116,7 @@ class ResumeConfig:
 @dataclass(frozen=True)
 class Config:
     imports: list[str] = field(default_factory=list)
-    """The key `import`: your modules that add rows to LOSSES or MODELS; imported before the run is built."""
+    """The key `import`: your modules that add entries to LOSSES or MODELS; imported before the run is built."""
     run_dir: str = "runs/dcgan"
     """Folder for everything the run writes. Running the same command again resumes the run in it."""
     seed: NonNegativeInt = 0
@@ -128,17 +130,19 @@ class Config:
     micro_batch: PositiveInt | None = None
     """Images per forward pass of a process; gradients accumulate over its share of the minibatch. null: all of it."""
     precision: Literal["no", "bf16", "fp16"] = "no"
-    """Mixed precision of the networks; logits and losses are always float32."""
+    """Mixed precision of the networks; "no" is float32 (see tf32). Logits and losses are always float32."""
     channels_last: bool = True
     """Keep images and weights in channels-last memory format. Changes the speed, and rounding."""
     deterministic: bool = True
-    """Use only deterministic GPU kernels; false: the fastest ones. CPU kernels are deterministic."""
+    """Use only deterministic algorithms; false: the fastest ones, and a resumed run may differ in the last bits."""
+    tf32: bool = True
+    """On GPUs, let float32 convolutions and matrix products use TF32 (10 bits of mantissa); not logits and losses."""
     sync_batchnorm: bool = True
     """BatchNorm statistics over the images of all processes (of a micro-batch); false: each process uses its own."""
     data: DataConfig = field(default_factory=DataConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     loss: str = "bce"
-    """A row of LOSSES in distgan/gan/losses.py, or of a module in `import`."""
+    """An entry of LOSSES in distgan/gan/losses.py, or one that a module in `import` adds."""
     penalties: dict[str, float] = field(default_factory=dict)
     """Gradient penalties: name and weight."""
     augment: list[str] = field(default_factory=list)
@@ -234,7 +238,10 @@ def read_config(argv: Sequence[str], *, prog: str, description: str) -> tuple[Co
     parser = Parser(prog=prog, description=description)
     parser.add_argument("--config", action="config", help="YAML file; the command line overrides it.")
     parser.add_argument(
-        "--import", type=list[str] | str, default=[], help="Your module, or modules, that add rows to LOSSES or MODELS."
+        "--import",
+        type=list[str] | str,
+        default=[],
+        help="Your modules that add entries to LOSSES or MODELS.",
     )
     parser.add_class_arguments(Config, nested_key=None, as_group=False, skip={"imports"})
     parser.add_argument("--fresh", action="store_true", help="Move the run that is in run_dir aside and start over.")

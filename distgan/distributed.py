@@ -7,10 +7,11 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs, GradientAccumulationPlugin, InitProcessGroupKwargs
+from accelerate.utils import GradientAccumulationPlugin, InitProcessGroupKwargs
 from torch import Tensor, nn
 
 from distgan import DistganError, RunError, UsageError, format_os_error
@@ -23,24 +24,21 @@ TIMEOUT_SECONDS = float(os.environ.get("DISTGAN_TIMEOUT_SECONDS", 600))
 class Distributed:
     """One process's view of the processes that `accelerate launch` started (one, if nothing was launched)."""
 
-    def __init__(self, precision: str, *, tensorboard_dir: Path | None = None) -> None:
-        if precision == "fp16" and not torch.cuda.is_available():
-            raise UsageError("precision: fp16 needs a CUDA GPU; bf16 works on a CPU too")
+    def __init__(self, config: Config) -> None:
         check_launcher()
+        check_devices()
+        set_determinism(config)
         timeout = timedelta(seconds=TIMEOUT_SECONDS)
         try:  # set everything that Accelerate would otherwise take from environment variables
             self.accelerator = Accelerator(
-                mixed_precision=precision,
+                mixed_precision=config.precision,
                 cpu=not torch.accelerator.is_available(),
                 dynamo_backend="no",
                 gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
-                log_with="tensorboard" if tensorboard_dir else None,
-                project_dir=tensorboard_dir,
-                kwargs_handlers=[
-                    InitProcessGroupKwargs(timeout=timeout),
-                    # D has two forwards before one backward: its BatchNorm buffers stay as each forward left them.
-                    DistributedDataParallelKwargs(broadcast_buffers=False),
-                ],
+                log_with="tensorboard" if config.report.tensorboard else None,
+                project_dir=config.run_dir,
+                # NCCL's watchdog would end the process before gloo's time-out lets it name the lost one.
+                kwargs_handlers=[InitProcessGroupKwargs(timeout=2 * timeout)],
             )
         except ValueError as error:
             raise UsageError(f"the launch: {' '.join(str(error).split())}") from None
@@ -50,6 +48,8 @@ class Distributed:
         self.rank, self.world_size = self.accelerator.process_index, self.accelerator.num_processes
         self.is_main_process = self.rank == 0
         self.device = self.accelerator.device
+        if config.precision == "fp16" and self.device.type != "cuda":
+            raise UsageError(f"precision: fp16 needs a CUDA GPU, and this run is on {self.device.type}; use bf16")
         launched = int(os.environ.get("WORLD_SIZE", 1))
         if launched != self.world_size:
             raise UsageError(
@@ -156,6 +156,11 @@ class Distributed:
             self._pending[0].wait()
             self._pending = None
 
+    def to_pinned(self, values: np.ndarray) -> Tensor:
+        """A tensor in pinned memory if the device copies from there asynchronously, else on the array's memory."""
+        tensor = torch.from_numpy(values)
+        return tensor.pin_memory() if self.device.type == "cuda" else tensor
+
     def shutdown(self) -> None:
         self.drain_pending()
         self.accelerator.end_training()
@@ -179,6 +184,27 @@ class Distributed:
             missing = "process 0" if self.rank else missing  # it hosts the store
         cause = (str(error).splitlines() or [""])[0][:200]
         return RunError(f"process {self.rank}: {missing} is unreachable (exited or hung); {latest} ({cause})")
+
+
+def set_determinism(config: Config) -> None:
+    """Choose deterministic kernels and TF32 as the configuration says; before the process group starts."""
+    deterministic = config.deterministic
+    if deterministic:
+        os.environ["NCCL_NVLS_ENABLE"] = "0"  # its reductions differ from call to call (NVIDIA/nccl issue 1497)
+        os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"
+    torch.use_deterministic_algorithms(deterministic)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined] - a debugging aid
+    torch.backends.cudnn.deterministic = deterministic
+    torch.backends.cudnn.benchmark = not deterministic
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = config.tf32
+
+
+def check_devices() -> None:
+    """Raises UsageError if a node has more processes than GPUs: Accelerate would put two on one."""
+    processes, gpus = int(os.environ.get("LOCAL_WORLD_SIZE", 1)), torch.cuda.device_count()
+    on_cpu = os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes")
+    if gpus and processes > gpus and not on_cpu:
+        raise UsageError(f"the launch: {processes} processes on a node with {gpus} GPUs; use --num_processes {gpus}")
 
 
 def check_launcher() -> None:
@@ -205,8 +231,8 @@ def unused_launcher_settings(config: Config) -> list[str]:
     lines = []
     precision = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
     if precision not in ("no", config.precision):
-        lines.append(f"mixed precision: {config.precision}, as `precision` says; Accelerate's {precision} is not used")
+        lines.append(f"precision {config.precision} overrides mixed_precision {precision} of accelerate launch")
     dynamo = os.environ.get("ACCELERATE_DYNAMO_BACKEND", "no").lower()
     if dynamo != "no":
-        lines.append(f"torch.compile: off; Accelerate's dynamo backend {dynamo} is not used")
+        lines.append(f"dynamo backend {dynamo} of accelerate launch is not used: distgan does not compile")
     return lines

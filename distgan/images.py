@@ -48,7 +48,3 @@ def save_picture(picture: np.ndarray, path: Path) -> None:
     out = io.BytesIO()
     Image.fromarray(picture).save(out, PIL_FORMATS[path.suffix.lower()], quality=95)
     atomic_write(path, out.getvalue())
-
-
-def save_png(picture: np.ndarray, path: Path) -> None:
-    save_picture(picture, path)

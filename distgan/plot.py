@@ -1,4 +1,4 @@
-"""`distgan plot RUN [RUN ...]`: the losses of runs, from their metrics.jsonl, on top of each other."""
+"""`distgan plot RUN [RUN ...]`: curves of losses and other metrics of runs, from their metrics.jsonl."""
 
 import sys
 from pathlib import Path
@@ -27,7 +27,7 @@ def read_metrics(run: str) -> dict[str, tuple[list[int], list[float]]]:
     except OSError as error:
         raise UsageError(f"{format_os_error(error)}; give a run folder") from None
     except (ValueError, KeyError, AttributeError):
-        raise UsageError(f"{path} is not a log of distgan") from None
+        raise UsageError(f"{path} is not a metrics.jsonl of distgan; give a run folder") from None
     return curves
 
 

@@ -44,7 +44,7 @@ def sample(
     if suffix and suffix not in (*SHEETS, *LOOPS, ".npz"):
         choices = ", ".join((*SHEETS, *LOOPS, ".npz"))
         raise UsageError(f"out: unknown format {suffix}; choose from {choices}, or give a folder")
-    cli.import_parts([imports] if isinstance(imports, str) else imports)
+    cli.import_user_modules([imports] if isinstance(imports, str) else imports)
     # Imported after parsing: --help and a mistyped option do not wait for torch.
     import distgan
     from distgan.training import sampling

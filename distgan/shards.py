@@ -20,7 +20,7 @@ from distgan.data.order import Lanes, rank_rows
 from distgan.data.remote import open_storage
 from distgan.data.shardset import ShardSet, open_shardset
 from distgan.dataset_tool.sources import open_source
-from distgan.images import grid, save_png
+from distgan.images import grid, save_picture
 
 
 def make(
@@ -40,7 +40,7 @@ def make(
     seed: int = 0,
     shard_mb: float = 64,
     skip_bad: bool = False,
-    sources: bool = True,
+    record_paths: bool = True,
     jobs: int | None = None,
 ) -> None:
     """Write the images of SRC as a dataset of shards into the folder DEST.
@@ -62,7 +62,7 @@ def make(
         seed: Of the order in the shards, and of the digits of stacked-mnist.
         shard_mb: Size of a shard in MB.
         skip_bad: Leave out images that cannot be used; default: fail with a list of them.
-        sources: Write sources.txt, the path in the folder or zip of every sample.
+        record_paths: Write sources.txt, the path in the folder or zip of every sample.
         jobs: Number of processes; default: one per CPU core.
     """
     if size is not None and not 4 <= size <= 4096:
@@ -89,7 +89,7 @@ def make(
     if warning := distgan.dataset_tool.make.size_warning(options.size):
         print(warning, file=sys.stderr)
     jobs = jobs or len(os.sched_getaffinity(0))
-    manifest = distgan.dataset_tool.make.make(opened, Path(dest), options, jobs, sources)
+    manifest = distgan.dataset_tool.make.make(opened, Path(dest), options, jobs, record_paths)
     print(f"{dest}: {summary(manifest)}")
     for line in details(manifest):
         print(line)
@@ -140,7 +140,7 @@ def stats(dest: str, out: str | None = None, duplicates: int = 20, cache_dir: st
         print(f"class {row['name']}: {row['samples']}")
     print(f"samples per shard: {shards.counts.min()} to {shards.counts.max()}")
     if out:
-        save_png(grid(statistics.images), Path(out))
+        save_picture(grid(statistics.images), Path(out))
         print(f"wrote {out}")
 
 
@@ -224,7 +224,7 @@ def progress(items: Any) -> Any:
 
 PROG = "distgan shards"
 COMMANDS = {"make": make, "index": index, "verify": verify, "stats": stats, "order": order}
-FLAGS = ("--skip_bad", "--sources")
+FLAGS = ("--skip_bad", "--record_paths")
 """Options that mean true when none of BOOLS follows."""
 BOOLS = ("true", "false", "yes", "no", "on", "off")
 

@@ -6,7 +6,7 @@ import torch
 import torchvision.utils
 from PIL import Image
 
-from distgan.images import grid, save_png, to_uint8
+from distgan.images import grid, save_picture, to_uint8
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -16,7 +16,7 @@ def test_a_grid_equals_torchvisions_pixel_for_pixel(tmp_path, count, channels):
     columns = int(np.ceil(np.sqrt(count)))
     reference = torchvision.utils.make_grid(images, nrow=columns, normalize=True, value_range=(-1, 1))
     torchvision.utils.save_image(reference, tmp_path / "reference.png")
-    save_png(grid(to_uint8(images.numpy())), tmp_path / "ours.png")
+    save_picture(grid(to_uint8(images.numpy())), tmp_path / "ours.png")
     ours, theirs = (np.asarray(Image.open(tmp_path / f"{name}.png")) for name in ("ours", "reference"))
     assert np.array_equal(ours, theirs)
 

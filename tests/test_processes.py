@@ -53,14 +53,14 @@ def test_without_a_gpu_multi_gpu_is_still_one_run(tiny, tmp_path, options):
 
 GRADIENTS = """
 import sys, torch
-from accelerate import Accelerator, DistributedDataParallelKwargs
+from accelerate import Accelerator
 from distgan import models
 from distgan.training import batchnorm
 from distgan.gan.step import GAN, Minibatch, train_step
 from distgan.gan.losses import LOSSES
 
 out, micro_batches = sys.argv[1], int(sys.argv[2])
-accelerator = Accelerator(cpu=True, kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)])
+accelerator = Accelerator(cpu=True)
 rank, world = accelerator.process_index, accelerator.num_processes
 torch.set_default_dtype(torch.float64)
 result = {}
@@ -74,6 +74,8 @@ for name, loss, norm in [(*row, norm) for row in LOSSES.items() for norm in ("no
         G, D = batchnorm.convert(G), batchnorm.convert(D)
     optimizers = [torch.optim.SGD(n.parameters(), lr=0.1) for n in (G, D)]
     G, D, g_optimizer, d_optimizer = accelerator.prepare(G, D, *optimizers)
+    if world > 1:
+        G.broadcast_buffers = D.broadcast_buffers = False
     raw_D = accelerator.unwrap_model(D)
     gan = GAN(G, D, raw_D, g_optimizer, d_optimizer, loss, accelerator.backward, accelerator.no_sync)
     generator = torch.Generator().manual_seed(0)
@@ -170,7 +172,8 @@ def wait_for_children(process: subprocess.Popen, file: Path) -> list[int]:
 
 def test_a_process_lost_before_the_first_iteration_is_named(tiny, tmp_path):
     """The second process exits as soon as the process group is initialized."""
-    exits = "import os; from distgan.distributed import Distributed; Distributed('no'); os._exit(3)"
+    exits = "import os; from distgan.config import Config; from distgan.distributed import Distributed; "
+    exits += "Distributed(Config()); os._exit(3)"
     words = [str(word) for word in (ROOT / "distgan/train.py", "--data.shards", tiny, "--run_dir", tmp_path / "run")]
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

@@ -100,4 +100,5 @@ def rank_rows(batch: int, lanes: int, rank: int, world: int) -> np.ndarray:
         below, above = max(n for n in divisors if n < world), min((n for n in divisors if n > world), default=None)
         nearest = f"{below} or {above}" if above else str(below)
         raise UsageError(f"{world} processes do not divide the {lanes} lanes of data.lanes; {nearest} would")
-    return np.arange(batch).reshape(-1, world, lanes // world)[:, rank].ravel()
+    local = lanes // world
+    return (np.arange(0, batch, lanes)[:, None] + np.arange(rank * local, (rank + 1) * local)).ravel()

@@ -29,13 +29,13 @@ class ImageBatch(NamedTuple):
     """int64 [N]; -1 if the dataset has no labels."""
     corrupt: list[str]
     """Messages about the corrupt images that were replaced."""
-    noise: dict[str, Any]
+    random_inputs: dict[str, Any]
     """Random numbers for these images, by name."""
 
     def digest(self) -> int:
         """The sum over rows of a 40-bit hash of image and latent: digests of the parts of a global minibatch add up to
         the same number for every number of processes."""
-        pairs = zip(np.asarray(self.images), np.asarray(self.noise["z"]), strict=True)
+        pairs = zip(np.asarray(self.images), np.asarray(self.random_inputs["z"]), strict=True)
         return sum(xxhash.xxh3_64_intdigest(image.tobytes() + z.tobytes()) >> 24 for image, z in pairs)
 
 
@@ -208,7 +208,7 @@ def stream(
 
     def read(planned: tuple[int, np.ndarray]) -> ImageBatch:
         at, ids = planned
-        return reader.read(ids)._replace(noise=draw(at))
+        return reader.read(ids)._replace(random_inputs=draw(at))
 
     if reader.raw:  # nothing to decode: a second thread only contends for the GIL
         threads = min(threads, 1)

@@ -30,5 +30,6 @@ class EMA:
         ema_params: list[Tensor] = list(self.module.parameters())
         params: list[Tensor] = list(G.parameters())
         torch._foreach_lerp_(ema_params, params, weight)  # pyright: ignore[reportPrivateImportUsage] - one kernel
-        for ema_buffer, buffer in zip(self.module.buffers(), G.buffers(), strict=True):
-            ema_buffer.copy_(buffer)
+        ema_buffers, buffers = list(self.module.buffers()), list(G.buffers())
+        if buffers:
+            torch._foreach_copy_(ema_buffers, buffers)  # pyright: ignore[reportPrivateImportUsage]

@@ -26,8 +26,8 @@ class Loss:
 def bce_d(real_logits: Tensor, fake_logits: Tensor) -> Tensor:
     """Binary cross entropy with target 1 for real and 0 for fake: -log D(x) - log(1 - D(G(z))).
 
-    Goodfellow et al. 2014, "Generative adversarial nets", equation 1. Takes logits: a half-precision sigmoid saturates
-    at 0 or 1, with no gradient, from |logit| = 7 on.
+    Goodfellow et al. 2014, "Generative adversarial nets", equation 1. Takes logits: a sigmoid in bf16 is exactly 1,
+    with no gradient, for logits above about 6.
     """
     real_error = F.binary_cross_entropy_with_logits(real_logits, torch.ones_like(real_logits), reduction="none")
     fake_error = F.binary_cross_entropy_with_logits(fake_logits, torch.zeros_like(fake_logits), reduction="none")

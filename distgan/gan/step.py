@@ -1,4 +1,8 @@
-"""The algorithm: one iteration of a GAN, D first, then G (Goodfellow et al. 2014, Algorithm 1)."""
+"""The algorithm: one iteration of a GAN, D first, then G.
+
+Algorithm 1 of Goodfellow et al. 2014 with one step of D, as in the DCGAN tutorial: G's update takes the same fakes, and
+the non-saturating loss if the loss is BCE.
+"""
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -16,7 +20,10 @@ Scalars = dict[str, Tensor]
 
 @dataclass(frozen=True)
 class GAN:
-    """Networks, optimizers and loss. `D` may be wrapped (for DDP); `raw_D` is the same network without its wrapper."""
+    """Networks, optimizers, loss, and what the launcher adds to backward and update.
+
+    G and D may be wrapped (for DDP); `raw_D` is D without its wrapper.
+    """
 
     G: nn.Module
     D: nn.Module
@@ -60,7 +67,7 @@ def train_step(gan: GAN, micro_batches: Sequence[Minibatch]) -> Scalars:
 
 
 def discriminator_step(gan: GAN, micro_batches: Sequence[Minibatch], fakes: Sequence[Tensor]) -> Scalars:
-    """(1) Update D: real images with target 1, fakes with target 0. No gradient reaches G."""
+    """(1) Update D on real images (target 1 in BCE) and on fakes (target 0). No gradient reaches G."""
     gan.raw_D.requires_grad_(True)
     gan.d_optimizer.zero_grad()
     rows = []
@@ -77,7 +84,7 @@ def discriminator_step(gan: GAN, micro_batches: Sequence[Minibatch], fakes: Sequ
 
 
 def generator_step(gan: GAN, micro_batches: Sequence[Minibatch], fakes: Sequence[Tensor] | None) -> Scalars:
-    """(2) Update G: fakes with target 1. The gradient passes through the updated D, frozen, into G only."""
+    """(2) Update G on the fakes (target 1 in BCE). The gradient passes through the updated D, frozen, into G only."""
     gan.raw_D.requires_grad_(False)
     gan.g_optimizer.zero_grad()
     rows = []

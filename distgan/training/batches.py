@@ -9,7 +9,7 @@ from torch import Tensor
 from distgan.data.order import rank_rows
 from distgan.data.stream import ImageBatch, stream
 from distgan.gan.step import Minibatch
-from distgan.rng import rng
+from distgan.rng import normal_rows, philox, uniform_rows
 from distgan.training.build import Run
 from distgan.training.state import TrainState
 
@@ -30,12 +30,12 @@ def minibatches(run: Run, state: TrainState, on_read: Callable[[ImageBatch], Non
     )
     for batch in batches:
         on_read(batch)
-        noise = {name: tensor.to(device, non_blocking=True) for name, tensor in batch.noise.items()}
+        random_inputs = {name: tensor.to(device, non_blocking=True) for name, tensor in batch.random_inputs.items()}
         real = normalize(batch.images.to(device, non_blocking=True), config.channels_last)
-        if "flip" in noise:
-            real = torch.where(noise["flip"][:, None, None, None], real.flip(3), real)
-        labels = torch.from_numpy(batch.labels).to(device, non_blocking=True) if config.data.labels else None
-        local_batch = Minibatch(real, noise["z"], labels, noise.get("fake_labels"))
+        if "flip" in random_inputs:
+            real = torch.where(random_inputs["flip"][:, None, None, None], real.flip(3), real)
+        labels = run.dist.to_pinned(batch.labels).to(device, non_blocking=True) if config.data.labels else None
+        local_batch = Minibatch(real, random_inputs["z"], labels, random_inputs.get("fake_labels"))
         size = config.micro_batch or len(real)
         columns = [column.split(size) if column is not None else [None] * (len(real) // size) for column in local_batch]
         yield [Minibatch(*columns) for columns in zip(*columns, strict=True)]
@@ -44,24 +44,23 @@ def minibatches(run: Run, state: TrainState, on_read: Callable[[ImageBatch], Non
 def draw(run: Run, state: TrainState, images_seen: int) -> dict[str, Tensor]:
     """This process's rows of the random numbers of the minibatch at `images_seen`.
 
-    They are drawn for the global minibatch, keyed by its position: they do not depend on the number of processes.
+    They are those of the global minibatch, keyed by its position: they do not depend on the number of processes, and a
+    process draws its own rows only.
     """
     config = run.config
     local_rows = rank_rows(config.batch, run.order.lanes, run.dist.rank, run.dist.world_size)
-    position = [images_seen, *([state.rollbacks] if state.rollbacks else [])]
-    z = rng(config.seed, "latents", *position).standard_normal((config.batch, config.model.latent), np.float32)
-    noise: dict[str, np.ndarray] = {"z": z[local_rows]}
+
+    def stream_of(purpose: str) -> np.random.Philox:
+        return philox(config.seed, purpose, images_seen, *([state.rollbacks] if state.rollbacks else []))
+
+    random_inputs: dict[str, np.ndarray] = {"z": normal_rows(stream_of("latents"), local_rows, config.model.latent)}
     if config.data.labels:
-        counts = np.array([row["samples"] for row in run.dataset.classes])
-        labels = rng(config.seed, "labels", *position).choice(
-            len(counts), config.batch, p=counts / max(counts.sum(), 1)
-        )
-        noise["fake_labels"] = labels[local_rows]
+        frequencies = np.cumsum([row["samples"] for row in run.dataset.classes])
+        uniform = uniform_rows(stream_of("labels"), local_rows, 1)[:, 0]
+        random_inputs["fake_labels"] = np.searchsorted(frequencies, uniform * frequencies[-1], side="right")
     if config.data.flip:
-        noise["flip"] = (rng(config.seed, "flips", *position).random(config.batch) < 0.5)[local_rows]
-    tensors = {name: torch.from_numpy(values) for name, values in noise.items()}
-    pin = run.dist.device.type == "cuda"
-    return {name: tensor.pin_memory() for name, tensor in tensors.items()} if pin else tensors
+        random_inputs["flip"] = uniform_rows(stream_of("flips"), local_rows, 1)[:, 0] < 0.5
+    return {name: run.dist.to_pinned(values) for name, values in random_inputs.items()}
 
 
 def normalize(images: Tensor, channels_last: bool) -> Tensor:

@@ -1,54 +1,135 @@
 """BatchNorm over the minibatch of all processes (Ioffe & Szegedy 2015, Algorithm 1), on any device.
 
 torch's SyncBatchNorm needs GPUs, and each of its forwards makes the host wait for the device: a process whose peer
-hangs could then not report it. Here every process has the same number of images, so that no counts are exchanged.
+hangs could then not report it. Here every process has the same number of images: no counts are exchanged, and what is
+exchanged does not grow with the number of processes. On CUDA the kernels are SyncBatchNorm's.
 """
 
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from accelerate import Accelerator
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 
-def all_gather(local: Tensor) -> Tensor:
-    """[...] of each process -> [world_size, ...], by rank; differentiable."""
-    # Imported with the first process group: it brings in torch's compiler, which takes a second.
-    from torch.distributed.nn.functional import all_reduce
+def rows(images: Tensor) -> Tensor:
+    """[N, C, H, W] -> [N * H * W, C], at least float32; no copy if channels-last, and fast to reduce on CPUs."""
+    flat = images.permute(0, 2, 3, 1).reshape(-1, images.shape[1])
+    return flat if flat.dtype == torch.float64 else flat.float()
 
-    gathered = local.new_zeros(dist.get_world_size(), *local.shape)
-    gathered[dist.get_rank()] = local
-    return all_reduce(gathered)
+
+def per_channel(values: Tensor) -> Tensor:
+    """[C] -> [1, C, 1, 1]"""
+    return values[None, :, None, None]
+
+
+def local_stats(x: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """Mean and biased variance, float32 [C], of this process's images."""
+    if x.is_cuda:
+        mean, invstd = torch.batch_norm_stats(x, eps)
+        return mean, invstd.pow(-2) - eps
+    flat = rows(x)
+    mean = flat.sum(0) / len(flat)
+    return mean, (flat - mean).square().sum(0) / len(flat)
+
+
+def normalize(x: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, invstd: Tensor, eps: float) -> Tensor:
+    if x.is_cuda:
+        return torch.batch_norm_elemt(x, weight, bias, mean, invstd, eps)
+    scale = weight * invstd
+    return torch.addcmul(per_channel(bias - mean * scale), x.to(scale.dtype), per_channel(scale)).to(x.dtype)
+
+
+def gradient_sums(dy: Tensor, x: Tensor, mean: Tensor, invstd: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Sums over this process's images, float32 [C], of dy and of dy * (x - mean)."""
+    if x.is_cuda:
+        sum_dy, sum_dy_xmu, _, _ = torch.batch_norm_backward_reduce(dy, x, mean, invstd, weight, True, False, False)
+        return sum_dy, sum_dy_xmu
+    flat = rows(dy)
+    return flat.sum(0), (flat * (rows(x) - mean)).sum(0)
+
+
+def input_gradient(
+    dy: Tensor, x: Tensor, weight: Tensor, mean: Tensor, invstd: Tensor, sum_dy: Tensor, sum_dy_xmu: Tensor, count: int
+) -> Tensor:
+    """The gradient with respect to x; the sums are those of all processes, over `count` values per channel."""
+    if x.is_cuda:
+        counts = torch.full((1,), count, dtype=torch.int32, device=x.device)
+        return torch.batch_norm_backward_elemt(dy, x, mean, invstd, weight, sum_dy, sum_dy_xmu, counts)
+    # invstd * weight * (dy - mean(dy) - (x - mean) * invstd^2 * mean(dy * (x - mean))), as a * dy + b * x + c
+    a = invstd * weight
+    b = -a * invstd.square() * sum_dy_xmu / count
+    c = -a * sum_dy / count - b * mean
+    dx = torch.addcmul(per_channel(c), dy.to(a.dtype), per_channel(a))
+    return dx.addcmul_(x.to(a.dtype), per_channel(b)).to(x.dtype)
+
+
+class Normalize(torch.autograd.Function):
+    """x [N, C, H, W] normalized with given statistics. Saves x in its own dtype for backward, and no float32 copy."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, invstd: Tensor, eps: float) -> Tensor:
+        ctx.save_for_backward(x, weight, mean, invstd)
+        return normalize(x, weight, bias, mean, invstd, eps)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        x, weight, mean, invstd = ctx.saved_tensors
+        dy = dy.contiguous(memory_format=torch.channels_last if is_channels_last(x) else torch.contiguous_format)
+        sum_dy, sum_dy_xmu = gradient_sums(dy, x, mean, invstd, weight)
+        # DDP averages the gradients of weight and bias, as it does all parameters'
+        weight_gradient, bias_gradient = sum_dy_xmu * invstd, sum_dy
+        sums = torch.stack([sum_dy, sum_dy_xmu])
+        dist.all_reduce(sums)
+        count = x.numel() // x.shape[1] * dist.get_world_size()
+        dx = input_gradient(dy, x, weight, mean, invstd, sums[0], sums[1], count)
+        return dx, weight_gradient, bias_gradient, None, None, None
+
+
+def is_channels_last(x: Tensor) -> bool:
+    return x.is_contiguous(memory_format=torch.channels_last)
 
 
 class GlobalBatchNorm2d(nn.BatchNorm2d):
-    """BatchNorm2d whose mean and variance in training are those of the images [N, C, H, W] of all processes."""
+    """BatchNorm2d whose mean and variance in training are those of the images [N, C, H, W] of all processes.
+
+    First derivatives only: a gradient penalty through it raises.
+    """
 
     def forward(self, input: Tensor) -> Tensor:
         if not self.training:
             return super().forward(input)
-        n, c, h, w = input.shape
-        x = input.permute(0, 2, 3, 1).reshape(-1, c)  # no copy if channels-last; four times as fast on CPUs
-        x = x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
-        mean = x.sum(0) / len(x)
-        variance = (x - mean.detach()).square().sum(0) / len(x)  # its derivative with respect to the mean is 0
-        means, variances = all_gather(torch.stack([mean, variance])).unbind(1)
-        mean = means.mean(0)
-        variance = variances.mean(0) + means.var(0, correction=0)
-        self.update_running_stats(mean.detach(), variance.detach(), dist.get_world_size() * len(x))
-        scale = self.weight * torch.rsqrt(variance + self.eps)
-        y = torch.addcmul(self.bias - mean * scale, x, scale).to(input.dtype)
-        return y.view(n, h, w, c).permute(0, 3, 1, 2)
+        x = input if is_channels_last(input) else input.contiguous()
+        weight = self.weight if self.affine else torch.ones(self.num_features, device=x.device)
+        bias = self.bias if self.affine else torch.zeros(self.num_features, device=x.device)
+        mean, variance = self.global_stats(x.detach())
+        invstd = torch.rsqrt(variance + self.eps)
+        return Normalize.apply(x, weight, bias, mean, invstd, self.eps)  # pyright: ignore[reportCallIssue]
 
     @torch.no_grad()
-    def update_running_stats(self, mean: Tensor, variance: Tensor, count: int) -> None:
-        """As nn.BatchNorm2d does, with the unbiased estimate of the variance."""
-        assert self.momentum is not None and self.running_mean is not None and self.running_var is not None
-        assert self.num_batches_tracked is not None
-        self.running_mean.lerp_(mean, self.momentum)
-        self.running_var.lerp_(variance * (count / max(count - 1, 1)), self.momentum)
-        self.num_batches_tracked += 1
+    def global_stats(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and variance over all processes, float32 [C]; updates the running statistics.
+
+        One all-reduce, in float64: the difference of mean square and squared mean then loses nothing.
+        """
+        mean, variance = local_stats(x, self.eps)
+        dtype, mean, variance = mean.dtype, mean.double(), variance.double()
+        moments = torch.stack([mean, variance + mean.square()])
+        dist.all_reduce(moments)
+        mean, square = (moments / dist.get_world_size()).unbind()
+        mean, variance = mean.to(dtype), (square - mean.square()).clamp(min=0).to(dtype)
+        if self.track_running_stats:
+            assert self.momentum is not None and self.running_mean is not None and self.running_var is not None
+            assert self.num_batches_tracked is not None
+            count = x.numel() // x.shape[1] * dist.get_world_size()
+            self.running_mean.lerp_(mean, self.momentum)
+            self.running_var.lerp_(variance * (count / max(count - 1, 1)), self.momentum)  # the unbiased estimate
+            self.num_batches_tracked += 1
+        return mean, variance
 
 
 def convert(network: nn.Module) -> nn.Module:
@@ -56,7 +137,9 @@ def convert(network: nn.Module) -> nn.Module:
     for parent in list(network.modules()):
         for name, module in parent.named_children():
             if type(module) is nn.BatchNorm2d:
-                new = GlobalBatchNorm2d(module.num_features, module.eps, module.momentum)
+                new = GlobalBatchNorm2d(
+                    module.num_features, module.eps, module.momentum, module.affine, module.track_running_stats
+                )
                 for key, tensor in (*module.named_parameters(), *module.named_buffers()):
                     setattr(new, key, tensor)
                 setattr(parent, name, new.train(module.training))
@@ -64,11 +147,10 @@ def convert(network: nn.Module) -> nn.Module:
 
 
 class RunningStatsWarmup:
-    """Lets the running statistics of BatchNorm forget their initial values (mean 0, variance 1) at once.
+    """Momentum schedule of BatchNorm's running statistics: max(momentum, 1 / (t + 1)) in iteration t, from 0.
 
-    The momentum of iteration t, from 0, is at least 1 / (t + 1): the first statistics are averaged with equal weights.
-    With torch's 0.1 alone, 43 % of the variance that a network samples with after eight iterations is the initial 1,
-    and its images are grey.
+    A cumulative average first, an exponential one later: the initial values (mean 0, variance 1) have no weight. With
+    torch's momentum of 0.1 alone, the initial variance still has 43 % after eight iterations, and samples are grey.
     """
 
     def __init__(self, networks: Iterable[nn.Module]) -> None:

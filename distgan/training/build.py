@@ -62,8 +62,6 @@ def build(config: Config, dist: Distributed) -> Run:
     if config.loss not in LOSSES:
         choices = ", ".join(LOSSES)
         raise UsageError(f"loss: unknown loss {config.loss!r}; choose from {choices}, or add it by `import`")
-    torch.backends.cudnn.deterministic = config.deterministic
-    torch.backends.cudnn.benchmark = not config.deterministic
     dataset, order = dist.run_on_all(lambda: open_data(config, dist.rank, dist.world_size))
     dist.check_same_on_all_ranks(f"the manifest of {config.data.shards}", dataset.digest)
     pin = dist.device.type == "cuda"
@@ -96,7 +94,9 @@ def open_data(config: Config, rank: int, world_size: int) -> tuple[ShardSet, Lan
         )
     if data.labels and len(dataset.classes) < 2:
         count = len(dataset.classes) or "no"
-        raise UsageError(f"data.labels: {data.shards} has {count} classes; labels need two or more")
+        raise UsageError(
+            f"data.labels: {data.shards} has {count} classes; set data.labels false, or make a dataset with labels"
+        )
     check_decoder(data.decoder, dataset.encoding)
     lanes = data.lanes or default_lanes(config.batch, int(dataset.counts.sum()))
     rank_rows(config.batch, lanes, rank, world_size)  # raises UsageError if the processes do not divide the lanes
@@ -125,6 +125,9 @@ def build_gan(config: Config, dist: Distributed, dataset: ShardSet) -> GAN:
     check_networks(G, D, z_dim=z_dim, num_classes=num_classes, shape=(dataset.channels, dataset.size, dataset.size))
     optimizers = adam(G, config.g_optimizer), adam(D, config.d_optimizer)
     G, D, g_optimizer, d_optimizer = accelerator.prepare(G, D, *optimizers)
+    for network in (G, D):  # D has two forwards before one backward: its buffers stay as each forward left them
+        if isinstance(network, nn.parallel.DistributedDataParallel):
+            network.broadcast_buffers = False  # type: ignore[assignment] - as an argument it is deprecated
     limits = {id(g_optimizer): config.g_optimizer.clip, id(d_optimizer): config.d_optimizer.clip}
 
     def clip(network: nn.Module, optimizer: torch.optim.Optimizer) -> None:
@@ -171,7 +174,7 @@ def check_networks(G: nn.Module, D: nn.Module, *, z_dim: int, num_classes: int, 
             found = list(output.shape) if isinstance(output, Tensor) else type(output).__name__
             raise UsageError(f"model.name: for 2 inputs {name} returns {found}; it must return {list(expected)}")
         if name == "G" and output.abs().max() > 1 + 1e-3:
-            raise UsageError("model.name: G returns values outside [-1, 1]")
+            raise UsageError("model.name: G returns values outside [-1, 1]; end it with tanh")
         if len(outputs) > 1 and torch.equal(*outputs) and not torch.equal(output[0], output[1]):
             raise UsageError(f"data.labels: {name} ignores labels")
         network.train(training)

@@ -50,8 +50,8 @@ class Checkpoints:
             return []
         return sorted(int(path.name) for path in self.folder.iterdir() if path.name.isdigit())
 
-    def latest(self) -> str:
-        """For messages: which checkpoint there is to resume from."""
+    def describe_latest(self) -> str:
+        """Which checkpoint there is to resume from, for messages."""
         images = self.all()
         return f"latest checkpoint: {images[-1]:,} images" if images else "there is no checkpoint yet"
 
@@ -102,7 +102,7 @@ class Checkpoints:
             shutil.rmtree(path)
 
     def _describe_failure(self, error: Exception) -> str:
-        return f"a checkpoint could not be written to {self.folder}: {error}; {self.latest()}"
+        return f"a checkpoint could not be written to {self.folder}: {error}; {self.describe_latest()}"
 
     def _write(self, files: dict[str, Tensors], state: dict[str, Any], metadata: dict[str, Any]) -> None:
         final = self.folder / str(state["images"])
@@ -162,7 +162,7 @@ def load_weights(path: Path) -> tuple[Tensors, dict[str, Any]]:
             metadata = json.loads((file.metadata() or {})[METADATA])
             return {name: file.get_tensor(name) for name in file.keys()}, metadata  # noqa: SIM118 - no mapping
     except FileNotFoundError:
-        raise UsageError(f"no such file: {path}") from None
+        raise UsageError(f"no such file: {path}; give a run folder or a .safetensors file") from None
     except (safetensors.SafetensorError, OSError) as error:
         raise UsageError(f"{path} is not a complete .safetensors file: {error}") from None
     except (KeyError, json.JSONDecodeError):

@@ -1,5 +1,6 @@
 """Checks for NaN and Inf in losses and weights, and for weights that differ between processes."""
 
+import time
 from collections import deque
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -8,7 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from distgan import RunError
+from distgan.distributed import TIMEOUT_SECONDS
 from distgan.gan.step import Scalars
+
+RUN_AHEAD = 3  # iterations
 
 
 class NonFiniteError(RunError):
@@ -63,6 +67,8 @@ class FiniteCheck:
             ready.record()
         self.pending.append(PendingCheck(images_seen, list(scalars), values, norms, ready))
         self.poll()
+        if len(self.pending) > RUN_AHEAD:
+            self.wait_for_device()
 
     def poll(self, wait: bool = False) -> None:
         """Check the iterations whose values have arrived; all of them with `wait`."""
@@ -76,12 +82,25 @@ class FiniteCheck:
             if not bool(torch.isfinite(check.scalars).all() & torch.isfinite(check.norms).all()):
                 self.fault = self.diagnose(check)
 
+    def wait_for_device(self) -> None:
+        """Until the oldest pending iteration is done. Raises RunError after the time-out of collectives.
+
+        It bounds how far the host runs ahead of a GPU. It polls: a kernel that waits for a lost process never ends, and
+        Python could not even handle a signal in a call that waits for it.
+        """
+        ready, deadline = self.pending[0].ready, time.monotonic() + TIMEOUT_SECONDS
+        while ready is not None and not ready.query():
+            if time.monotonic() > deadline:
+                raise RunError(f"the GPU did not finish an iteration within {TIMEOUT_SECONDS:.0f} s: a process is lost")
+            time.sleep(0.001)
+        self.poll()
+
     def check_weights(self, images_seen: int) -> None:
         """Check all pending iterations and the weights as they are now; waits for the device."""
         self.poll(wait=True)
         bad = self.non_finite_params(self.param_norms().cpu())
         if bad and self.fault is None:
-            self.fault = f"NaN or Inf at image {images_seen:,} in {bad}"
+            self.fault = f"NaN or Inf after {images_seen:,} images in {bad}"
 
     def non_finite_params(self, norms: Tensor) -> str:
         """Names the parameters whose norms are not finite; empty if all are finite."""
@@ -97,7 +116,7 @@ class FiniteCheck:
         if weights:
             cause = f"{weights} were not finite before it"
         elif bad[0].startswith("g_"):
-            cause = f"first in {bad[0]}: the update of D left non-finite weights (its gradients overflowed)"
+            cause = f"first in {bad[0]}: probably the update of D left non-finite weights (its gradients overflowed)"
         else:
             cause = f"first in {bad[0]}"
         what = ", ".join(bad) or "its weights"

@@ -19,6 +19,7 @@ from distgan.data.stream import ImageBatch
 from distgan.gan.step import Scalars
 from distgan.images import grid, save_picture, to_uint8
 from distgan.training.build import Run
+from distgan.training.finite import NonFiniteError
 from distgan.training.state import TrainState
 
 STATUS_NAMES = {"d_real": "D(x)", "d_fake": "D(G(z))"}
@@ -26,7 +27,7 @@ STATUS_NAMES = {"d_real": "D(x)", "d_fake": "D(G(z))"}
 
 
 class MetricsLogger:
-    """Prints and writes on the main process. Sums over iterations stay on the device between two lines."""
+    """Prints and writes on the main process. Sums over the iterations of a logging interval stay on the device."""
 
     def __init__(self, run: Run, state: TrainState) -> None:
         config = run.config
@@ -37,11 +38,11 @@ class MetricsLogger:
             self.accelerator.init_trackers("tensorboard", config=to_hparams(to_dict(config)))
         self.start_images, self.start_time = state.images_seen, time.monotonic()
         self.save_seconds = 0.0
-        """Time that the loop waited for checkpoints since the last line."""
+        """Time that the loop waited for checkpoints in this logging interval."""
         self.corrupt: list[str] = []
-        """Corrupt images that this process skipped since the last line."""
+        """Corrupt images that this process skipped in this logging interval."""
         self.digest = 0
-        """Hash of what this process read since the last line."""
+        """Hash of what this process read in this logging interval."""
         self.last_grid: Path | None = None
         """The last file that `save_grid` wrote."""
         self.bar: tqdm | None = None
@@ -52,13 +53,14 @@ class MetricsLogger:
         self.rewind()
 
     def rewind(self) -> None:
-        """Start a new line at `state.images_seen`; drop the lines of metrics.jsonl after it."""
+        """Start a new logging interval at `state.images_seen`; drop the lines of metrics.jsonl after it."""
         self.sums: Tensor | None = None
         self.names: list[str] = []
         self.count = 0
         self.last_images, self.last_time = self.state.images_seen, time.monotonic()
         self.corrupt.clear()
         self.digest = 0
+        self.steps = count_steps(self.run) if self.accelerator.scaler is not None else 0
         if self.is_main_process:
             truncate_metrics(self.folder / "metrics.jsonl", self.state.images_seen)
 
@@ -94,6 +96,8 @@ class MetricsLogger:
             print(f"distgan: skipped a corrupt image: {line}", file=sys.stderr, flush=True)
         state.skipped += dist.all_reduce_sum(len(self.corrupt))
         extra: dict[str, Any] = {"skipped": state.skipped, "save_seconds": self.save_seconds}
+        if self.accelerator.scaler is not None:
+            extra |= self.fp16_scalars()
         if config.report.digests:
             extra["digest"] = dist.all_reduce_sum(self.digest)
         assert self.sums is not None, "a line is due after an iteration only"
@@ -102,8 +106,19 @@ class MetricsLogger:
         self.write_metrics(dict(zip(self.names, means.tolist(), strict=True)), extra)
         self.sums, self.count, self.save_seconds, self.digest = None, 0, 0.0, 0
         self.corrupt.clear()
+        if extra.get("fp16_scale", 1) < 1:
+            raise NonFiniteError(
+                f"precision: gradients overflow in fp16 at every loss scale (now {extra['fp16_scale']:g}); use bf16"
+            )
         if state.skipped > config.data.skip_bad:
             raise RunError(f"more than data.skip_bad = {config.data.skip_bad} corrupt images over all processes")
+
+    def fp16_scalars(self) -> dict[str, float]:
+        """The loss scale, and the updates that were skipped because gradients overflowed, since the last line."""
+        assert self.accelerator.scaler is not None
+        steps = count_steps(self.run)
+        skipped, self.steps = 2 * self.count - (steps - self.steps), steps
+        return {"fp16_scale": self.accelerator.scaler.get_scale(), "fp16_skipped_steps": skipped}
 
     def write_metrics(self, means: dict[str, float], extra: dict[str, Any]) -> None:
         """A status line, a line of metrics.jsonl, the trackers; on the main process."""
@@ -120,7 +135,7 @@ class MetricsLogger:
         row |= {"g_lr": learning_rate(self.run.gan.g_optimizer), "d_lr": learning_rate(self.run.gan.d_optimizer)}
         row["time"] = round(time.time(), 3)
         self.append_metrics(row)
-        curves = row.keys() - {"images", "epoch", "time"}  # the step, and what only follows it
+        curves = row.keys() - {"images", "epoch", "time"}  # the x-axis, and what is computed from it
         self.accelerator.log({key: row[key] for key in row if key in curves}, step=images)
         scalars = "  ".join(f"{STATUS_NAMES.get(name, name)} {value:.4f}" for name, value in means.items())
         eta = format_time(max(0, total_images - images) / max(overall, 1e-9))
@@ -160,6 +175,13 @@ class MetricsLogger:
             self.bar.close()
 
 
+def count_steps(run: Run) -> int:
+    """Updates of G and of D so far; waits for the device."""
+    optimizers = (run.gan.g_optimizer, run.gan.d_optimizer)
+    states = (optimizer.state.get(optimizer.param_groups[0]["params"][0], {}) for optimizer in optimizers)
+    return sum(int(state.get("step", 0)) for state in states)
+
+
 def learning_rate(optimizer: torch.optim.Optimizer) -> float:
     return optimizer.param_groups[0]["lr"]
 
@@ -192,7 +214,7 @@ def format_time(seconds: float) -> str:
 
 
 def peak_memory(device: torch.device) -> int:
-    """Peak memory in bytes: of the device's allocator, or on a CPU of this process."""
+    """Peak memory in bytes: reserved by the device's allocator, or on a CPU of this process."""
     if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
+        return torch.cuda.max_memory_reserved(device)
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

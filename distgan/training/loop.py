@@ -21,7 +21,7 @@ STOP, NON_FINITE = 1, 2  # flags of a process, max-reduced over ranks
 
 
 @dataclass(frozen=True)
-class Verdict:
+class Actions:
     """What is due before the next iteration; the same on every process."""
 
     log: bool
@@ -44,8 +44,8 @@ def train_loop(
     start = last_saved = state.images_seen
     while True:
         # agree with the other processes on what is due
-        due = decide(run, state, logger, check, stop, start, last_saved)
-        # once in a while: log the metrics; a line never spans a checkpoint
+        due = actions_due(run, state, logger, check, stop, start, last_saved)
+        # once in a while: log the metrics; a logging interval never spans a checkpoint
         if due.log:
             logger.log_metrics()
             check_in_sync(run, state)
@@ -78,9 +78,9 @@ def train_loop(
         check.record(norms, scalars, state.images_seen)
 
 
-def decide(
+def actions_due(
     run: Run, state: TrainState, logger: MetricsLogger, check: FiniteCheck, stop: StopRequest, start: int, saved: int
-) -> Verdict:
+) -> Actions:
     """What is due at `state.images_seen`, in a loop that began at `start` and saved last at `saved`.
 
     Raises NonFiniteError on all processes if one found NaN or Inf; nothing is saved then.
@@ -96,7 +96,7 @@ def decide(
     if flag == NON_FINITE:
         faults = dist.all_gather_object(check.fault)
         raise NonFiniteError(next(fault for fault in faults if fault is not None))
-    return Verdict(
+    return Actions(
         log=logger.due() or ((done or save) and logger.count > 0),
         sample=images_seen > start and (done or run.crossed(config.samples.every_epochs, images_seen)),
         save=save,
@@ -117,7 +117,7 @@ def loop_with_rollback(
             dist.run_on_main(checkpoints.wait)
             newest = dist.run_on_main(checkpoints.newest)
             if state.rollbacks >= limit or newest is None:
-                raise NonFiniteError(f"{error}; {dist.run_on_main(checkpoints.latest)}") from None
+                raise NonFiniteError(f"{error}; {dist.run_on_main(checkpoints.describe_latest)}") from None
             rollbacks = state.rollbacks + 1
             logger.print0(f"{error}; rollback {rollbacks} of {limit} to {newest}")
             restore_state(run, state, newest)
@@ -128,7 +128,7 @@ def loop_with_rollback(
 def check_in_sync(run: Run, state: TrainState) -> None:
     """Raises RunError if the weights differ between processes."""
     if run.dist.world_size > 1:
-        what = f"ranks out of sync at {state.images_seen:,} images: the weights"
+        what = f"processes out of sync after {state.images_seen:,} images: the weights"
         run.dist.check_same_on_all_ranks(what, checksum([run.raw_G, run.gan.raw_D]))
 
 

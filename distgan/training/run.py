@@ -7,11 +7,12 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import torch.distributed
 
 from distgan import RunError, UsageError, format_os_error
-from distgan.cli import import_parts
+from distgan.cli import import_user_modules
 from distgan.config import Config, to_dict
 from distgan.distributed import Distributed, unused_launcher_settings
 from distgan.gan.step import train_step
@@ -20,7 +21,7 @@ from distgan.training.build import Run, build
 from distgan.training.checkpoint import Checkpoints
 from distgan.training.logger import MetricsLogger, peak_memory
 from distgan.training.loop import loop_with_rollback, save_real_grid
-from distgan.training.run_dir import Changes, environment, open_run_dir, write_run_info
+from distgan.training.run_dir import Changes, open_run_dir, write_run_info
 from distgan.training.state import TrainState, restore_state
 from distgan.training.stop import StopRequest
 
@@ -31,14 +32,14 @@ CONTROL_DIR = "DISTGAN_CONTROL_DIR"
 def run_training(config: Config, *, fresh: bool = False, dry_run: bool = False) -> None:
     """Train, or resume the run in `config.run_dir`. Raises UsageError and RunError, on every process."""
     root = Path(config.run_dir)
-    import_parts(config.imports)
+    import_user_modules(config.imports)
     if config.report.tensorboard and importlib.util.find_spec("tensorboard") is None:
         raise UsageError("report.tensorboard: TensorBoard is not installed; pip install 'distgan[tensorboard]'")
     control = Path(os.environ[CONTROL_DIR]) if os.environ.get(CONTROL_DIR) else None
     with contextlib.ExitStack() as stack:
         # from here on a signal only sets a flag: a run that is asked to stop while it starts saves a checkpoint too
         stop = stack.enter_context(contextlib.closing(StopRequest([root, control] if control else [root])))
-        dist = Distributed(config.precision, tensorboard_dir=root if config.report.tensorboard else None)
+        dist = Distributed(config)
         checkpoints = Checkpoints(root / "checkpoints", config.checkpoint.keep, on_written=record_saved(control))
         stack.enter_context(contextlib.closing(checkpoints))
         stack.enter_context(readable_errors(dist, checkpoints))
@@ -46,14 +47,15 @@ def run_training(config: Config, *, fresh: bool = False, dry_run: bool = False) 
             stop.files.clear()  # one process polls the files, and the flags are reduced
         run, state = build(config, dist), TrainState()
         if dry_run:
-            return one_iteration(run, state)
+            return two_iterations(run, state)
         newest, changes = dist.run_on_main(lambda: open_run_dir(run, fresh, stack))
         if newest is not None:
             dist.run_on_all(lambda: restore_state(run, state, newest))
-        dist.run_on_main(lambda: write_run_info(run))
+        facts = dist.run_on_main(lambda: write_run_info(run))
         logger = stack.enter_context(contextlib.closing(MetricsLogger(run, state)))
         checkpoints.print_error = logger.print0
-        log_run_header(run, state, logger, newest, changes)
+        log_run_header(run, logger, facts)
+        log_resume(run, state, logger, newest, changes)
         if dist.is_main_process and state.images_seen == 0:
             save_real_grid(run, logger)
         reason = loop_with_rollback(run, state, logger, checkpoints, stop)
@@ -80,33 +82,50 @@ def readable_errors(dist: Distributed, checkpoints: Checkpoints) -> Iterator[Non
     except BrokenPipeError:
         raise
     except OSError as error:
-        raise RunError(f"{checkpoints.folder.parent}: {format_os_error(error)}; {checkpoints.latest()}") from None
+        raise RunError(
+            f"{checkpoints.folder.parent}: {format_os_error(error)}; {checkpoints.describe_latest()}"
+        ) from None
+    except torch.OutOfMemoryError as error:
+        message = str(error).splitlines()[0]
+        raise RunError(
+            f"{message} Try --micro_batch (gradient accumulation); {checkpoints.describe_latest()}"
+        ) from None
     except (torch.distributed.DistError, RuntimeError) as error:
-        collective = isinstance(error, torch.distributed.DistError) or "gloo" in str(error)
-        if isinstance(error, RunError) or not collective:
+        text = str(error)
+        if isinstance(error, RunError) or not (isinstance(error, torch.distributed.DistError) or "gloo" in text):
             raise
-        raise dist.peer_failure(error, checkpoints.latest()) from error
+        if "Duplicate GPU detected" in text or "invalid usage" in text:  # NCCL was set up wrongly: no peer is lost
+            reason = next((line for line in reversed(text.splitlines()) if line.strip()), text)
+            raise RunError(f"the launch: NCCL cannot start: {reason.strip()[:200]}") from None
+        raise dist.peer_failure(error, checkpoints.describe_latest()) from error
 
 
-def one_iteration(run: Run, state: TrainState) -> None:
-    """The dry run: one iteration, its scalars and the peak memory."""
-    scalars = train_step(run.gan, next(minibatches(run, state, on_read=lambda batch: None)))
+def two_iterations(run: Run, state: TrainState) -> None:
+    """The dry run: two iterations, since the first makes the optimizers' state; scalars and the peak memory."""
+    batches = minibatches(run, state, on_read=lambda batch: None)
+    scalars = [train_step(run.gan, next(batches)) for _ in range(2)][-1]
     if run.dist.is_main_process:
         values = ", ".join(f"{name} {float(value):.4f}" for name, value in scalars.items())
-        memory = peak_memory(run.dist.device) / 1e9
-        print(f"dry run: one iteration of {run.config.batch} images on {run.dist.world_size} process(es): {values}")
-        print(f"peak memory per process: {memory:.2f} GB; nothing was written", flush=True)
+        memory = f"{peak_memory(run.dist.device) / 1e9:.2f} GB"
+        if run.dist.device.type == "cuda":
+            memory += f" reserved, {torch.cuda.max_memory_allocated(run.dist.device) / 1e9:.2f} GB allocated"
+        print(f"dry run: two iterations of {run.config.batch} images on {run.dist.world_size} process(es): {values}")
+        print(f"peak memory per process: {memory}; nothing was written", flush=True)
     run.dist.shutdown()
 
 
-def log_run_header(run: Run, state: TrainState, logger: MetricsLogger, newest: Path | None, changes: Changes) -> None:
+def log_run_header(run: Run, logger: MetricsLogger, facts: dict[str, Any]) -> None:
     """The first lines of a run: versions, processes and device, data and networks, the configuration."""
-    facts, dataset = environment(run.dist.device, run.dist.world_size), run.dataset
+    dataset = run.dataset
     networks = {"G": run.raw_G, "D": run.gan.raw_D}
     params = ", ".join(f"{k} {sum(p.numel() for p in n.parameters()) / 1e6:.2f} M" for k, n in networks.items())
     commit = facts["commit"] or "unknown"
     logger.print0(f"distgan {facts['distgan']} (commit {commit}), torch {facts['libraries']['torch']}")
     logger.print0(f"{run.dist.world_size} process(es), {facts['device']}, precision {run.config.precision}")
+    if facts["cuda"]:
+        switches = ("tf32", run.config.tf32), ("deterministic", run.config.deterministic)
+        shown = ", ".join(f"{name} {'on' if on else 'off'}" for name, on in switches)
+        logger.print0(f"CUDA {facts['cuda']}, driver {facts['driver']}, NCCL {facts['nccl']}, {shown}")
     for line in unused_launcher_settings(run.config):
         logger.print0(line)
     logger.print0(
@@ -115,6 +134,10 @@ def log_run_header(run: Run, state: TrainState, logger: MetricsLogger, newest: P
         f"parameters: {params}"
     )
     logger.print0(json.dumps(to_dict(run.config)))
+
+
+def log_resume(run: Run, state: TrainState, logger: MetricsLogger, newest: Path | None, changes: Changes) -> None:
+    """Print what the run resumes from, and log the keys that an override changed."""
     if newest is not None:
         logger.print0(f"resuming from {newest}: {state.images_seen:,} of {run.total_images:,} images")
         if state.images_seen > run.total_images:

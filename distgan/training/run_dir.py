@@ -80,12 +80,13 @@ def open_run_dir(run: Run, fresh: bool, stack: contextlib.ExitStack) -> tuple[Pa
         return checkpoints.newest(), changes
 
 
-def write_run_info(run: Run) -> None:
-    """Write config.yaml and environment.json; called on the main process, once the run is known to resume."""
+def write_run_info(run: Run) -> dict[str, Any]:
+    """Write config.yaml and environment.json, and return the latter; called on the main process."""
     root = Path(run.config.run_dir)
     atomic_write(root / "config.yaml", yaml.safe_dump(to_dict(run.config), sort_keys=False).encode())
     facts = environment(run.dist.device, run.dist.world_size)
     atomic_write(root / "environment.json", (json.dumps(facts, indent=1) + "\n").encode())
+    return facts
 
 
 def config_changes(run: Run, root: Path) -> Changes:
@@ -125,9 +126,20 @@ def environment(device: torch.device, world_size: int) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "host": platform.node(),
         "python": platform.python_version(),
-        "cuda": torch.version.cuda if device.type == "cuda" else None,
+        **(cuda_versions() if device.type == "cuda" else {"cuda": None}),
         "libraries": {name: importlib.metadata.version(name) for name in LIBRARIES},
     }
+
+
+def cuda_versions() -> dict[str, Any]:
+    """Versions of CUDA, the driver and NCCL."""
+    try:
+        command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+        driver = subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.split()[0]
+    except (OSError, subprocess.SubprocessError, IndexError):
+        driver = "unknown"
+    nccl = ".".join(map(str, torch.cuda.nccl.version()))  # type: ignore[attr-defined]
+    return {"cuda": torch.version.cuda, "driver": driver, "nccl": nccl}
 
 
 def git_commit() -> str | None:

@@ -16,9 +16,9 @@ class TrainState:
     """The counters of a run, the same on every process."""
 
     images_seen: int = 0
-    """Real images that D was trained on, over all processes: the clock of the run."""
+    """Real images that D was trained on, over all processes; progress and schedules are measured in them."""
     skipped: int = 0
-    """Corrupt images that were skipped, over all processes; up to the last line of the log."""
+    """Corrupt images that were skipped, over all processes; up to the last logging interval."""
     rollbacks: int = 0
     """Times the run returned to a checkpoint; part of the key of its random numbers from then on."""
 

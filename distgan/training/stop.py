@@ -35,7 +35,7 @@ class StopRequest:
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         if number == signal.SIGINT and self._interrupted:
-            os.write(2, f"{INTERRUPTED}\n".encode())
+            os.write(2, f"{INTERRUPTED}; run the same command to resume from the latest checkpoint, if any\n".encode())
             os._exit(130)
         self._interrupted = self._interrupted or number == signal.SIGINT
         self.reason = self.reason or signal.Signals(number).name

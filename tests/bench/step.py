@@ -77,7 +77,7 @@ def ours(config: Config) -> Iterator[None]:
     from accelerate.state import AcceleratorState
 
     AcceleratorState._reset_state(reset_partial_state=True)
-    run = build(config, Distributed(config.precision))
+    run = build(config, Distributed(config))
     state = TrainState()
     sums: dict[str, torch.Tensor] = {}
     for micro_batches in minibatches(run, state, on_read=lambda batch: None):

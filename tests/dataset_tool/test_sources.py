@@ -60,8 +60,8 @@ def test_zip_has_the_sources_of_its_folder(dataset, folder_of_images, tmp_path):
 
 
 def test_sources_can_be_left_out(folder_of_images, tmp_path, capsys):
-    assert command("make", folder_of_images, tmp_path / "without", "--sources", "false") == 0
-    assert command("make", folder_of_images, tmp_path / "with", "--sources") == 0
+    assert command("make", folder_of_images, tmp_path / "without", "--record_paths", "false") == 0
+    assert command("make", folder_of_images, tmp_path / "with", "--record_paths") == 0
     assert not (tmp_path / "without" / "sources.txt").exists() and (tmp_path / "with" / "sources.txt").exists()
     without = open_dataset(tmp_path / "without")
     assert "sources" not in without.manifest and without.sources() is None

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch.distributed
 
-from distgan import RunError, UsageError, format_os_error
+from distgan import CorruptDataError, RunError, UsageError, format_os_error
 from distgan.cli import import_user_modules
 from distgan.config import Config, to_dict
 from distgan.distributed import Distributed, unused_launcher_settings
@@ -81,6 +81,9 @@ def readable_errors(dist: Distributed, checkpoints: Checkpoints) -> Iterator[Non
         yield
     except BrokenPipeError:
         raise
+    except CorruptDataError as error:
+        fix = "`distgan shards verify` lists all corrupt images, --data.skip_bad N skips up to N"
+        raise CorruptDataError(f"{error}; {fix}; {checkpoints.describe_latest()}") from None
     except OSError as error:
         raise RunError(
             f"{checkpoints.folder.parent}: {format_os_error(error)}; {checkpoints.describe_latest()}"

@@ -1,8 +1,9 @@
 # make demo: set up, train on handwritten digits, show a picture. make test: set up, lint, test.
+# make gpu: what needs a GPU, as a report (tests/gpu/README.md).
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint bench
+.PHONY: demo test lint bench gpu gpu-wheels
 .DELETE_ON_ERROR:
 
 demo: .venv/ready
@@ -22,6 +23,19 @@ lint: .venv/ready
 
 bench: .venv/ready
 	$(BIN)/python tests/bench/step.py
+
+# Without a virtual environment, and with packages from `make gpu-wheels`: on the machine's own Python.
+ifeq ($(and $(wildcard .wheels/*.whl),$(if $(wildcard .venv/ready),,yes)),)
+gpu: .venv/ready
+gpu: GPU_PYTHON := $(BIN)/python
+else
+gpu: GPU_PYTHON := $(PYTHON)
+endif
+gpu:
+	@$(GPU_PYTHON) tests/gpu/kit/report.py $(if $(OUT),--out $(OUT)) $(ARGS)
+
+gpu-wheels: .venv/ready
+	$(BIN)/python tests/gpu/kit/wheels.py $(ARGS)
 
 .venv/ready: pyproject.toml .ci/constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

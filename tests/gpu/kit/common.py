@@ -135,6 +135,15 @@ def train_on_one_gpu(words: list[object], *, script: Path, timeout: float = 140)
     return codes, text
 
 
+def nvidia_smi(fields: str) -> str:
+    """The fields of the first GPU, or why there are none."""
+    try:
+        command = ["nvidia-smi", f"--query-gpu={fields}", "--format=csv,noheader"]
+        return subprocess.run(command, capture_output=True, text=True, timeout=20).stdout.splitlines()[0]
+    except (OSError, subprocess.SubprocessError, IndexError) as error:
+        return f"unknown: {type(error).__name__}"
+
+
 def wait_for(condition: Callable[[], object], process: subprocess.Popen, seconds: float = 60) -> None:
     """Until the condition holds, the process ends, or the time is over."""
     deadline = time.monotonic() + seconds

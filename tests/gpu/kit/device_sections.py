@@ -3,7 +3,6 @@
 import collections
 import contextlib
 import re
-import subprocess
 import tempfile
 import time
 import traceback
@@ -18,12 +17,14 @@ from common import (
     NOISE,
     OUT,
     PRECISIONS,
+    ROOT,
     SIZE,
     WIDTH,
     Stopwatch,
     build_run,
     expect,
     last_line,
+    nvidia_smi,
     peak_gb,
     record,
     repeat,
@@ -66,15 +67,14 @@ def host_waits() -> None:
 
             try:
                 run_loop(run, visit)
-                found = f"{WATCHED[1] - WATCHED[0]} iterations without a wait" + (
-                    " (not checked on a CPU)" if DRY else ""
-                )
-                expect(precision + name, found, True)
+                found = f"{WATCHED[1] - WATCHED[0]} iterations without a wait"
+                record(precision + name, "skipped: needs CUDA" if DRY else found)
             except RuntimeError as error:
                 set_mode("default")
                 traceback.print_exc()
-                frames = [frame for frame in traceback.extract_tb(error.__traceback__) if "/distgan/" in frame.filename]
-                at = f"{frames[-1].filename.rsplit('/', 1)[-1]}:{frames[-1].lineno}" if frames else "unknown"
+                package = str(ROOT / "distgan")
+                frames = [f for f in traceback.extract_tb(error.__traceback__) if f.filename.startswith(package)]
+                at = f"{frames[-1].filename.rsplit('/', 1)[-1]}:{frames[-1].lineno}" if frames else "outside of distgan"
                 expect(precision + name, f"waits in iteration {seen}, {at}: {str(error).splitlines()[0][:150]}", False)
             finally:
                 set_mode("default")
@@ -185,8 +185,7 @@ def memory() -> None:
         for batch in (64, 1024):
             for precision in PRECISIONS:
                 record(f"{batch} {precision}", peaks(batch, precision))
-        smi = ["nvidia-smi", "--query-gpu=memory.used", "--format=csv,noheader"]
-        record("nvidia-smi, memory used", subprocess.run(smi, capture_output=True, text=True).stdout.split("\n")[0])
+        record("nvidia-smi, memory used", nvidia_smi("memory.used"))
         torch.cuda.empty_cache()
     batch = 16 if DRY else 1024
     for precision in PRECISIONS[:1] if DRY else PRECISIONS:
@@ -283,7 +282,8 @@ def batchnorm() -> None:
                     worst = max(errors, key=lambda key: errors[key][0])
                     text = f"largest error {errors[worst][0]:.1e} ({worst}); nn.BatchNorm2d {errors[worst][1]:.1e}"
                     same_strides = ours["dx"].stride() == torchs["dx"].stride()
-                    expect(label, text, errors[worst][0] < limits[name] and same_strides)
+                    limit = max(limits[name], 4 * errors[worst][1])  # sums over 10^6 values round in torch's too
+                    expect(label, text, errors[worst][0] < limit and same_strides)
                     record(f"{label}: ours", cost(norms[0], x, dy))
                     record(f"{label}: nn.BatchNorm2d", cost(norms[1], x, dy))
         iterations_with_batchnorm()

@@ -30,6 +30,7 @@ from common import (
     expect,
     last_line,
     make_datasets,
+    nvidia_smi,
     record,
     start_train,
     train,
@@ -66,8 +67,7 @@ def environment() -> None:
     names = [f"{gpu.name} ({gpu.total_memory / 1e9:.0f} GB, sm_{gpu.major}{gpu.minor})" for gpu in gpus]
     record("GPUs", ", ".join(names))
     record("NCCL", ".".join(map(str, torch.cuda.nccl.version())))  # type: ignore[attr-defined]
-    query = ["nvidia-smi", "--query-gpu=driver_version,memory.used,clocks.sm,power.limit", "--format=csv,noheader"]
-    record("driver, memory used, clock, power limit", subprocess.run(query, capture_output=True, text=True).stdout)
+    record("driver, memory used, clock, power limit", nvidia_smi("driver_version,memory.used,clocks.sm,power.limit"))
 
 
 def tests() -> None:
@@ -217,14 +217,15 @@ def nccl() -> None:
 
 
 def out_of_memory() -> None:
-    """What a user reads when the minibatch does not fit."""
-    batch = int(torch.cuda.get_device_properties(0).total_memory / 1e6) // 64 * 64  # 2.7 MB per image are needed
+    """What a user reads when the minibatch does not fit: this process occupies all memory but 2 GB."""
+    free, _ = torch.cuda.mem_get_info()
+    occupied = torch.empty(max(0, free - 2 * 10**9), dtype=torch.uint8, device="cuda")
     start = time.monotonic()
-    done = train(["--data.shards", NOISE, "--batch", batch, "--dry_run"], check=False, timeout=55)
+    done = train(["--data.shards", NOISE, "--batch", 2048, "--dry_run"], check=False, timeout=55)
     lines = done.stderr.strip().splitlines()
+    seconds = time.monotonic() - start
     record(
-        "exit code, lines of stderr",
-        f"{done.returncode}, {len(lines)}; batch {batch:,}, {time.monotonic() - start:.0f} s",
+        "exit code, lines of stderr", f"{done.returncode}, {len(lines)}; {seconds:.0f} s; {len(occupied):,} B occupied"
     )
     expect("message", last_line(done.stderr), len(lines) == 1 and "Try --micro_batch" in done.stderr)
 

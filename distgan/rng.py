@@ -28,33 +28,27 @@ def derive_seed(seed: int, purpose: str, *position: int) -> int:
     return int(rng(seed, purpose, *position).integers(2**63))
 
 
-def random_rows(stream: np.random.Philox, rows: np.ndarray, words: int) -> np.ndarray:
-    """Rows of a table of random 64-bit words, uint64 [len(rows), words]; `stream` must be new, and `rows` ascend.
+def random_rows(stream: np.random.Philox, first: int, count: int, words: int) -> np.ndarray:
+    """Rows [first, first + count) of a table of random 64-bit words, uint64 [count, words]; `stream` must be new.
 
-    Row k begins at a place of its own in the stream: it costs the same whichever other rows are drawn.
+    Every row begins at a block of its own: the cost does not depend on `first`.
     """
     blocks = -(-words // BLOCK)  # per row
-    first = np.concatenate([[0], np.flatnonzero(np.diff(rows) != 1) + 1])  # of each run of adjacent rows
-    lengths = np.diff(first, append=len(rows))
-    parts, place = [], 0
-    for row, length in zip(rows[first].tolist(), lengths.tolist(), strict=True):
-        stream.advance(row * blocks - place)
-        parts.append(stream.random_raw(length * blocks * BLOCK))
-        place = (row + length) * blocks
-    return np.concatenate(parts).reshape(len(rows), -1)[:, :words]
+    stream.advance(first * blocks)
+    return stream.random_raw(count * blocks * BLOCK).reshape(count, -1)[:, :words]
 
 
-def uniform_rows(stream: np.random.Philox, rows: np.ndarray, columns: int) -> np.ndarray:
-    """Rows of a table of numbers in (0, 1), float64 [len(rows), columns]; see `random_rows`."""
-    return ((random_rows(stream, rows, columns) >> np.uint64(12)) + 0.5) * 2.0**-52
+def uniform_rows(stream: np.random.Philox, first: int, count: int, columns: int) -> np.ndarray:
+    """Rows of a table of numbers in (0, 1), float64 [count, columns]; see `random_rows`."""
+    return ((random_rows(stream, first, count, columns) >> np.uint64(12)) + 0.5) * 2.0**-52
 
 
-def normal_rows(stream: np.random.Philox, rows: np.ndarray, columns: int) -> np.ndarray:
-    """Rows of a table of N(0, 1) numbers, float32 [len(rows), columns]; see `random_rows`.
+def normal_rows(stream: np.random.Philox, first: int, count: int, columns: int) -> np.ndarray:
+    """Rows of a table of N(0, 1) numbers, float32 [count, columns]; see `random_rows`.
 
-    By Box and Muller 1958, since it takes the same number of words for every number.
+    By Box and Muller 1958, which takes the same number of words for every number.
     """
-    uniform = uniform_rows(stream, rows, columns + columns % 2)
+    uniform = uniform_rows(stream, first, count, columns + columns % 2)
     radius, angle = np.sqrt(-2 * np.log(uniform[:, 0::2])), 2 * np.pi * uniform[:, 1::2]
     pairs = np.stack([radius * np.cos(angle), radius * np.sin(angle)], axis=-1)
-    return pairs.reshape(len(rows), -1)[:, :columns].astype(np.float32)
+    return pairs.reshape(count, -1)[:, :columns].astype(np.float32)

@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 
-from distgan.data.order import rank_rows
 from distgan.rng import derive_seed, normal_rows, philox, random_rows, rng, uniform_rows
 
 
@@ -20,43 +19,22 @@ def test_the_numbers_are_pinned():
     assert derive_seed(0, "weights") == PINNED_INTEGER
 
 
-@pytest.mark.parametrize("world_size", [1, 2, 8])
 @pytest.mark.parametrize("columns", [1, 7, 100])
-def test_a_row_is_the_same_whichever_others_are_drawn(world_size, columns):
-    """Each process draws its own rows of the global minibatch."""
+def test_a_row_is_the_same_whichever_others_are_drawn(columns):
+    """A process draws the rows of the global minibatch that are its own."""
     for draw in (random_rows, uniform_rows, normal_rows):
-        table = draw(philox(0, "latents", 64), np.arange(48), columns)
+        table = draw(philox(0, "latents", 64), 0, 48, columns)
         assert table.shape == (48, columns) and len(np.unique(table)) == table.size
-        for rank in range(world_size):
-            rows = rank_rows(48, 16, rank, world_size)
-            assert np.array_equal(draw(philox(0, "latents", 64), rows, columns), table[rows])
-
-
-def test_a_process_draws_its_own_rows_only():
-    """At 1,024 processes of 64 images as many words as at one process."""
-    words = []
-    for world_size in (1, 1024):
-        stream = philox(0, "latents", 64)
-
-        class Counted:
-            advance = stream.advance
-
-            def random_raw(self, size):
-                words[-1] += size
-                return stream.random_raw(size)  # noqa: B023
-
-        words.append(0)
-        rows = rank_rows(64 * world_size, max(64, world_size), world_size - 1, world_size)
-        normal_rows(Counted(), rows, 100)  # type: ignore[arg-type]
-    assert words[0] == words[1] == 64 * 100
+        for first, count in ((0, 1), (5, 3), (16, 16), (47, 1)):
+            assert np.array_equal(draw(philox(0, "latents", 64), first, count, columns), table[first : first + count])
 
 
 def test_the_moments_of_normal_rows():
-    z = normal_rows(philox(1, "latents"), np.arange(20_000), 101).astype(np.float64)
+    z = normal_rows(philox(1, "latents"), 0, 20_000, 101).astype(np.float64)
     assert abs(z.mean()) < 3e-3 and abs(z.std() - 1) < 3e-3
     assert abs((z**3).mean()) < 1e-2 and abs((z**4).mean() - 3) < 2e-2  # of a normal distribution: 0 and 3
     assert np.abs(np.corrcoef(z[:, :6].T) - np.eye(6)).max() < 0.03  # also within a pair of Box and Muller
-    uniform = uniform_rows(philox(1, "flips"), np.arange(100_000), 1)
+    uniform = uniform_rows(philox(1, "flips"), 0, 100_000, 1)
     assert 0 < uniform.min() < uniform.max() < 1 and abs(uniform.mean() - 0.5) < 3e-3
 
 

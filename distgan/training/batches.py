@@ -6,7 +6,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from distgan.data.order import rank_rows
 from distgan.data.stream import ImageBatch, stream
 from distgan.gan.step import Minibatch
 from distgan.rng import normal_rows, philox, uniform_rows
@@ -45,21 +44,26 @@ def draw(run: Run, state: TrainState, images_seen: int) -> dict[str, Tensor]:
     """This process's rows of the random numbers of the minibatch at `images_seen`.
 
     They are those of the global minibatch, keyed by its position: they do not depend on the number of processes, and a
-    process draws its own rows only.
+    process draws its own rows only. The table is ordered by lane, so that these are adjacent in it.
     """
-    config = run.config
-    local_rows = rank_rows(config.batch, run.order.lanes, run.dist.rank, run.dist.world_size)
+    config, lanes = run.config, run.order.local_lanes
+    slots = config.batch // run.order.lanes
+    first, count = lanes.start * slots, len(lanes) * slots
 
     def stream_of(purpose: str) -> np.random.Philox:
         return philox(config.seed, purpose, images_seen, *([state.rollbacks] if state.rollbacks else []))
 
-    random_inputs: dict[str, np.ndarray] = {"z": normal_rows(stream_of("latents"), local_rows, config.model.latent)}
+    def by_position(table: np.ndarray) -> np.ndarray:
+        return table.reshape(len(lanes), slots, -1).swapaxes(0, 1).reshape(count, -1)
+
+    z = by_position(normal_rows(stream_of("latents"), first, count, config.model.latent))
+    random_inputs: dict[str, np.ndarray] = {"z": z}
     if config.data.labels:
         frequencies = np.cumsum([row["samples"] for row in run.dataset.classes])
-        uniform = uniform_rows(stream_of("labels"), local_rows, 1)[:, 0]
+        uniform = by_position(uniform_rows(stream_of("labels"), first, count, 1))[:, 0]
         random_inputs["fake_labels"] = np.searchsorted(frequencies, uniform * frequencies[-1], side="right")
     if config.data.flip:
-        random_inputs["flip"] = uniform_rows(stream_of("flips"), local_rows, 1)[:, 0] < 0.5
+        random_inputs["flip"] = by_position(uniform_rows(stream_of("flips"), first, count, 1))[:, 0] < 0.5
     return {name: run.dist.to_pinned(values) for name, values in random_inputs.items()}
 
 

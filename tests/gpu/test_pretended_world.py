@@ -238,9 +238,10 @@ def test_a_process_draws_its_own_random_numbers_only(monkeypatch, processes, lan
 
     monkeypatch.setattr(batches, "philox", Stream)
     config = Config(batch=64 * processes, data=DataConfig(labels=True, flip=True, lanes=lanes))
+    local = lanes // processes
     run: Any = SimpleNamespace(
         config=config,
-        order=SimpleNamespace(lanes=lanes),
+        order=SimpleNamespace(lanes=lanes, local_lanes=range(processes // 2 * local, (processes // 2 + 1) * local)),
         dist=SimpleNamespace(rank=processes // 2, world_size=processes, to_pinned=torch.from_numpy),
         dataset=SimpleNamespace(classes=[{"samples": 500}] * 2),
     )

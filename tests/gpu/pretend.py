@@ -10,7 +10,6 @@ import os
 import pkgutil
 import traceback
 import warnings
-import weakref
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -69,9 +68,6 @@ class CudaDevice(TorchDispatchMode):
         """Where and how the host waited for the device, or would have."""
         self.uploads = 0
         """Copies from host to device."""
-        self.allocated = self.peak = 0
-        """Bytes of live CUDA tensors, in the allocator's units of 512: now, and at most."""
-        self._live: dict[int, int] = {}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         kwargs = kwargs or {}
@@ -87,12 +83,8 @@ class CudaDevice(TorchDispatchMode):
         if torch.Tag.dynamic_output_shape in func.tags:
             self.wait(func.__name__)
         output = func(*args, **kwargs)
-        if func in (torch.ops.aten._to_copy.default, torch.ops.aten.copy_.default):
-            output = self.copied(func, args, kwargs, output)
-        for tensor in tree_leaves(output):
-            if isinstance(tensor, Tensor) and tensor.is_cuda:
-                self.allocate(tensor.untyped_storage())
-        return output
+        copies = func in (torch.ops.aten._to_copy.default, torch.ops.aten.copy_.default)
+        return self.copied(func, args, kwargs, output) if copies else output
 
     def copied(self, func: Any, args: tuple, kwargs: dict, output: Tensor) -> Tensor:
         in_place = func is torch.ops.aten.copy_.default
@@ -115,17 +107,6 @@ class CudaDevice(TorchDispatchMode):
         frames = [f for f in traceback.extract_stack() if f"{os.sep}torch{os.sep}" not in f.filename]
         inner = next((f for f in reversed(frames) if f.filename != __file__), frames[-1])
         self.waits.append(f"{Path(inner.filename).name}:{inner.lineno}: {what}")
-
-    def allocate(self, storage: Any) -> None:
-        key = storage._cdata
-        if key not in self._live:
-            self._live[key] = -(-storage.nbytes() // 512) * 512
-            self.allocated += self._live[key]
-            self.peak = max(self.peak, self.allocated)
-            weakref.finalize(storage, self.free, key)
-
-    def free(self, key: int) -> None:
-        self.allocated -= self._live.pop(key)
 
 
 def is_pinned(tensor: Tensor) -> bool:
@@ -222,7 +203,7 @@ def cuda_device() -> Iterator[CudaDevice]:
         patch(torch.cuda, "Event", Event)
         patch(torch.cuda, "synchronize", lambda *_: device.wait("torch.cuda.synchronize"))
         patch(torch.cuda, "is_bf16_supported", lambda *_, **__: True)
-        patch(torch.cuda, "max_memory_reserved", lambda *_: device.peak)
+        patch(torch.cuda, "max_memory_reserved", lambda *_: 0)
         patch(torch.cuda.amp.common, "amp_definitely_not_available", lambda: False)
         stack.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
         yield stack.enter_context(device)

@@ -1,0 +1,126 @@
+"""The memory that a run would need on a GPU, estimated without one, for --dry_run."""
+
+import weakref
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from accelerate.utils import convert_outputs_to_fp32
+from torch import Tensor, nn
+
+from distgan import models
+from distgan.config import Config
+from distgan.gan.losses import LOSSES
+from distgan.gan.step import GAN, Minibatch, train_step
+from distgan.training.build import adam
+
+try:
+    from torch._subclasses.fake_tensor import FakeTensorMode
+    from torch.utils._python_dispatch import TorchDispatchMode
+except ImportError:  # torch does not document these names
+    FakeTensorMode, TorchDispatchMode = None, object  # type: ignore[assignment, misc]
+
+ALLOCATION = 512  # bytes; the CUDA allocator rounds up to multiples of it
+
+
+def describe_estimate(config: Config, *, size: int, channels: int, num_classes: int, world_size: int) -> str:
+    """A line for the dry run: `estimate_memory`, and what it leaves out; or why it is unknown."""
+    try:
+        peak = estimate_memory(config, size=size, channels=channels, num_classes=num_classes, world_size=world_size)
+    except Exception as error:  # of networks and losses of the user's that need values, or of another torch
+        reason = (str(error).splitlines() or [""])[0][:200]
+        return f"estimated peak memory per process on a GPU: unknown ({type(error).__name__}: {reason})"
+    return (
+        f"estimated peak memory per process on a GPU: {peak / 1e9:.2f} GB of tensors; in addition the CUDA context, "
+        "cuDNN's workspaces, NCCL's buffers and the allocator's fragmentation"
+    )
+
+
+def estimate_memory(config: Config, *, size: int, channels: int, num_classes: int, world_size: int) -> int:
+    """Peak bytes of the tensors of a process on a GPU: weights, optimizer state, minibatch, activations, gradients.
+
+    Runs two iterations, since the first makes the optimizers' state, on fake tensors: they have no data. Raises what
+    networks and losses raise if they need values, and RuntimeError if this torch has no fake tensors.
+    """
+    if FakeTensorMode is None:
+        raise RuntimeError(f"torch {torch.__version__} has no FakeTensorMode")
+    with FakeTensorMode(), LiveMemory() as memory:
+        gan, ema = fake_gan(config, size=size, channels=channels, num_classes=num_classes)
+        for _ in range(2):
+            train_step(gan, list(fake_minibatch(config, size, channels, num_classes, config.batch // world_size)))
+        del ema  # kept until here
+        parameters = [*gan.G.parameters(), *gan.D.parameters()]
+        buckets = sum(p.numel() * p.element_size() for p in parameters)
+    return memory.peak + (buckets if world_size > 1 else 0)  # DDP copies gradients into buckets of its own
+
+
+class LiveMemory(TorchDispatchMode):  # pyright: ignore[reportGeneralTypeIssues]
+    """Counts the bytes of live tensors, by storage."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sizes: dict[int, int] = {}
+        self.allocated = self.peak = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        output = func(*args, **(kwargs or {}))
+        for tensor in output if isinstance(output, (tuple, list)) else (output,):
+            if isinstance(tensor, Tensor):
+                self.add(tensor.untyped_storage())
+        return output
+
+    def add(self, storage: torch.UntypedStorage) -> None:
+        key = storage._cdata
+        if key not in self.sizes:
+            self.sizes[key] = -(-storage.nbytes() // ALLOCATION) * ALLOCATION
+            self.allocated += self.sizes[key]
+            self.peak = max(self.peak, self.allocated)
+            weakref.finalize(storage, self.remove, key)
+
+    def remove(self, key: int) -> None:
+        self.allocated -= self.sizes.pop(key)
+
+
+def fake_gan(config: Config, *, size: int, channels: int, num_classes: int) -> tuple[GAN, nn.Module | None]:
+    """Networks, optimizers and EMA of G, as on a GPU; on the CPU, where autograd needs no driver.
+
+    BatchNorm is torch's own: on a GPU GlobalBatchNorm2d keeps the same tensors.
+    """
+
+    def build() -> tuple[nn.Module, nn.Module]:
+        G, D = models.build(
+            config.model.name,
+            size=size,
+            channels=channels,
+            num_classes=num_classes,
+            z_dim=config.model.latent,
+            options=config.model.options,
+            seed=config.seed,
+        )
+        return mixed_precision(G, config.precision), mixed_precision(D, config.precision)
+
+    G, D = build()
+    optimizers = adam(G, config.g_optimizer), adam(D, config.d_optimizer)
+    ema = build()[0] if config.ema.half_life_images else None
+    return GAN(G, D, D, *optimizers, LOSSES[config.loss]), ema
+
+
+def mixed_precision(network: nn.Module, precision: str) -> nn.Module:
+    """Autocast as Accelerate does it."""
+    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)
+    if dtype is not None:
+        network.forward = convert_outputs_to_fp32(torch.autocast("cpu", dtype)(network.forward))
+        for module in network.modules():
+            if isinstance(module, (nn.GroupNorm, nn.LayerNorm)):  # on CUDA autocast computes them in float32
+                module.register_forward_pre_hook(lambda module, inputs: tuple(x.float() for x in inputs))
+    return network
+
+
+def fake_minibatch(config: Config, size: int, channels: int, num_classes: int, n: int) -> Iterator[Minibatch]:
+    """The micro-batches of `n` images."""
+    real = torch.empty(n, size, size, channels).permute(0, 3, 1, 2)
+    real = real if config.channels_last else real.contiguous()
+    z, labels = torch.empty(n, config.model.latent), torch.zeros(n, dtype=torch.long)
+    for start in range(0, n, micro := config.micro_batch or n):
+        part = slice(start, start + micro)
+        yield Minibatch(real[part], z[part], *([labels[part]] * 2 if num_classes else []))

@@ -10,17 +10,19 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 from accelerate.state import AcceleratorState
 from gpu import pretend
 from torch import Tensor
 
-from distgan.config import read_config
+from distgan import models
+from distgan.config import OptimizerConfig, read_config
 from distgan.distributed import Distributed
 from distgan.gan.losses import LOSSES
-from distgan.gan.step import GAN, Minibatch, Scalars
-from distgan.training import loop
+from distgan.gan.step import GAN, Minibatch, Scalars, train_step
+from distgan.training import batchnorm, loop
 from distgan.training.batchnorm import RunningStatsWarmup
-from distgan.training.build import Run, build
+from distgan.training.build import Run, adam, build
 from distgan.training.checkpoint import Checkpoints
 from distgan.training.finite import FiniteCheck
 from distgan.training.logger import MetricsLogger
@@ -141,6 +143,24 @@ def test_the_host_waits_for_what_is_due_only(watch, tmp_path, precision):
     assert [row["images"] for row in metrics(tmp_path)][:3] == [32, 64, 80]
     scaler = json.loads((tmp_path / "checkpoints" / "160" / "state.json").read_text())["scaler"]
     assert (scaler is not None) == (precision == "fp16")
+
+
+@pytest.mark.parametrize("precision", ["no", "bf16"])
+def test_global_batchnorm_never_waits(monkeypatch, precision):
+    """With the kernels of SyncBatchNorm, whose own forward makes the host wait."""
+    reduced = []
+    monkeypatch.setattr(dist, "all_reduce", lambda tensor: reduced.append(tensor.device.type))
+    monkeypatch.setattr(dist, "get_world_size", lambda: 8)
+    options = {"width": 4}
+    networks = models.build("dcgan", size=16, channels=3, num_classes=0, z_dim=8, options=options, seed=0)
+    with pretend.cuda_device() as device:
+        G, D = (batchnorm.convert(n).to(memory_format=torch.channels_last).to("cuda:0") for n in networks)
+        gan = GAN(G, D, D, adam(G, OptimizerConfig()), adam(D, OptimizerConfig()), LOSSES["bce"])
+        minibatch = Minibatch(torch.empty(4, 3, 16, 16, device="cuda:0"), torch.empty(4, 8, device="cuda:0"))
+        device.waits.clear()
+        with torch.autocast("cuda", torch.bfloat16, enabled=precision == "bf16"):
+            train_step(gan, [minibatch])
+    assert device.waits == [] and reduced == ["cuda"] * 10  # forward and backward of two in G and three times one in D
 
 
 def test_the_loss_scale_is_read_for_the_log_only(watch):

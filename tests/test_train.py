@@ -271,6 +271,7 @@ def test_dry_run_writes_nothing(tiny, tmp_path, capsys):
     assert train("--data.shards", tiny, "--run_dir", tmp_path / "run", *TINY, "--dry_run") == 0
     out = capsys.readouterr().out
     assert "two iterations of 16 images on 1 process(es): d_real" in out and "peak memory per process" in out
+    assert re.search(r"estimated peak memory per process on a GPU: \d+\.\d\d GB of tensors; in addition", out)
     assert not (tmp_path / "run").exists()
 
 

@@ -21,6 +21,7 @@ from distgan.training.build import Run, build
 from distgan.training.checkpoint import Checkpoints
 from distgan.training.logger import MetricsLogger, peak_memory
 from distgan.training.loop import loop_with_rollback, save_real_grid
+from distgan.training.profiling import describe_estimate
 from distgan.training.run_dir import Changes, open_run_dir, write_run_info
 from distgan.training.state import TrainState, restore_state
 from distgan.training.stop import StopRequest
@@ -114,6 +115,9 @@ def two_iterations(run: Run, state: TrainState) -> None:
             memory += f" reserved, {torch.cuda.max_memory_allocated(run.dist.device) / 1e9:.2f} GB allocated"
         print(f"dry run: two iterations of {run.config.batch} images on {run.dist.world_size} process(es): {values}")
         print(f"peak memory per process: {memory}; nothing was written", flush=True)
+        if run.dist.device.type != "cuda":
+            shape = {"size": run.dataset.size, "channels": run.dataset.channels, "num_classes": run.num_classes}
+            print(describe_estimate(run.config, **shape, world_size=run.dist.world_size), flush=True)
     run.dist.shutdown()
 
 

@@ -27,10 +27,10 @@ def small(**options: Any) -> ModelConfig:
 
 @pytest.mark.parametrize(("precision", "gigabytes"), [("no", 2.77), ("bf16", 1.68)])
 def test_dcgan64_at_batch_1024(precision, gigabytes):
-    """An earlier measurement on pretended CUDA tensors gave 2.77 and 1.56.
+    """An earlier trial gave 2.77 and 1.56.
 
-    In bf16 there are now 0.07 more for the copies of outputs that Accelerate converts to float32, and 0.03 for the
-    product in D's head.
+    It left out the float32 copies of bf16 outputs that Accelerate makes (0.07 GB), and D's head was a convolution, which
+    takes 0.03 GB less than a product and a sum.
     """
     assert estimate(batch=1024, precision=precision) == pytest.approx(gigabytes, rel=0.01)
 

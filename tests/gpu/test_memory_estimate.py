@@ -29,8 +29,8 @@ def small(**options: Any) -> ModelConfig:
 def test_dcgan64_at_batch_1024(precision, gigabytes):
     """An earlier trial gave 2.77 and 1.56.
 
-    It left out the float32 copies of bf16 outputs that Accelerate makes (0.07 GB), and D's head was a convolution, which
-    takes 0.03 GB less than a product and a sum.
+    It left out the float32 copies of bf16 outputs that Accelerate makes (0.07 GB), and the head of D was a convolution,
+    which takes 0.03 GB less than a product and a sum.
     """
     assert estimate(batch=1024, precision=precision) == pytest.approx(gigabytes, rel=0.01)
 

@@ -29,8 +29,8 @@ class DataConfig:
     """Interleaved partitions of an epoch; a divisor of `batch`, and a multiple of the number of processes.
     null: the largest divisor of `batch` up to 64 and up to the number of images."""
     skip_bad: NonNegativeInt = 0
-    """Corrupt images to skip (and report) in the whole run before it stops; the next good image is read in its place.
-    0: stop at the first."""
+    """Corrupt images to skip (and report) in the whole run before it stops, counted each time one is read; the next
+    good image is read in its place. 0: stop at the first."""
     cache_dir: str | None = None
     """Folder for the shards of a remote dataset. null: ~/.cache/distgan/shards."""
     cache_gb: NonNegativeFloat = 0.0
@@ -245,7 +245,7 @@ def read_config(argv: Sequence[str], *, prog: str, description: str) -> tuple[Co
     )
     parser.add_class_arguments(Config, nested_key=None, as_group=False, skip={"imports"})
     parser.add_argument("--fresh", action="store_true", help="Move the run that is in run_dir aside and start over.")
-    parser.add_argument("--dry_run", action="store_true", help="Build everything, do one iteration, write nothing.")
+    parser.add_argument("--dry_run", action="store_true", help="Build everything, run two iterations, write nothing.")
     for action in parser._actions:
         if action.dest in UNAVAILABLE:
             action.help = argparse.SUPPRESS

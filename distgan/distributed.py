@@ -37,8 +37,8 @@ class Distributed:
                 gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
                 log_with="tensorboard" if config.report.tensorboard else None,
                 project_dir=config.run_dir,
-                # NCCL's watchdog would end the process before gloo's time-out lets it name the lost one.
-                kwargs_handlers=[InitProcessGroupKwargs(timeout=2 * timeout)],
+                # With the same time-out NCCL's watchdog would end the process before gloo's lets it name the lost one.
+                kwargs_handlers=[InitProcessGroupKwargs(timeout=(2 if torch.cuda.is_available() else 1) * timeout)],
             )
         except ValueError as error:
             raise UsageError(f"the launch: {' '.join(str(error).split())}") from None

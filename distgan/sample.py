@@ -49,6 +49,8 @@ def sample(
     import distgan
     from distgan.training import sampling
 
+    if not suffix and Path(out).is_dir() and any(Path(out).iterdir()):
+        raise UsageError(f"out: the folder {out} is not empty; give a new one")
     G = distgan.load(file_or_run, device)
     labels = sampling.choose_labels(G, label)
     columns = columns or (len(labels) if len(labels) > 1 and label is not None else None)

@@ -120,7 +120,9 @@ def launch_command(processes: int, *words: object) -> list[str]:
 
 
 def launch_env(**env: str) -> dict[str, str]:
-    return os.environ | {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"} | env
+    # launched runs are compared with each other: on the CPU, also where there is a GPU
+    cpu = {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1", "ACCELERATE_USE_CPU": "true"}
+    return os.environ | cpu | env
 
 
 def children(pid: int) -> list[int]:

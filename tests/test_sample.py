@@ -86,12 +86,15 @@ def test_arrays(run, tmp_path):
     assert np.abs(distgan.images.to_uint8(again.numpy()).astype(int) - arrays["images"]).max() <= 1
 
 
-def test_single_files(run, tmp_path):
+def test_single_files(run, tmp_path, capsys):
     assert sample(run, "--out", tmp_path / "folder", "--count", 70) == 0
     files = sorted((tmp_path / "folder").iterdir())
     assert [files[0].name, files[-1].name, len(files)] == ["000000.png", "000069.png", 70]
     with Image.open(files[0]) as image:
         assert image.size == (8, 8)
+    capsys.readouterr()
+    assert sample(run, "--out", tmp_path / "folder", "--count", 3) == 2
+    assert "folder is not empty; give a new one" in capsys.readouterr().err
 
 
 def test_formats_of_a_sheet(run, tmp_path):
@@ -202,5 +205,7 @@ def test_load(run):
     assert torch.equal(G(z, labels), distgan.load(G.path)(z, labels))
     with pytest.raises(distgan.UsageError, match=r"label: unknown class 'd'; choose from a, b, c \(or 0 to 2\)"):
         G.sample(1, label="d")
+    with pytest.raises(ValueError, match="a generator trained with 3 classes needs labels"):
+        G(z)
     with pytest.raises(distgan.UsageError, match="device: nonsense cannot be used"):
         distgan.load(run, "nonsense")

@@ -5,6 +5,7 @@ import gzip
 import io
 import json
 import os
+import sys
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Sequence
@@ -75,7 +76,8 @@ def open_zip(path: Path, labels: str) -> Source:
         archive = zipfile.ZipFile(path)
     except zipfile.BadZipFile as error:
         raise UsageError(f"{path} is not a zip: {error}") from None
-    members = sorted((m for m in archive.infolist() if is_image(m.filename)), key=lambda m: m.filename)
+    visible = (m for m in archive.infolist() if not any(map(is_hidden, PurePosixPath(m.filename).parts)))
+    members = sorted((m for m in visible if is_image(m.filename)), key=lambda m: m.filename)
     source = Source(
         "zip",
         [member.filename for member in members],
@@ -96,8 +98,13 @@ def is_image(name: str) -> bool:
     return Path(name).suffix.lower() in PIL_FORMATS
 
 
+def is_hidden(name: str) -> bool:
+    """Whether a file or folder is hidden, such as thumbnails and what macOS adds to folders and zips."""
+    return name.startswith(".") or name == "__MACOSX"
+
+
 def find_images(folder: Path, parents: tuple[str, ...] = ()) -> Iterator[Path]:
-    """The image files in a folder and its subfolders, symbolic links followed.
+    """The image files in a folder and its subfolders, symbolic links followed; hidden ones are skipped.
 
     Broken links are included, so that they are reported when they are read.
     """
@@ -105,6 +112,8 @@ def find_images(folder: Path, parents: tuple[str, ...] = ()) -> Iterator[Path]:
     if real in parents:  # a link to a folder that contains it
         return
     for entry in os.scandir(folder):
+        if is_hidden(entry.name):
+            continue
         if entry.is_dir():
             yield from find_images(Path(entry.path), (*parents, real))
         elif is_image(entry.name) and (entry.is_file() or entry.is_symlink()):
@@ -139,6 +148,9 @@ def add_labels(source: Source, labels: str, read: Callable[[str], bytes]) -> Sou
     tops = [PurePosixPath(name).parts[0] if "/" in name else None for name in source.names]
     folders = sorted({top for top in tops if top is not None})
     if None in tops or len(folders) < 2:
+        if len(folders) > 1:
+            stray = source.names[tops.index(None)]
+            print(f"warning: no labels: {stray} is not in a class folder", file=sys.stderr)
         return source
     index = {name: i for i, name in enumerate(folders)}
     source.classes, source.labels = folders, np.array([index[str(top)] for top in tops])

@@ -32,7 +32,10 @@ def build(
             raise UsageError(f"model.options.{key}: unknown option of {name}; {choices}")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed(seed, "weights"))
-        networks = MODELS[name](size=size, channels=channels, num_classes=num_classes, z_dim=z_dim, **options)
+        try:
+            networks = MODELS[name](size=size, channels=channels, num_classes=num_classes, z_dim=z_dim, **options)
+        except TypeError as error:
+            raise UsageError(f"model.name: the builder of {name} raises TypeError: {error}") from error
     if not (isinstance(networks, tuple) and [isinstance(network, nn.Module) for network in networks] == [True, True]):
         raise UsageError(f"model.name: the builder of {name} must return G and D, two modules")
     return networks

@@ -62,6 +62,7 @@ def build(config: Config, dist: Distributed) -> Run:
     if config.loss not in LOSSES:
         choices = ", ".join(LOSSES)
         raise UsageError(f"loss: unknown loss {config.loss!r}; choose from {choices}, or add it by `import`")
+    check_loss(config.loss)
     dataset, order = dist.run_on_all(lambda: open_data(config, dist.rank, dist.world_size))
     dist.check_same_on_all_ranks(f"the manifest of {config.data.shards}", dataset.digest)
     pin = dist.device.type == "cuda"
@@ -150,6 +151,27 @@ def build_gan(config: Config, dist: Distributed, dataset: ShardSet) -> GAN:
         no_sync=accelerator.no_sync,
         clip=clip,
     )
+
+
+@torch.no_grad()
+def check_loss(name: str) -> None:
+    """Compute the loss of three logits. Raises UsageError if it is not per-sample."""
+    loss, logits = LOSSES[name], torch.zeros(3)
+    calls = {
+        "d(real, fake)": lambda: loss.d(logits, logits),
+        "g(fake, real)": lambda: loss.g(logits, logits if loss.paired else None),
+    }
+    for call, compute in calls.items():
+        try:
+            value = compute()
+        except Exception as error:  # a user's loss may raise anything
+            message = (str(error).splitlines() or [""])[0]
+            raise UsageError(f"loss: {call} of {name} raises {type(error).__name__}: {message}") from error
+        if not isinstance(value, Tensor) or value.shape != (3,):
+            found = list(value.shape) if isinstance(value, Tensor) else type(value).__name__
+            raise UsageError(
+                f"loss: {call} of {name} returns {found} for 3 logits; it must return [3], per-sample losses"
+            )
 
 
 @torch.no_grad()

@@ -30,6 +30,9 @@ class PretrainedGenerator(nn.Module):
         self.eval().requires_grad_(False)
 
     def forward(self, z: Tensor, labels: Tensor | None = None) -> Tensor:
+        if (labels is None) == bool(self.classes):
+            need = "needs labels [N]" if self.classes else "takes no labels"
+            raise ValueError(f"a generator trained with {len(self.classes)} classes {need}")
         return self.network(z, labels)
 
     def sample(self, n: int, seed: int = 0, label: int | str | None = None) -> Tensor:

@@ -147,9 +147,11 @@ def log_resume(run: Run, state: TrainState, logger: MetricsLogger, newest: Path 
     """Print what the run resumes from, and log the keys that an override changed."""
     if newest is not None:
         logger.print0(f"resuming from {newest}: {state.images_seen:,} of {run.total_images:,} images")
-        if state.images_seen > run.total_images:
+        if state.images_seen - run.config.batch >= run.total_images:
             key = "images" if run.config.images is not None else "epochs"
             logger.print0(f"nothing to do: {key} {getattr(run.config, key)} is less than this run has done")
+    for key, (old, new) in changes.items():
+        logger.print0(f"override: {key} {old} -> {new}")
     if changes and run.dist.is_main_process:
         logger.append_metrics({"images": state.images_seen, "override": changes, "time": round(time.time(), 3)})
 

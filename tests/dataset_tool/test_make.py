@@ -544,3 +544,21 @@ sys.exit(main(sys.argv[1:]))
     args = [arg.replace("DATASET", str(tmp_path / "dataset")) for arg in args]
     done = subprocess.run([sys.executable, "-c", without_torch, *args], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0 and done.stdout, done.stderr
+
+
+def test_hidden_files_are_skipped_and_a_stray_image_is_named(folder_of_images, tmp_path, capsys):
+    """Thumbnails and what macOS adds are no images; without a stray image the folders are classes."""
+    for name in (".thumbs/t.png", "a/._0.png", "__MACOSX/a/0.png"):
+        path = folder_of_images / name
+        path.parent.mkdir(exist_ok=True, parents=True)
+        path.write_bytes((folder_of_images / "a" / "0.png").read_bytes() if "thumbs" in name else b"no image")
+    assert command("make", folder_of_images, tmp_path / "a") == 0
+    assert "10 images 8x8x3 npy, 2 classes" in capsys.readouterr().out
+    with zipfile.ZipFile(tmp_path / "images.zip", "w") as archive:
+        for path in folder_of_images.rglob("*.png"):
+            archive.write(path, path.relative_to(folder_of_images))
+    assert command("make", tmp_path / "images.zip", tmp_path / "b") == 0
+    assert "10 images 8x8x3 npy, 2 classes" in capsys.readouterr().out
+    shutil.copy(folder_of_images / "a" / "0.png", folder_of_images / "stray.png")
+    assert command("make", folder_of_images, tmp_path / "c") == 0
+    assert "warning: no labels: stray.png is not in a class folder" in capsys.readouterr().err

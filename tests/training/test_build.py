@@ -89,6 +89,9 @@ def test_own_parts_without_a_fork(parts, tiny, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
+        ("d=lambda real, fake: fake - real", "d=lambda real: -real", r"loss: d\(real, fake\) of wgan raises TypeError"),
+        ("fake - real, g", "(fake - real).mean(), g", r"returns \[\] for 3 logits; it must return \[3\]"),
+        ("num_classes, z_dim, scale", "z_dim, scale", "the builder of linear raises TypeError: build"),
         ("def forward(self, z, labels=None)", "def forward(self, z)", r"model.name: G\(z, labels\) raises TypeError"),
         (".tanh().view(-1, *self.shape)", "", r"for 2 inputs G returns \[2, 192\]; it must return \[2, 3, 8, 8\]"),
         (".tanh()", ".add(3)", "G returns values outside"),

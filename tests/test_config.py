@@ -83,6 +83,7 @@ def test_help_and_print_config(capsys):
         (["--bach", "3"], "bach: no such key; did you mean batch"),
         (["--g_optimizer.lrr", "3"], "g_optimizer.lrr: no such key; did you mean g_optimizer.lr"),
         (["--nothing", "3"], "nothing: no such key; the keys are"),
+        (["--lr", "3"], "lr: no such key; did you mean g_optimizer.lr, d_optimizer.lr"),
         (["--batch", "64.5"], "batch: expected an integer above 0, got 64.5"),
         (["--batch", "0"], "batch: expected an integer above 0, got 0"),
         (["--micro_batch", "0"], "micro_batch: expected an integer above 0, got 0"),

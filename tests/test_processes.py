@@ -52,7 +52,7 @@ def test_without_a_gpu_multi_gpu_is_still_one_run(tiny, tmp_path, options):
 
 
 GRADIENTS = """
-import sys, torch
+import os, sys, torch
 from accelerate import Accelerator
 from distgan import models
 from distgan.training import batchnorm
@@ -93,7 +93,9 @@ for name, loss, norm in [(*row, norm) for row in LOSSES.items() for norm in ("no
             result[f"{name}.{norm}.{net}.{key}"] = buffer.clone()
 if rank == 0:
     torch.save({"world": world, **result}, out)
+accelerator.wait_for_everyone()
 accelerator.end_training()
+os._exit(0)  # without the interpreter's teardown, in which a rank's threads have aborted once
 """
 
 

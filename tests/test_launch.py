@@ -27,7 +27,8 @@ INTERPRETER = """#!/usr/bin/env bash
 echo "ran $0 $*"
 """
 SHOW = """import os, sys
-print("word", os.environ.get("WORD"), "rank", os.environ["RANK"], "of", os.environ["WORLD_SIZE"], sys.argv[1:])
+line = f"word {os.environ.get('WORD')} rank {os.environ['RANK']} of {os.environ['WORLD_SIZE']} {sys.argv[1:]}"
+os.write(1, f"{line}\\n".encode())  # in one piece: processes share the file
 """
 Run = Callable[..., subprocess.CompletedProcess]
 

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from distgan import UsageError
-from distgan.models import dcgan
+from distgan.models import dcgan, mlp
 from distgan.rng import derive_seed
 
 Builder = Callable[..., tuple[nn.Module, nn.Module]]
@@ -16,8 +16,8 @@ Builder = Callable[..., tuple[nn.Module, nn.Module]]
 def build(
     name: str, *, size: int, channels: int, num_classes: int, z_dim: int, options: dict, seed: int
 ) -> tuple[nn.Module, nn.Module]:
-    """G: (z [N, z_dim], labels [N] or None) -> images [N, channels, size, size] in [-1, 1], and
-    D: (images, labels [N] or None) -> logits [N]; both on the CPU, initialized from `seed` alone.
+    """G: (z [N, z_dim], labels [N] or None) -> images [N, channels, size, size], nominally in [-1, 1], and
+    D: (images, labels [N] or None) -> logits [N]; both initialized from `seed` alone, on the default device.
 
     `num_classes` is 0 for unconditional networks. `options` are keyword arguments of the architecture.
     Raises UsageError for an unknown name or option, and if the architecture does not support the size.
@@ -43,4 +43,5 @@ def build(
 
 MODELS: dict[str, Builder] = {
     "dcgan": dcgan.build,
+    "mlp": mlp.build,
 }

@@ -8,15 +8,25 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from distgan import UsageError
+from distgan.models.layers import check_choice, check_positive, fan_in, init_normal, spectral_norm
 
 
 def build(
-    *, size: int, channels: int, num_classes: int, z_dim: int, width: int = 64, norm: str = "batch"
+    *,
+    size: int,
+    channels: int,
+    num_classes: int,
+    z_dim: int,
+    width: int = 64,
+    norm: str = "batch",
+    d_norm: str | None = None,
+    init: str = "dcgan",
 ) -> tuple[nn.Module, nn.Module]:
     """G and D, both with `width` features at half of the full resolution.
 
     Sizes are b * 2^n up to 256, with the base b = 4 (as in the paper), 5, 6 or 7 and n >= 1. `norm` is batch (as in the
-    paper), group or none. Raises UsageError.
+    paper), group or none. `d_norm` is that of D: one of these, or spectral; None is the same as `norm`. `init` is dcgan
+    (the paper's) or he, N(0, 2 / fan_in). Raises UsageError.
     """
     sizes = sorted(b * 2**n for b in (4, 5, 6, 7) for n in range(1, 7) if b * 2**n <= 256)
     if size not in sizes:
@@ -25,13 +35,17 @@ def build(
             f"model.name: dcgan does not support {size}x{size} images; "
             f"`distgan shards make --size {' or '.join(map(str, near))}` resizes them"
         )
-    if not isinstance(norm, str) or norm not in NORMS:
-        raise UsageError(f"model.options.norm: unknown norm {norm!r}; choose from {', '.join(NORMS)}")
-    if not isinstance(width, int) or width < 1:
-        raise UsageError(f"model.options.width: {width!r} is not a positive integer")
+    if norm == "spectral":
+        raise UsageError("model.options.norm: spectral is a norm of D only; set model.options.d_norm to spectral")
+    check_choice("norm", norm, NORMS, "norm")
+    check_choice("d_norm", norm if d_norm is None else d_norm, [*NORMS, "spectral"], "norm")
+    check_choice("init", init, INITS, "initialization")
+    check_positive(width=width)
+    spectral = d_norm == "spectral"
     G = Generator(size, channels, num_classes, z_dim, width, norm)
-    D = Discriminator(size, channels, num_classes, width, norm)
-    return G.apply(init_weights), D.apply(init_weights)
+    D = Discriminator(size, channels, num_classes, width, "none" if spectral else d_norm or norm)
+    G, D = G.apply(INITS[init]), D.apply(INITS[init])
+    return G, spectral_norm(D) if spectral else D
 
 
 def features_per_resolution(size: int, width: int) -> list[int]:
@@ -99,15 +113,16 @@ class Discriminator(nn.Module):
         self.embed = nn.Embedding(num_classes, features[-1]) if num_classes else None
 
     def forward(self, images: Tensor, labels: Tensor | None = None) -> Tensor:
-        h = self.layers(images).to(self.head.weight.dtype)  # [N, features, b, b]
+        weight = self.head.weight  # read once: under spectral norm each reading is a power iteration
+        h = self.layers(images).to(weight.dtype)  # [N, features, b, b]
         with torch.autocast(images.device.type, enabled=False):  # float32 logits: half precision would saturate
-            logits = (h * self.head.weight).sum((1, 2, 3))  # a convolution would use TF32 on GPUs
+            logits = (h * weight).sum((1, 2, 3))  # a convolution would use TF32 on GPUs
             if self.embed is not None:
                 logits = logits + (self.embed(labels) * h.sum((2, 3))).sum(1)
         return logits
 
 
-def init_weights(module: nn.Module) -> None:
+def init_dcgan(module: nn.Module) -> None:
     """Weights N(0, 0.02), scales of norms N(1, 0.02) (section 4 of the paper and its reference code)."""
     if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d)):
         nn.init.normal_(module.weight, 0.0, 0.02)
@@ -120,8 +135,21 @@ def init_weights(module: nn.Module) -> None:
         nn.init.normal_(module.embed.weight, 0.0, 0.02)
 
 
+def init_he(module: nn.Module) -> None:
+    """Weights N(0, 2 / fan_in) (He et al. 2015, arXiv 1502.01852), biases 0; norms as torch makes them."""
+    if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d)):
+        init_normal(module, variance=2.0)
+    elif isinstance(module, Discriminator) and module.embed is not None:  # a product with as many features as the head
+        nn.init.normal_(module.embed.weight, 0.0, math.sqrt(2 / fan_in(module.head)))
+
+
 NORMS = {
     "batch": nn.BatchNorm2d,
     "group": lambda features: nn.GroupNorm(math.gcd(8, features), features),
     "none": lambda features: nn.Identity(),
+}
+
+INITS = {
+    "dcgan": init_dcgan,
+    "he": init_he,
 }

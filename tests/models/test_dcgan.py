@@ -1,11 +1,13 @@
-"""DCGAN: shapes, ranges, initialization from the seed alone, float32 logits."""
+"""DCGAN: shapes, ranges, initialization from the seed alone, norms of D, float32 logits."""
 
 from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 from distgan import UsageError, models
+from distgan.models.layers import fan_in
 
 
 def build(**changes):
@@ -47,8 +49,9 @@ def test_weights_depend_on_the_seed_alone():
     assert not torch.equal(first["layers.0.weight"], build(seed=1)[0].get_parameter("layers.0.weight"))
 
 
-def test_logits_are_float32_under_autocast():
-    G, D = build()
+@pytest.mark.parametrize("d_norm", [None, "group", "spectral"])
+def test_logits_are_float32_under_autocast(d_norm):
+    G, D = build(options={"width": 4, "d_norm": d_norm})
     with torch.autocast("cpu", torch.bfloat16):
         logits = D(G(torch.randn(2, 8)))
     assert logits.dtype == torch.float32
@@ -62,6 +65,9 @@ def test_logits_are_float32_under_autocast():
         ({"options": {"norm": "layer"}}, "unknown norm 'layer'; choose from batch, group, none"),
         ({"options": {"widht": 4}}, "model.options.widht: unknown option of dcgan; choose from width, norm"),
         ({"options": {"width": 0}}, "not a positive integer"),
+        ({"options": {"norm": "spectral"}}, "spectral is a norm of D only; set model.options.d_norm to spectral"),
+        ({"options": {"d_norm": "layer"}}, "unknown norm 'layer'; choose from batch, group, none, spectral"),
+        ({"options": {"init": "xavier"}}, "unknown initialization 'xavier'; choose from dcgan, he"),
     ],
 )
 def test_unsupported_networks_are_refused(changes, message):
@@ -78,3 +84,48 @@ def test_z_outweighs_the_label_at_initialization():
         over_z = G(z, torch.zeros_like(labels)).var(0).mean()
         over_labels = G(z[:1].expand(64, -1), labels).var(0).mean()
     assert 0 < 10 * over_labels < over_z
+
+
+def test_d_norm_is_the_norm_of_d_alone():
+    G, D = build(options={"width": 4, "norm": "batch", "d_norm": "group"})
+    assert {type(m) for m in G.modules()} & {nn.BatchNorm2d, nn.GroupNorm} == {nn.BatchNorm2d}
+    assert {type(m) for m in D.modules()} & {nn.BatchNorm2d, nn.GroupNorm} == {nn.GroupNorm}
+    for network, same in zip(build(), build(options={"width": 4, "d_norm": "batch"}), strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(network.parameters(), same.parameters(), strict=True))
+
+
+def test_each_output_of_a_transposed_convolution_sums_as_many_inputs_as_its_fan_in():
+    for layer, input in (
+        (nn.ConvTranspose2d(6, 1, 4, 2, 1, bias=False), torch.ones(1, 6, 8, 8)),
+        (nn.ConvTranspose2d(6, 1, 4, 1, 0, bias=False), torch.ones(1, 6, 1, 1)),
+    ):
+        nn.init.ones_(layer.weight)
+        output = layer(input)
+        assert output[0, 0, output.shape[2] // 2, output.shape[3] // 2] == fan_in(layer)
+
+
+def test_he_initialization_keeps_the_variance_in_both_networks():
+    G, D = build(num_classes=8, z_dim=64, options={"width": 32, "norm": "none", "init": "he"})
+    for layer in [m for network in (G, D) for m in network.modules() if isinstance(m, (nn.Conv2d, nn.ConvTranspose2d))]:
+        assert abs(layer.weight.var() * fan_in(layer) / 2 - 1) < 0.1
+        assert layer.bias is None or layer.bias.abs().max() == 0
+    embed = D.get_parameter("embed.weight")
+    assert embed.shape[1] == 128 and abs(embed.var() * 128 * 4 * 4 / 2 - 1) < 0.2
+    with torch.no_grad():
+        before_tanh = G.get_submodule("layers.0")(torch.randn(16, 72, 1, 1))
+        assert 1 < before_tanh.var() < 3
+
+
+def test_spectral_norm_sets_the_largest_singular_value_of_every_weight_to_one():
+    _, D = build(num_classes=4, options={"width": 8, "d_norm": "spectral", "init": "he"})
+    images, labels = torch.randn(2, 3, 32, 32), torch.tensor([0, 3])
+    with torch.no_grad():
+        for parameter in D.parameters():
+            parameter.mul_(10)  # no logit depends on the scale
+        for _ in range(20):
+            D(images, labels)
+    D.eval()
+    layers = [m for m in D.modules() if isinstance(m, (nn.Conv2d, nn.Embedding))]
+    assert len(layers) == 5
+    for layer in layers:
+        assert abs(torch.linalg.svdvals(layer.weight.flatten(1))[0] - 1) < 0.02

@@ -1,0 +1,218 @@
+"""Augmentations of what D sees: DiffAugment's policies and an ADA pipe, twice differentiable, pure in (images, u, p).
+
+All randomness comes from `u`, uniform numbers in (0, 1), one row an image. An image's result depends on its own row
+only; a transformation that is not drawn leaves the image bitwise alone.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from distgan.gan.resample import bilinear, pick, rotation, sources, translate
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """A random transformation of images."""
+
+    apply: Callable[[Tensor, Tensor, Tensor | float], Tensor]
+    """(images [N, C, S, S] in [-1, 1], u [N, columns] in (0, 1), probability p) -> images, same shape and dtype.
+
+    C is 1 or 3; p is a number in [0, 1] or a tensor without dimensions on the images' device, never read by the host.
+    """
+    columns: int
+    """The uniform numbers that an image needs."""
+
+
+class Pipeline:
+    """Augmentations by name, one after the other, each with a factor in [0, 1] for the probability."""
+
+    def __init__(self, entries: Sequence[tuple[str, float]]) -> None:
+        self.parts = [(AUGMENTATIONS[name], factor) for name, factor in entries]
+        self.columns = sum(part.columns for part, _ in self.parts)
+
+    def __call__(self, images: Tensor, u: Tensor, p: Tensor | float) -> Tensor:
+        """As `Augmentation.apply`."""
+        for (part, factor), own in zip(self.parts, u.split([part.columns for part, _ in self.parts], 1), strict=True):
+            images = part.apply(images, own, p * factor)
+        return images
+
+
+# Distributions, as functions of uniform numbers. Rounded to float32, a uniform number can be 1.
+
+
+def uniform(u: Tensor, low: float, high: float) -> Tensor:
+    """U(low, high)."""
+    return low + (high - low) * u
+
+
+def integer(u: Tensor, low: int, high: int) -> Tensor:
+    """Uniform over low, ..., high, both included; in u's dtype."""
+    return (low + (u * (high - low + 1)).floor()).clamp(max=high)
+
+
+def normal(u: Tensor) -> Tensor:
+    """N(0, 1)."""
+    return torch.special.ndtri(u.clamp(max=1 - torch.finfo(u.dtype).eps))
+
+
+def per_image(values: Tensor) -> Tensor:
+    """[N] -> [N, 1, 1, 1]."""
+    return values.view(-1, 1, 1, 1)
+
+
+def working(images: Tensor, u: Tensor) -> Tensor:
+    """Images in the precision to compute in: at least that of u."""
+    return images.to(torch.promote_types(images.dtype, u.dtype))
+
+
+def choose(chosen: Tensor, changed: Tensor, images: Tensor) -> Tensor:
+    """`changed` for the `chosen` [N] images, else `images` bitwise, in the dtype and memory format of `images`."""
+    return torch.where(per_image(~chosen), images, changed.to(images.dtype))
+
+
+def cut(images: Tensor, chosen: Tensor, centre: Tensor, size: float) -> Tensor:
+    """Fill a square with 0 (grey) in the chosen images: `size` pixels wide, centre [N, 2] in pixels from the corner."""
+    pixels = torch.arange(images.shape[3], device=images.device) + 0.5
+    x, y = pixels - centre[:, :1, None], pixels[:, None] - centre[:, 1:, None]  # [N, 1, S], [N, S, 1]
+    inside = (x.abs() < size / 2) & (y.abs() < size / 2) & chosen[:, None, None]
+    return torch.where(inside.unsqueeze(1), 0, images)
+
+
+# DiffAugment (Zhao et al. 2020, arXiv 2006.10738), with the ranges of its code; p = 1 is the paper's.
+
+
+def color(images: Tensor, u: Tensor, p: Tensor | float) -> Tensor:
+    """Brightness + U(-0.5, 0.5), saturation times U(0, 2), then contrast times U(0.5, 1.5), about the image's mean."""
+    x = working(images, u)
+    x = x + per_image(uniform(u[:, 1], -0.5, 0.5))
+    grey = x.mean(1, keepdim=True)
+    x = grey + (x - grey) * per_image(uniform(u[:, 2], 0, 2))
+    mean = x.mean((1, 2, 3), keepdim=True)
+    x = mean + (x - mean) * per_image(uniform(u[:, 3], 0.5, 1.5))
+    return choose(u[:, 0] < p, x, images)
+
+
+def translation(images: Tensor, u: Tensor, p: Tensor | float) -> Tensor:
+    """Translation by whole pixels, up to 1/8 of the size each way, every offset alike; zeros come in."""
+    most = (images.shape[3] + 4) // 8
+    return choose(u[:, 0] < p, translate(images, integer(u[:, 1:], -most, most)), images)
+
+
+def cutout(images: Tensor, u: Tensor, p: Tensor | float) -> Tensor:
+    """A square of half the size, its centre anywhere in the image, filled with 0."""
+    size = images.shape[3]
+    width = (size + 1) // 2
+    # A square of even width is centred between two pixels, of odd width on a pixel.
+    centre = integer(u[:, 1:], 0, size - width % 2) + (width % 2) / 2
+    return cut(images, u[:, 0] < p, centre, width)
+
+
+# ADA's pipe (Karras et al. 2020, arXiv 2006.06676, Appendix B). Each transformation is drawn with probability p: of its
+# uniform numbers the first says whether, the others say how. Its image-space filters and its noise are left out.
+
+
+def ada_blit(images: Tensor, u: Tensor, p: Tensor | float) -> Tensor:
+    """Horizontal flip (0 or 1), turns by 90 degrees (0 to 3), translation by whole pixels, U(-1/8, 1/8) of the size.
+
+    A flip of 0 and a turn of 0 count as drawn: with p = 1 half of the images are flipped. Exact: no pixel is
+    interpolated. The places that a translation uncovers are filled by reflection.
+    """
+    size = images.shape[3]
+    flip = torch.where(u[:, 0] < p, integer(u[:, 1], 0, 1), 0)
+    turns = torch.where(u[:, 2] < p, integer(u[:, 3], 0, 3), 0)
+    offset = torch.where(u[:, 4:5] < p, (uniform(u[:, 5:7], -0.125, 0.125) * size).round(), 0)
+    mirror = torch.stack([1 - 2 * flip, torch.ones_like(flip)], dim=1)
+    matrix = mirror.unsqueeze(2) * rotation(turns * (math.pi / 2)).round()  # first turned back, then mirrored back
+    y, x = sources(matrix, offset, size)
+    return choose(moves(matrix, offset), pick(images, y.long(), x.long()), images)
+
+
+def ada_geometry(images: Tensor, u: Tensor, p: Tensor | float) -> Tensor:
+    """Scale, rotation, stretch, rotation, fractional translation: one affine map, one resampling, outside reflected.
+
+    Scale lognormal(0, (0.2 ln 2)^2); stretch s along x and 1/s along y with s alike; each rotation U(-pi, pi) with
+    probability 1 - sqrt(1 - p), so that one or both are drawn with p; translation N(0, 0.125^2) of the size.
+
+    Differs from the paper, which upsamples by a wavelet filter before the resampling and low-passes after it: here the
+    weights are bilinear and nothing filters, so that images come out smoother where they are turned or enlarged, and
+    aliased where they are shrunk. What `ada_blit` does is a step of its own here, in the paper a part of the same map.
+    """
+    size = images.shape[3]
+    p_rotation = 1 - (1 - p) ** 0.5
+    scale = torch.exp2(0.2 * torch.where(u[:, 0] < p, normal(u[:, 1]), 0))
+    before = torch.where(u[:, 2] < p_rotation, uniform(u[:, 3], -math.pi, math.pi), 0)
+    stretch = torch.exp2(0.2 * torch.where(u[:, 4] < p, normal(u[:, 5]), 0))
+    after = torch.where(u[:, 6] < p_rotation, uniform(u[:, 7], -math.pi, math.pi), 0)
+    offset = torch.where(u[:, 8:9] < p, normal(u[:, 9:11]) * (0.125 * size), 0)
+    # The inverse: what came last is undone first.
+    undo_scales = torch.stack([1 / (scale * stretch), stretch / scale], dim=1)
+    left, right = rotation(before), undo_scales.unsqueeze(2) * rotation(after)
+    matrix = (left.unsqueeze(3) * right.unsqueeze(1)).sum(2)  # their product, in full precision on every device
+    resampled = bilinear(working(images, u), *sources(matrix, offset, size))
+    return choose(moves(matrix, offset), resampled, images)
+
+
+def moves(matrix: Tensor, offset: Tensor) -> Tensor:
+    """[N]: whether an affine map, of `matrix` [N, 2, 2] and `offset` [N, 2], is not the identity."""
+    return (matrix != torch.eye(2, device=matrix.device)).flatten(1).any(1) | (offset != 0).any(1)
+
+
+def ada_color(images: Tensor, u: Tensor, p: Tensor | float) -> Tensor:
+    """Brightness, contrast, luma flip, hue rotation, saturation: one matrix on the colours of an image.
+
+    Brightness + N(0, 0.2^2); contrast lognormal(0, (0.5 ln 2)^2); luma flip 0 or 1; hue rotation U(-pi, pi); saturation
+    lognormal(0, (ln 2)^2). Hue and saturation do nothing to grey, also where it is stored in one channel.
+    """
+    drawn, u_value = u[:, 0::2] < p, u[:, 1::2]
+    brightness = torch.where(drawn[:, 0], 0.2 * normal(u_value[:, 0]), 0)
+    contrast = torch.exp2(0.5 * torch.where(drawn[:, 1], normal(u_value[:, 1]), 0))
+    flip = torch.where(drawn[:, 2], integer(u_value[:, 2], 0, 1), 0)
+    angle = torch.where(drawn[:, 3], uniform(u_value[:, 3], -math.pi, math.pi), 0)
+    saturation = torch.exp2(torch.where(drawn[:, 4], normal(u_value[:, 4]), 0))
+    x = working(images, u) + per_image(brightness)
+    luma_gain, chroma_gain = contrast * (1 - 2 * flip), contrast * saturation
+    if images.shape[1] == 1:
+        x = x * per_image(luma_gain)
+    else:
+        x = transform_colors(x, color_matrix(luma_gain, chroma_gain, angle))
+    return choose(drawn.any(1), x, images)
+
+
+def color_matrix(luma_gain: Tensor, chroma_gain: Tensor, angle: Tensor) -> Tensor:
+    """Colour matrices [N, 3, 3]: gains along and across the luma axis v = (1, 1, 1) / sqrt(3), a rotation about it.
+
+    The paper's 4x4 matrices after brightness (which is first) have no translation; contrast, luma flip, hue and
+    saturation all have v as their axis, hence commute, and their product is this sum.
+    """
+    identity = torch.eye(3, device=angle.device, dtype=angle.dtype)
+    luma = torch.full_like(identity, 1 / 3)  # v v^T
+    cross = (identity.roll(1, 0) - identity.roll(1, 1)) / math.sqrt(3)  # the matrix of x -> v x x (cross product)
+    gain, cos, sin = (v.view(-1, 1, 1) for v in (chroma_gain, torch.cos(angle), torch.sin(angle)))
+    return luma_gain.view(-1, 1, 1) * luma + gain * (cos * (identity - luma) + sin * cross)
+
+
+def transform_colors(images: Tensor, matrix: Tensor) -> Tensor:
+    """`matrix` [N, 3, 3] times the colour of each pixel of images [N, 3, S, S], in full precision on every device."""
+    red, green, blue = (matrix[:, :, k, None, None] * images[:, k : k + 1] for k in range(3))
+    return red + green + blue
+
+
+def ada_cutout(images: Tensor, u: Tensor, p: Tensor | float) -> Tensor:
+    """A square of half the size, its centre U(0, 1) of the size each way, filled with 0."""
+    size = images.shape[3]
+    return cut(images, u[:, 0] < p, u[:, 1:] * size, size / 2)
+
+
+AUGMENTATIONS: dict[str, Augmentation] = {
+    "color": Augmentation(color, 4),
+    "translation": Augmentation(translation, 3),
+    "cutout": Augmentation(cutout, 3),
+    "ada_blit": Augmentation(ada_blit, 7),
+    "ada_geometry": Augmentation(ada_geometry, 11),
+    "ada_color": Augmentation(ada_color, 10),
+    "ada_cutout": Augmentation(ada_cutout, 3),
+}

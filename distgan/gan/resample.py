@@ -1,0 +1,63 @@
+"""Resampling of images, twice differentiable: exact translation, and affine maps with bilinear weights.
+
+Penalties on D's gradient differentiate augmented images twice; torch's `grid_sample` has no second derivative. Here
+pixels are taken by index and weighted, so that the result is linear in the images. The derivative is a `scatter_add`,
+which `torch.use_deterministic_algorithms` allows on CPUs and, by sorting, on GPUs; those of `grid_sample` and of
+reflection padding raise there.
+"""
+
+import torch
+from torch import Tensor
+
+
+def pick(images: Tensor, y: Tensor, x: Tensor) -> Tensor:
+    """Pixels of images [N, C, S, S] at rows `y` and columns `x`, integers [N, ...]: [N, C, ...]."""
+    pixels = (y * images.shape[3] + x).flatten(1).unsqueeze(1)
+    return torch.take_along_dim(images.flatten(2), pixels, 2).unflatten(2, y.shape[1:])
+
+
+def translate(images: Tensor, offset: Tensor) -> Tensor:
+    """Move images [N, C, S, S] by whole pixels `offset` [N, 2], (right, down); zeros come in from outside."""
+    size = images.shape[3]
+    pixels = torch.arange(size, device=images.device)
+    offset = offset.long()
+    x, y = pixels - offset[:, :1, None], pixels[:, None] - offset[:, 1:, None]  # [N, 1, S], [N, S, 1]
+    inside = (x >= 0) & (x < size) & (y >= 0) & (y < size)
+    y, x = torch.broadcast_tensors(y.clamp(0, size - 1), x.clamp(0, size - 1))
+    return torch.where(inside.unsqueeze(1), pick(images, y, x), 0)
+
+
+def rotation(angle: Tensor) -> Tensor:
+    """What a rotation by `angle` [N], counter-clockwise as seen, does to coordinates: its inverse map, [N, 2, 2]."""
+    cos, sin = torch.cos(angle), torch.sin(angle)
+    return torch.stack([cos, -sin, sin, cos], dim=1).view(-1, 2, 2)
+
+
+def sources(matrix: Tensor, offset: Tensor, size: int) -> tuple[Tensor, Tensor]:
+    """Where each pixel of an output image comes from: rows and columns in [0, size - 1], both [N, size, size].
+
+    A pixel at r = (x, y), in pixels right and down from the image's centre, comes from `matrix` (r - offset);
+    `matrix` [N, 2, 2] is the inverse of the transformation's linear part, `offset` [N, 2] its translation. Places
+    outside are reflected about the centres of the border pixels (as numpy's "reflect"), as often as needed.
+    """
+    last = size - 1
+    r = torch.arange(size, device=matrix.device, dtype=matrix.dtype) - last / 2
+    x, y = r - offset[:, :1, None], r[:, None] - offset[:, 1:, None]  # [N, 1, S], [N, S, 1]
+    a, b, c, d = matrix.view(-1, 4, 1, 1).unbind(1)
+    return reflect(c * x + d * y + last / 2, last), reflect(a * x + b * y + last / 2, last)
+
+
+def reflect(coordinates: Tensor, last: int) -> Tensor:
+    """Fold coordinates into [0, last]: reflection about 0 and `last`, with period 2 `last`."""
+    return last - (coordinates.abs() % (2 * last) - last).abs()
+
+
+def bilinear(images: Tensor, y: Tensor, x: Tensor) -> Tensor:
+    """Images [N, C, S, S] at rows `y` and columns `x` in [0, S - 1], both [N, S, S], between their four neighbours."""
+    size = images.shape[3]
+    top, left = (v.floor().clamp(max=size - 2) for v in (y, x))
+    down, right = y - top, x - left
+    weights = torch.stack([(1 - down) * (1 - right), (1 - down) * right, down * (1 - right), down * right], dim=1)
+    top, left = top.long(), left.long()
+    rows, columns = torch.stack([top, top, top + 1, top + 1], dim=1), torch.stack([left, left + 1] * 2, dim=1)
+    return (pick(images, rows, columns) * weights.unsqueeze(1)).sum(2)

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from distgan import UsageError
-from distgan.models import dcgan, mlp
+from distgan.models import dcgan, mlp, r3gan
 from distgan.rng import derive_seed
 
 Builder = Callable[..., tuple[nn.Module, nn.Module]]
@@ -41,7 +41,13 @@ def build(
     return networks
 
 
+def count_parameters(network: nn.Module) -> int:
+    """Numbers in the parameters of a network; buffers do not count."""
+    return sum(parameter.numel() for parameter in network.parameters())
+
+
 MODELS: dict[str, Builder] = {
     "dcgan": dcgan.build,
     "mlp": mlp.build,
+    "r3gan": r3gan.build,
 }

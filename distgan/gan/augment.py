@@ -41,37 +41,39 @@ class Pipeline:
         return images
 
 
-# Distributions, as functions of uniform numbers. Rounded to float32, a uniform number can be 1.
+# Distributions, as functions of uniform numbers. In float64: the same function of the same number differs in its last
+# bits with the place in a vector and with the device, and rounded to the images' precision it does not.
 
 
 def uniform(u: Tensor, low: float, high: float) -> Tensor:
-    """U(low, high)."""
-    return low + (high - low) * u
+    """U(low, high), float64."""
+    return low + (high - low) * u.double()
 
 
 def integer(u: Tensor, low: int, high: int) -> Tensor:
-    """Uniform over low, ..., high, both included; in u's dtype."""
-    return (low + (u * (high - low + 1)).floor()).clamp(max=high)
+    """Uniform over low, ..., high, both included, float64; u may have been rounded to 1."""
+    return (low + (u.double() * (high - low + 1)).floor()).clamp(max=high)
 
 
 def normal(u: Tensor) -> Tensor:
-    """N(0, 1)."""
-    return torch.special.ndtri(u.clamp(max=1 - torch.finfo(u.dtype).eps))
+    """N(0, 1), float64; finite for u rounded to 0 or 1, too."""
+    eps = torch.finfo(torch.float64).eps
+    return torch.special.ndtri(u.double().clamp(eps, 1 - eps))
 
 
-def per_image(values: Tensor) -> Tensor:
-    """[N] -> [N, 1, 1, 1]."""
-    return values.view(-1, 1, 1, 1)
+def working(images: Tensor) -> Tensor:
+    """Images in the precision to compute in, float32 or better."""
+    return images.to(torch.promote_types(images.dtype, torch.float32))
 
 
-def working(images: Tensor, u: Tensor) -> Tensor:
-    """Images in the precision to compute in: at least that of u."""
-    return images.to(torch.promote_types(images.dtype, u.dtype))
+def per_image(values: Tensor, images: Tensor) -> Tensor:
+    """[N] -> [N, 1, 1, 1], in the dtype of `images`."""
+    return values.to(images.dtype).view(-1, 1, 1, 1)
 
 
 def choose(chosen: Tensor, changed: Tensor, images: Tensor) -> Tensor:
     """`changed` for the `chosen` [N] images, else `images` bitwise, in the dtype and memory format of `images`."""
-    return torch.where(per_image(~chosen), images, changed.to(images.dtype))
+    return torch.where(chosen.logical_not().view(-1, 1, 1, 1), images, changed.to(images.dtype))
 
 
 def cut(images: Tensor, chosen: Tensor, centre: Tensor, size: float) -> Tensor:
@@ -87,12 +89,12 @@ def cut(images: Tensor, chosen: Tensor, centre: Tensor, size: float) -> Tensor:
 
 def color(images: Tensor, u: Tensor, p: Tensor | float) -> Tensor:
     """Brightness + U(-0.5, 0.5), saturation times U(0, 2), then contrast times U(0.5, 1.5), about the image's mean."""
-    x = working(images, u)
-    x = x + per_image(uniform(u[:, 1], -0.5, 0.5))
+    x = working(images)
+    x = x + per_image(uniform(u[:, 1], -0.5, 0.5), x)
     grey = x.mean(1, keepdim=True)
-    x = grey + (x - grey) * per_image(uniform(u[:, 2], 0, 2))
+    x = grey + (x - grey) * per_image(uniform(u[:, 2], 0, 2), x)
     mean = x.mean((1, 2, 3), keepdim=True)
-    x = mean + (x - mean) * per_image(uniform(u[:, 3], 0.5, 1.5))
+    x = mean + (x - mean) * per_image(uniform(u[:, 3], 0.5, 1.5), x)
     return choose(u[:, 0] < p, x, images)
 
 
@@ -151,8 +153,9 @@ def ada_geometry(images: Tensor, u: Tensor, p: Tensor | float) -> Tensor:
     # The inverse: what came last is undone first.
     undo_scales = torch.stack([1 / (scale * stretch), stretch / scale], dim=1)
     left, right = rotation(before), undo_scales.unsqueeze(2) * rotation(after)
-    matrix = (left.unsqueeze(3) * right.unsqueeze(1)).sum(2)  # their product, in full precision on every device
-    resampled = bilinear(working(images, u), *sources(matrix, offset, size))
+    matrix = (left.unsqueeze(3) * right.unsqueeze(1)).sum(2)  # their product, whatever precision matmul is set to
+    x = working(images)
+    resampled = bilinear(x, *sources(matrix.to(x.dtype), offset.to(x.dtype), size))
     return choose(moves(matrix, offset), resampled, images)
 
 
@@ -173,12 +176,13 @@ def ada_color(images: Tensor, u: Tensor, p: Tensor | float) -> Tensor:
     flip = torch.where(drawn[:, 2], integer(u_value[:, 2], 0, 1), 0)
     angle = torch.where(drawn[:, 3], uniform(u_value[:, 3], -math.pi, math.pi), 0)
     saturation = torch.exp2(torch.where(drawn[:, 4], normal(u_value[:, 4]), 0))
-    x = working(images, u) + per_image(brightness)
+    x = working(images)
+    x = x + per_image(brightness, x)
     luma_gain, chroma_gain = contrast * (1 - 2 * flip), contrast * saturation
     if images.shape[1] == 1:
-        x = x * per_image(luma_gain)
+        x = x * per_image(luma_gain, x)
     else:
-        x = transform_colors(x, color_matrix(luma_gain, chroma_gain, angle))
+        x = transform_colors(x, color_matrix(luma_gain, chroma_gain, angle).to(x.dtype))
     return choose(drawn.any(1), x, images)
 
 
@@ -196,7 +200,7 @@ def color_matrix(luma_gain: Tensor, chroma_gain: Tensor, angle: Tensor) -> Tenso
 
 
 def transform_colors(images: Tensor, matrix: Tensor) -> Tensor:
-    """`matrix` [N, 3, 3] times the colour of each pixel of images [N, 3, S, S], in full precision on every device."""
+    """`matrix` [N, 3, 3] times the colour of each pixel of images [N, 3, S, S]."""
     red, green, blue = (matrix[:, :, k, None, None] * images[:, k : k + 1] for k in range(3))
     return red + green + blue
 

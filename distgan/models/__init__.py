@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from distgan import UsageError
-from distgan.models import dcgan, mlp, r3gan
+from distgan.models import dcgan, mlp, r3gan, sngan
 from distgan.rng import derive_seed
 
 Builder = Callable[..., tuple[nn.Module, nn.Module]]
@@ -50,4 +50,5 @@ MODELS: dict[str, Builder] = {
     "dcgan": dcgan.build,
     "mlp": mlp.build,
     "r3gan": r3gan.build,
+    "sngan": sngan.build,
 }

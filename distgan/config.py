@@ -1,8 +1,8 @@
 """The configuration of a run: dataclasses, read from YAML, then the command line. The docstrings are the help."""
 
-import argparse
 import dataclasses
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,6 +12,9 @@ import jsonargparse
 
 from distgan import UsageError
 from distgan.cli import Decay, NonNegativeFloat, NonNegativeInt, Parser, PositiveFloat, PositiveInt
+
+Schedule = dict[str, Any]
+"""A number that changes during a run: {from, to, images[, shape][, start]}; see distgan/gan/schedules.py."""
 
 
 @dataclass(frozen=True)
@@ -52,10 +55,10 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class OptimizerConfig:
-    lr: PositiveFloat = 2e-4
-    """Adam learning rate."""
-    betas: tuple[Decay, Decay] = (0.5, 0.999)
-    """Adam betas, per update."""
+    lr: PositiveFloat | Schedule = 2e-4
+    """Adam learning rate: a number or a schedule {from: 2e-4, to: 5e-5, images: 1e6, shape: cosine, start: 0}."""
+    betas: tuple[Decay, Decay | Schedule] = (0.5, 0.999)
+    """Adam betas, per update; the second may be a schedule."""
     eps: PositiveFloat = 1e-8
     """Adam epsilon."""
     weight_decay: NonNegativeFloat = 0.0
@@ -66,8 +69,8 @@ class OptimizerConfig:
 
 @dataclass(frozen=True)
 class EMAConfig:
-    half_life_images: NonNegativeFloat = 10_000
-    """Half-life of the exponential moving average of G's weights, in images. 0: no EMA."""
+    half_life_images: NonNegativeFloat | Schedule = 10_000
+    """Half-life of the exponential moving average of G's weights, in images; a number or a schedule. 0: no EMA."""
     warmup: NonNegativeFloat = 0.05
     """The half-life is at most this share of the images seen. 0: no warm-up."""
 
@@ -143,10 +146,18 @@ class Config:
     model: ModelConfig = field(default_factory=ModelConfig)
     loss: str = "bce"
     """An entry of LOSSES in distgan/gan/losses.py, or one that a module in `import` adds."""
-    penalties: dict[str, float] = field(default_factory=dict)
-    """Gradient penalties: name and weight."""
-    augment: list[str] = field(default_factory=list)
-    """Augmentations of what D sees, in order."""
+    n_critic: PositiveInt = 1
+    """Updates of D, each on a minibatch of its own, for one of G."""
+    penalties: dict[str, Any] = field(default_factory=dict)
+    """Gradient penalties of D: entries of PENALTIES in distgan/gan/penalties.py, with a weight, a schedule, or
+    {weight: weight or schedule, every: iterations}, which applies it less often and as many times stronger.
+    The weight of r1 and r2 is gamma."""
+    augment: list[Any] = field(default_factory=list)
+    """Augmentations of what D sees, in order: entries of AUGMENTATIONS in distgan/gan/augment.py, or {name: factor},
+    which multiplies its probability."""
+    augment_p: NonNegativeFloat | Schedule = 1.0
+    """Probability of each augmentation, in [0, 1]: a number, a schedule, or {target: 0.6, images: 500_000}, which holds
+    the mean of sign(D(x)) at `target` by moving it by at most 1 in `images` images, from 0."""
     g_optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     d_optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     ema: EMAConfig = field(default_factory=EMAConfig)
@@ -163,9 +174,12 @@ class Config:
             raise UsageError("epochs and images are both given; give one, and null for the other")
         if self.lanes and self.batch % self.lanes:
             raise UsageError(f"data.lanes: {self.lanes} does not divide batch {self.batch}")
-        for key in UNAVAILABLE:
-            for name in getattr(self, key):
-                raise UsageError(f"{key}: unknown {name!r}; this version has none")
+        for key, optimizer in (("g_optimizer", self.g_optimizer), ("d_optimizer", self.d_optimizer)):
+            check_schedule(f"{key}.lr", optimizer.lr)
+            check_schedule(f"{key}.betas", optimizer.betas[1], limit=1 - 1e-12)
+        check_schedule("ema.half_life_images", self.ema.half_life_images)
+        check_penalties(self.penalties)
+        check_augment(self.augment, self.augment_p)
 
     @property
     def lanes(self) -> int:
@@ -174,6 +188,11 @@ class Config:
         A dataset with fewer images has fewer: `Run.order.lanes` are those of the run.
         """
         return self.data.lanes or default_lanes(self.batch)
+
+    @property
+    def iteration_images(self) -> int:
+        """Images that D sees in one iteration, over all processes."""
+        return self.batch * self.n_critic
 
     def fingerprint(self) -> dict[str, Any]:
         """The keys that decide what the run computes, without those of FREE_TO_CHANGE."""
@@ -188,8 +207,7 @@ class Config:
         return keys
 
 
-UNAVAILABLE = ("penalties", "augment")
-"""Keys that only take their default yet: read, and left out of --help."""
+MAX_NUMBER = 1e18
 
 FREE_TO_CHANGE = (
     "import",
@@ -214,6 +232,69 @@ def default_lanes(batch: int, samples: int | None = None) -> int:
     """The largest divisor of `batch` up to 64 and up to the dataset's `samples`."""
     limit = min(64, batch, samples or batch)
     return max(n for n in range(1, limit + 1) if batch % n == 0)
+
+
+def is_number(value: object, limit: float = math.inf) -> bool:
+    """Whether `value` is a finite number in [0, limit]."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value <= min(limit, MAX_NUMBER)
+
+
+def check_schedule(key: str, value: object, limit: float = math.inf) -> None:
+    """Raises UsageError unless `value` is a number in [0, limit], or a schedule between such numbers."""
+    form = "{from: number, to: number, images: number, shape: linear or cosine, start: number}"
+    if not isinstance(value, dict):
+        if not is_number(value, limit):
+            raise UsageError(f"{key}: expected a number{range_of(limit)}, or a schedule {form}, got {value!r}")
+        return
+    for name in ("from", "to", "images"):
+        if name not in value:
+            raise UsageError(f"{key}: the schedule lacks {name!r}; a schedule is {form}")
+    for name, number in value.items():
+        if name not in ("from", "to", "images", "shape", "start"):
+            raise UsageError(f"{key}.{name}: no such key; a schedule is {form}")
+        if name == "shape" and number not in ("linear", "cosine"):
+            raise UsageError(f"{key}.shape: unknown shape {number!r}; choose from linear, cosine")
+        largest = limit if name in ("from", "to") else math.inf
+        if name != "shape" and not is_number(number, largest):
+            raise UsageError(f"{key}.{name}: expected a number{range_of(largest)}, got {number!r}")
+        if name == "images" and number == 0:
+            raise UsageError(f"{key}.images: expected a number above 0, got 0")
+
+
+def range_of(limit: float) -> str:
+    return ", 0 or more" if limit == math.inf else " in [0, 1)" if limit < 1 else f" in [0, {limit:g}]"
+
+
+def check_penalties(penalties: dict[str, Any]) -> None:
+    """Raises UsageError unless each is a weight, a schedule, or {weight, every}."""
+    for name, value in penalties.items():
+        if isinstance(value, dict) and value.keys() & {"weight", "every"}:
+            if value.keys() != {"weight", "every"}:
+                raise UsageError(f"penalties.{name}: expected {{weight: number, every: iterations}}, got {value!r}")
+            every = value["every"]
+            if not isinstance(every, int) or isinstance(every, bool) or every < 1:
+                raise UsageError(f"penalties.{name}.every: expected an integer above 0, got {every!r}")
+            check_schedule(f"penalties.{name}.weight", value["weight"])
+        else:
+            check_schedule(f"penalties.{name}", value)
+
+
+def check_augment(augment: list[Any], augment_p: object) -> None:
+    """Raises UsageError unless the entries are names or {name: factor}, and `augment_p` a probability."""
+    for entry in augment:
+        if isinstance(entry, dict) and len(entry) == 1 and is_number(next(iter(entry.values())), limit=1):
+            continue
+        if not isinstance(entry, str):
+            raise UsageError(f"augment: expected names, or {{name: factor in [0, 1]}}, got {entry!r}")
+    if isinstance(augment_p, dict) and "target" in augment_p:
+        if augment_p.keys() != {"target", "images"}:
+            raise UsageError(f"augment_p: expected {{target: number, images: number}}, got {augment_p!r}")
+        check_schedule("augment_p.target", augment_p["target"], limit=1)
+        check_schedule("augment_p", {"from": 0, "to": 1, "images": augment_p["images"]})
+    else:
+        check_schedule("augment_p", augment_p, limit=1)
+    if not augment and augment_p != 1:
+        raise UsageError("augment_p: no augmentation is given in augment, e.g. [color, translation, cutout]")
 
 
 def to_dict(config: Config) -> dict[str, Any]:
@@ -246,9 +327,6 @@ def read_config(argv: Sequence[str], *, prog: str, description: str) -> tuple[Co
     parser.add_class_arguments(Config, nested_key=None, as_group=False, skip={"imports"})
     parser.add_argument("--fresh", action="store_true", help="Move the run that is in run_dir aside and start over.")
     parser.add_argument("--dry_run", action="store_true", help="Build everything, run two iterations, write nothing.")
-    for action in parser._actions:
-        if action.dest in UNAVAILABLE:
-            action.help = argparse.SUPPRESS
     for path in (argv[i + 1] for i, word in enumerate(argv[:-1]) if word == "--config"):
         if not Path(path).is_file():
             raise UsageError(f"--config: no such file: {path}")

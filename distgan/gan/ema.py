@@ -5,6 +5,8 @@ import copy
 import torch
 from torch import Tensor, nn
 
+from distgan.gan.schedules import Schedule, value_at
+
 
 class EMA:
     """A copy of G whose weights follow G's with a half-life in images (Yazıcı et al. 2019, arXiv 1806.04498).
@@ -14,13 +16,14 @@ class EMA:
     are averaged; buffers (BatchNorm's running statistics, which are averages already) are copied.
     """
 
-    def __init__(self, G: nn.Module, half_life_images: float, warmup: float = 0.0) -> None:
+    def __init__(self, G: nn.Module, half_life_images: Schedule, warmup: float = 0.0) -> None:
         self.module = copy.deepcopy(G).eval().requires_grad_(False)
         self.half_life_images, self.warmup = half_life_images, warmup
 
     def weight(self, batch: int, images_seen: int) -> float:
         """The share of G's new weights after an iteration of `batch` images that began at `images_seen`."""
-        half_life = min(self.half_life_images, self.warmup * images_seen) if self.warmup else self.half_life_images
+        half_life = value_at(self.half_life_images, images_seen)
+        half_life = min(half_life, self.warmup * images_seen) if self.warmup else half_life
         return 1 - 0.5 ** (batch / half_life) if half_life else 1.0
 
     @torch.no_grad()

@@ -1,21 +1,26 @@
 """The algorithm: one iteration of a GAN, D first, then G.
 
-Algorithm 1 of Goodfellow et al. 2014 with one step of D, as in the DCGAN tutorial: G's update takes the same fakes, and
-the non-saturating loss if the loss is BCE.
+Algorithm 1 of Goodfellow et al. 2014, as in the DCGAN tutorial: G's update takes the same fakes, and the non-saturating
+loss if the loss is BCE. With a relativistic loss it is that of R3GAN (Huang et al. 2024, arXiv 2501.05441).
 """
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from distgan.gan.losses import Loss
+from distgan.gan.penalties import DForward, Penalty
 
 Scalars = dict[str, Tensor]
 """Means over the minibatch by name, in the order they are computed; detached, on the device."""
+
+
+def unaugmented(images: Tensor, u: Tensor | None, p: Tensor | float) -> Tensor:
+    return images
 
 
 @dataclass(frozen=True)
@@ -31,6 +36,8 @@ class GAN:
     g_optimizer: torch.optim.Optimizer
     d_optimizer: torch.optim.Optimizer
     loss: Loss
+    augment: Callable[[Tensor, Any, Tensor | float], Tensor] = unaugmented
+    """(images [N, C, S, S], their random numbers [N, K], probability) -> what D sees."""
     backward: Callable[[Tensor], None] = Tensor.backward
     no_sync: Callable[[nn.Module], AbstractContextManager] = lambda network: nullcontext()
     """A context in which a network's gradients accumulate without being reduced."""
@@ -39,7 +46,7 @@ class GAN:
 
 
 class Minibatch(NamedTuple):
-    """N real images, and what N fakes are made from."""
+    """N real images, and the random numbers that go with them."""
 
     real: Tensor
     """[N, C, S, S] in [-1, 1]"""
@@ -48,42 +55,105 @@ class Minibatch(NamedTuple):
     labels: Tensor | None = None
     """[N], of the real images"""
     fake_labels: Tensor | None = None
-    """[N], of the fakes; the same as `labels` if the loss is paired"""
+    """[N], of the fakes; the same as `labels` if the loss is paired or a penalty interpolates"""
+    u_real: Tensor | None = None
+    """[N, K] in (0, 1), uniform: augments the real images"""
+    u_fake: Tensor | None = None
+    """[N, K], augments the fakes in the update of D"""
+    u_g: Tensor | None = None
+    """[N, K], augments the fakes in the update of G"""
+    mix: Tensor | None = None
+    """[N] in (0, 1), uniform, for penalties that interpolate"""
 
 
-def train_step(gan: GAN, micro_batches: Sequence[Minibatch]) -> Scalars:
-    """One iteration, in place: update D, then update G through the updated D, on the same fakes.
+class Batches(NamedTuple):
+    """The minibatches of one iteration, each as equal micro-batches, usually a single one."""
 
-    `micro_batches` are equal parts of one minibatch, usually a single one; gradients accumulate over them. Returns
-    d_real and d_fake, the mean scores of real and of fake images in the update of D, d_loss and g_loss.
+    d: Sequence[Sequence[Minibatch]]
+    """One for each update of D."""
+    g: Sequence[Minibatch] | None = None
+    """For the update of G; None: the last of `d`, with the fakes that D saw."""
+
+
+class WeightedPenalty(NamedTuple):
+    """A penalty that is due in this iteration."""
+
+    penalty: Penalty
+    weight: float
+    every: int = 1
+    """Iterations between two applications; the weight counts as many times."""
+
+
+def train_step(
+    gan: GAN, batches: Batches, penalties: Mapping[str, WeightedPenalty] | None = None, p: Tensor | float = 1.0
+) -> Scalars:
+    """One iteration, in place: update D on each minibatch of `batches.d`, then update G through the updated D.
+
+    `penalties` are those that are due, by name; `p` is the probability of augmentation. Returns d_real and d_fake, the
+    means of sigmoid(logits) of real and of fake images in the updates of D, d_loss, the weighted penalties, d_sign, the
+    mean of sign(D(x)) where the loss has a boundary, and g_loss.
     """
-    # The fakes of a single micro-batch keep their graph for the update of G. Those of several are recomputed from the
-    # same z and the same weights: one graph in memory at a time.
-    single = len(micro_batches) == 1
-    with torch.set_grad_enabled(single):
-        fakes = [gan.G(batch.z, batch.fake_labels) for batch in micro_batches]
-    d_scalars = discriminator_step(gan, micro_batches, fakes)
-    return d_scalars | generator_step(gan, micro_batches, fakes if single else None)
+    rows: list[Scalars] = []
+    reuse, fakes = False, []
+    for micro_batches in batches.d:
+        # The fakes that G is updated on keep their graph. Those of several micro-batches are recomputed from the same z
+        # and the same weights: one graph in memory at a time.
+        reuse = batches.g is None and micro_batches is batches.d[-1] and len(micro_batches) == 1
+        with torch.set_grad_enabled(reuse):
+            fakes = [gan.G(batch.z, batch.fake_labels) for batch in micro_batches]
+        rows.append(discriminator_step(gan, micro_batches, fakes, penalties or {}, p))
+    g_batches = batches.d[-1] if batches.g is None else batches.g
+    return means(rows) | generator_step(gan, g_batches, fakes if reuse else None, p)
 
 
-def discriminator_step(gan: GAN, micro_batches: Sequence[Minibatch], fakes: Sequence[Tensor]) -> Scalars:
+def discriminator_step(
+    gan: GAN,
+    micro_batches: Sequence[Minibatch],
+    fakes: Sequence[Tensor],
+    penalties: Mapping[str, WeightedPenalty],
+    p: Tensor | float = 1.0,
+) -> Scalars:
     """(1) Update D on real images (target 1 in BCE) and on fakes (target 0). No gradient reaches G."""
     gan.raw_D.requires_grad_(True)
     gan.d_optimizer.zero_grad()
     rows = []
     for i, (batch, fake) in enumerate(zip(micro_batches, fakes, strict=True)):
         with nullcontext() if i == len(micro_batches) - 1 else gan.no_sync(gan.D):
-            real_logits = gan.D(batch.real, batch.labels)
-            fake_logits = gan.D(fake.detach(), batch.fake_labels)
-            d_loss = gan.loss.d(real_logits, fake_logits).mean()
-            gan.backward(d_loss / len(micro_batches))
-        rows.append({"d_real": gan.loss.score(real_logits), "d_fake": gan.loss.score(fake_logits), "d_loss": d_loss})
+            forward = forward_d(gan, batch, fake, bool(penalties), p)
+            d_loss = gan.loss.d(forward.real_logits, forward.fake_logits).mean()
+            terms = {name: row.weight * row.penalty.compute(forward).mean() for name, row in penalties.items()}
+            # one backward for loss and penalties: each gradient is reduced once
+            total = d_loss + sum(penalties[name].every * term for name, term in terms.items())
+            gan.backward(total / len(micro_batches))
+        rows.append(d_scalars(gan.loss, forward, d_loss) | terms)
     gan.clip(gan.D, gan.d_optimizer)
     gan.d_optimizer.step()
     return means(rows)
 
 
-def generator_step(gan: GAN, micro_batches: Sequence[Minibatch], fakes: Sequence[Tensor] | None) -> Scalars:
+def forward_d(gan: GAN, batch: Minibatch, fake: Tensor, differentiable: bool, p: Tensor | float) -> DForward:
+    """D on augmented real images and on augmented fakes; `differentiable` with respect to both, for penalties."""
+
+    def D(images: Tensor, labels: Tensor | None) -> Tensor:
+        return gan.D(gan.augment(images, batch.u_real, p), labels)
+
+    real, fake = (images.detach().requires_grad_(differentiable) for images in (batch.real, fake))
+    real_logits = D(real, batch.labels)
+    fake_logits = gan.D(gan.augment(fake, batch.u_fake, p), batch.fake_labels)
+    return DForward(D, real, fake, real_logits, fake_logits, batch.labels, batch.mix)
+
+
+def d_scalars(loss: Loss, forward: DForward, d_loss: Tensor) -> dict[str, Tensor]:
+    """What the update of D reports, without the penalties."""
+    scalars = {"d_real": forward.real_logits.sigmoid(), "d_fake": forward.fake_logits.sigmoid(), "d_loss": d_loss}
+    if loss.boundary is not None:
+        scalars["d_sign"] = (forward.real_logits - loss.boundary).sign()
+    return scalars
+
+
+def generator_step(
+    gan: GAN, micro_batches: Sequence[Minibatch], fakes: Sequence[Tensor] | None, p: Tensor | float = 1.0
+) -> Scalars:
     """(2) Update G on the fakes (target 1 in BCE). The gradient passes through the updated D, frozen, into G only."""
     gan.raw_D.requires_grad_(False)
     gan.g_optimizer.zero_grad()
@@ -91,8 +161,9 @@ def generator_step(gan: GAN, micro_batches: Sequence[Minibatch], fakes: Sequence
     for i, batch in enumerate(micro_batches):
         with nullcontext() if i == len(micro_batches) - 1 else gan.no_sync(gan.G):
             fake = fakes[i] if fakes else gan.G(batch.z, batch.fake_labels)
-            fake_logits = gan.raw_D(fake, batch.fake_labels)
-            real_logits = gan.raw_D(batch.real, batch.labels) if gan.loss.paired else None
+            fake_logits, real_logits = gan.raw_D(gan.augment(fake, batch.u_g, p), batch.fake_labels), None
+            if gan.loss.paired:
+                real_logits = gan.raw_D(gan.augment(batch.real, batch.u_real, p), batch.labels)
             g_loss = gan.loss.g(fake_logits, real_logits).mean()
             gan.backward(g_loss / len(micro_batches))
         rows.append({"g_loss": g_loss})

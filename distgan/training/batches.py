@@ -1,23 +1,50 @@
 """The minibatches of a run: real images from the dataset, latents and labels drawn for them, on the device."""
 
+from collections import deque
 from collections.abc import Callable, Iterator
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from distgan.data.stream import ImageBatch, stream
-from distgan.gan.step import Minibatch
+from distgan.gan.step import Batches, Minibatch
 from distgan.rng import normal_rows, philox, uniform_rows
 from distgan.training.build import Run
 from distgan.training.state import TrainState
 
+LARGEST_BELOW_1 = np.float32(1 - 2**-24)
 
-def minibatches(run: Run, state: TrainState, on_read: Callable[[ImageBatch], None]) -> Iterator[list[Minibatch]]:
-    """This process's rows of every minibatch from `state.images_seen` on, as micro-batches.
 
-    `on_read` is called with what was read, before it is used.
+def iterations(run: Run, state: TrainState, on_read: Callable[[ImageBatch], None]) -> Iterator[Batches]:
+    """This process's rows of the minibatches of every iteration from `state.images_seen` on.
+
+    `on_read` is called with what was read, before D is updated on it. The real images for G's update, where the loss
+    compares fakes with them, are those that D sees next: D has not been updated on them yet, and nothing is read twice.
     """
+    loaded, ahead = load(run, state), deque[LoadedBatch]()
+    while True:
+        batches = [ahead.popleft() if ahead else next(loaded) for _ in range(run.config.n_critic)]
+        for batch in batches:
+            on_read(batch.images)
+        if run.gan.loss.paired:
+            ahead.append(next(loaded))
+        yield Batches([batch.d for batch in batches], ahead[0].g if ahead else None)
+
+
+class LoadedBatch(NamedTuple):
+    """A minibatch on the device, as micro-batches."""
+
+    images: ImageBatch
+    """As it was read."""
+    d: list[Minibatch]
+    g: list[Minibatch]
+    """The same real images with latents of their own, for G's update; empty unless the loss is paired."""
+
+
+def load(run: Run, state: TrainState) -> Iterator[LoadedBatch]:
+    """Endless minibatches from `state.images_seen` on, on the device."""
     config, device = run.config, run.dist.device
     batches = stream(
         run.order,
@@ -28,16 +55,27 @@ def minibatches(run: Run, state: TrainState, on_read: Callable[[ImageBatch], Non
         threads=config.data.threads,
     )
     for batch in batches:
-        on_read(batch)
-        random_inputs = {name: tensor.to(device, non_blocking=True) for name, tensor in batch.random_inputs.items()}
+        inputs = {name: tensor.to(device, non_blocking=True) for name, tensor in batch.random_inputs.items()}
         real = normalize(batch.images.to(device, non_blocking=True), config.channels_last)
-        if "flip" in random_inputs:
-            real = torch.where(random_inputs["flip"][:, None, None, None], real.flip(3), real)
+        if "flip" in inputs:
+            real = torch.where(inputs["flip"][:, None, None, None], real.flip(3), real)
         labels = run.dist.to_pinned(batch.labels).to(device, non_blocking=True) if config.data.labels else None
-        local_batch = Minibatch(real, random_inputs["z"], labels, random_inputs.get("fake_labels"))
-        size = config.micro_batch or len(real)
-        columns = [column.split(size) if column is not None else [None] * (len(real) // size) for column in local_batch]
-        yield [Minibatch(*columns) for columns in zip(*columns, strict=True)]
+
+        def minibatch(z: Tensor, u_real: Tensor | None, real=real, labels=labels, inputs=inputs) -> list[Minibatch]:
+            fake_labels = inputs.get("fake_labels", labels)
+            u_fake, u_g, mix = (inputs.get(name) for name in ("u_fake", "u_g", "mix"))
+            columns = Minibatch(real, z, labels, fake_labels, u_real, u_fake, u_g, mix)
+            return split(columns, config.micro_batch or len(real))
+
+        g = minibatch(inputs["g_z"], inputs.get("g_u_real")) if "g_z" in inputs else []
+        yield LoadedBatch(batch, minibatch(inputs["z"], inputs.get("u_real")), g)
+
+
+def split(batch: Minibatch, size: int) -> list[Minibatch]:
+    """Micro-batches of `size` rows."""
+    count = len(batch.real) // size
+    columns = [column.split(size) if column is not None else [None] * count for column in batch]
+    return [Minibatch(*rows) for rows in zip(*columns, strict=True)]
 
 
 def draw(run: Run, state: TrainState, images_seen: int) -> dict[str, Tensor]:
@@ -56,14 +94,30 @@ def draw(run: Run, state: TrainState, images_seen: int) -> dict[str, Tensor]:
     def by_position(table: np.ndarray) -> np.ndarray:
         return table.reshape(len(lanes), slots, -1).swapaxes(0, 1).reshape(count, -1)
 
-    z = by_position(normal_rows(stream_of("latents"), first, count, config.model.latent))
-    random_inputs: dict[str, np.ndarray] = {"z": z}
-    if config.data.labels:
+    def normal(purpose: str, columns: int) -> np.ndarray:
+        return by_position(normal_rows(stream_of(purpose), first, count, columns))
+
+    def uniform(purpose: str, columns: int = 1) -> np.ndarray:
+        return by_position(uniform_rows(stream_of(purpose), first, count, columns))
+
+    def uniform32(purpose: str, columns: int = 1) -> np.ndarray:
+        return np.minimum(uniform(purpose, columns).astype(np.float32), LARGEST_BELOW_1)
+
+    paired, interpolates = run.gan.loss.paired, any(row.penalty.interpolates for row in run.penalties.values())
+    random_inputs: dict[str, np.ndarray] = {"z": normal("latents", config.model.latent)}
+    if paired:
+        random_inputs["g_z"] = normal("latents of G", config.model.latent)
+    if config.data.labels and not (paired or interpolates):
         frequencies = np.cumsum([row["samples"] for row in run.dataset.classes])
-        uniform = by_position(uniform_rows(stream_of("labels"), first, count, 1))[:, 0]
-        random_inputs["fake_labels"] = np.searchsorted(frequencies, uniform * frequencies[-1], side="right")
+        shares = uniform("labels")[:, 0]
+        random_inputs["fake_labels"] = np.searchsorted(frequencies, shares * frequencies[-1], side="right")
     if config.data.flip:
-        random_inputs["flip"] = by_position(uniform_rows(stream_of("flips"), first, count, 1))[:, 0] < 0.5
+        random_inputs["flip"] = uniform("flips")[:, 0] < 0.5
+    if interpolates:
+        random_inputs["mix"] = uniform32("mix")[:, 0]
+    if columns := run.augment_columns:
+        for name in ("u_real", "u_fake", "u_g", *(["g_u_real"] if paired else [])):
+            random_inputs[name] = uniform32(name, columns)
     return {name: run.dist.to_pinned(values) for name, values in random_inputs.items()}
 
 

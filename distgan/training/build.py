@@ -1,5 +1,6 @@
 """What a run is built from: dataset, networks, optimizers, on every process."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -12,10 +13,24 @@ from distgan.data.remote import open_storage
 from distgan.data.shardset import ShardSet, open_shardset
 from distgan.data.stream import Reader, check_decoder
 from distgan.distributed import Distributed
+from distgan.gan.augment import Pipeline
 from distgan.gan.ema import EMA
 from distgan.gan.losses import LOSSES
-from distgan.gan.step import GAN
+from distgan.gan.penalties import PENALTIES, DForward, Penalty
+from distgan.gan.schedules import Schedule, value_at
+from distgan.gan.step import GAN, WeightedPenalty, unaugmented
 from distgan.training import batchnorm
+from distgan.training.combinations import check_config, check_d
+
+
+@dataclass(frozen=True)
+class PenaltyConfig:
+    """A penalty of the configuration."""
+
+    penalty: Penalty
+    weight: Schedule
+    every: int
+    """Iterations between two applications."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +47,9 @@ class Run:
     """G without its wrapper."""
     ema: EMA | None
     running_stats: batchnorm.RunningStatsWarmup
+    penalties: dict[str, PenaltyConfig]
+    augment_columns: int
+    """Uniform numbers that augment one image."""
 
     @property
     def total_images(self) -> int:
@@ -54,15 +72,23 @@ class Run:
     def crossed(self, every_epochs: float, images_seen: int) -> bool:
         """Whether the last iteration crossed a multiple of `every_epochs`."""
         every = every_epochs * self.order.epoch_images
-        return int(images_seen / every) > int((images_seen - self.config.batch) / every)
+        return int(images_seen / every) > int((images_seen - self.config.iteration_images) / every)
+
+    def penalties_due(self, images_seen: int) -> dict[str, WeightedPenalty]:
+        """The penalties of the iteration that begins at `images_seen`."""
+        iteration = images_seen // self.config.iteration_images
+        return {
+            name: WeightedPenalty(row.penalty, value_at(row.weight, images_seen), row.every)
+            for name, row in self.penalties.items()
+            if iteration % row.every == 0
+        }
 
 
 def build(config: Config, dist: Distributed) -> Run:
     """Dataset, networks, optimizers. Raises UsageError; writes nothing."""
-    if config.loss not in LOSSES:
-        choices = ", ".join(LOSSES)
-        raise UsageError(f"loss: unknown loss {config.loss!r}; choose from {choices}, or add it by `import`")
+    check_config(config)
     check_loss(config.loss)
+    check_penalties(config.penalties)
     dataset, order = dist.run_on_all(lambda: open_data(config, dist.rank, dist.world_size))
     dist.check_same_on_all_ranks(f"the manifest of {config.data.shards}", dataset.digest)
     pin = dist.device.type == "cuda"
@@ -72,12 +98,29 @@ def build(config: Config, dist: Distributed) -> Run:
         skip_bad=config.data.skip_bad,
         allocate=lambda shape: torch.empty(shape, dtype=torch.uint8, pin_memory=pin),
     )
-    gan = build_gan(config, dist, dataset)
+    augment = build_augment(config)
+    gan = build_gan(config, dist, dataset, augment)
     raw_G = dist.accelerator.unwrap_model(gan.G)
     half_life = config.ema.half_life_images
     ema = EMA(raw_G, half_life, config.ema.warmup) if half_life else None
     running_stats = batchnorm.RunningStatsWarmup([raw_G, gan.raw_D])
-    return Run(config, dist, dataset, reader, order, gan, raw_G, ema, running_stats)
+    return Run(
+        config, dist, dataset, reader, order, gan, raw_G, ema, running_stats, build_penalties(config), augment.columns
+    )
+
+
+def build_penalties(config: Config) -> dict[str, PenaltyConfig]:
+    """The penalties by name, in the order of the configuration."""
+    rows = {}
+    for name, value in config.penalties.items():
+        lazy = value if isinstance(value, dict) and "every" in value else {"weight": value, "every": 1}
+        rows[name] = PenaltyConfig(PENALTIES[name], lazy["weight"], lazy["every"])
+    return rows
+
+
+def build_augment(config: Config) -> Pipeline:
+    """The augmentations in order, each with the factor of its probability."""
+    return Pipeline([(entry, 1.0) if isinstance(entry, str) else next(iter(entry.items())) for entry in config.augment])
 
 
 def open_data(config: Config, rank: int, world_size: int) -> tuple[ShardSet, Lanes]:
@@ -105,7 +148,7 @@ def open_data(config: Config, rank: int, world_size: int) -> tuple[ShardSet, Lan
     return dataset, Lanes(dataset.counts, config.seed, lanes, first, last)
 
 
-def build_gan(config: Config, dist: Distributed, dataset: ShardSet) -> GAN:
+def build_gan(config: Config, dist: Distributed, dataset: ShardSet, augment: Pipeline) -> GAN:
     """The networks on their device, with their optimizers, prepared by Accelerate."""
     accelerator, device = dist.accelerator, dist.device
     z_dim, num_classes = config.model.latent, len(dataset.classes) if config.data.labels else 0
@@ -118,6 +161,7 @@ def build_gan(config: Config, dist: Distributed, dataset: ShardSet) -> GAN:
         options=config.model.options,
         seed=config.seed,
     )
+    check_d(config, D)
     if config.sync_batchnorm and dist.world_size > 1:
         G, D = batchnorm.convert(G), batchnorm.convert(D)
     if config.channels_last:
@@ -147,6 +191,7 @@ def build_gan(config: Config, dist: Distributed, dataset: ShardSet) -> GAN:
         g_optimizer=g_optimizer,
         d_optimizer=d_optimizer,
         loss=LOSSES[config.loss],
+        augment=augment if augment.columns else unaugmented,
         backward=accelerator.backward,
         no_sync=accelerator.no_sync,
         clip=clip,
@@ -195,19 +240,38 @@ def check_networks(G: nn.Module, D: nn.Module, *, z_dim: int, num_classes: int, 
         if not isinstance(output, Tensor) or output.shape != expected:
             found = list(output.shape) if isinstance(output, Tensor) else type(output).__name__
             raise UsageError(f"model.name: for 2 inputs {name} returns {found}; it must return {list(expected)}")
-        if name == "G" and output.abs().max() > 1 + 1e-3:
-            raise UsageError("model.name: G returns values outside [-1, 1]; end it with tanh")
         if len(outputs) > 1 and torch.equal(*outputs) and not torch.equal(output[0], output[1]):
             raise UsageError(f"data.labels: {name} ignores labels")
         network.train(training)
+
+
+def check_penalties(names: Iterable[str]) -> None:
+    """Compute each penalty of a quadratic D on three images. Raises UsageError if it is not per-sample."""
+    for name in names:
+        real, fake = (torch.full((3, 1, 2, 2), value, requires_grad=True) for value in (0.5, -0.5))
+        forward = DForward(quadratic, real, fake, quadratic(real), quadratic(fake), None, torch.full((3,), 0.5))
+        try:
+            value = PENALTIES[name].compute(forward)
+        except Exception as error:  # a user's penalty may raise anything
+            message = (str(error).splitlines() or [""])[0]
+            raise UsageError(f"penalties: {name} raises {type(error).__name__}: {message}") from error
+        if not isinstance(value, Tensor) or value.shape != (3,):
+            found = list(value.shape) if isinstance(value, Tensor) else type(value).__name__
+            raise UsageError(
+                f"penalties: {name} returns {found} for 3 images; it must return [3], per-sample penalties"
+            )
+
+
+def quadratic(images: Tensor, labels: object = None) -> Tensor:
+    return images.square().sum((1, 2, 3))
 
 
 def adam(network: nn.Module, config: OptimizerConfig) -> torch.optim.Adam:
     fused = next(network.parameters()).device.type in ("cuda", "cpu")
     return torch.optim.Adam(
         network.parameters(),
-        lr=float(config.lr),
-        betas=(float(config.betas[0]), float(config.betas[1])),
+        lr=value_at(config.lr, 0),
+        betas=(float(config.betas[0]), value_at(config.betas[1], 0)),
         eps=float(config.eps),
         weight_decay=float(config.weight_decay),
         fused=fused,

@@ -14,11 +14,13 @@ from torch import Tensor
 from tqdm import tqdm
 
 from distgan import RunError
-from distgan.config import flatten, to_dict
+from distgan.config import Config, flatten, to_dict
 from distgan.data.stream import ImageBatch
+from distgan.gan.schedules import value_at
 from distgan.gan.step import Scalars
 from distgan.images import grid, save_picture, to_uint8
 from distgan.training.build import Run
+from distgan.training.combinations import is_adaptive
 from distgan.training.finite import NonFiniteError
 from distgan.training.state import TrainState
 
@@ -54,9 +56,8 @@ class MetricsLogger:
 
     def rewind(self) -> None:
         """Start a new logging interval at `state.images_seen`; drop the lines of metrics.jsonl after it."""
-        self.sums: Tensor | None = None
-        self.names: list[str] = []
-        self.count = 0
+        self.sums: dict[tuple[str, ...], Tensor] = {}
+        self.counts: dict[tuple[str, ...], int] = {}
         self.last_images, self.last_time = self.state.images_seen, time.monotonic()
         self.corrupt.clear()
         self.digest = 0
@@ -74,12 +75,28 @@ class MetricsLogger:
 
     def add(self, scalars: Scalars) -> None:
         """Take in an iteration's scalars; does not wait for the device."""
-        values = torch.stack(list(scalars.values()))
-        self.names = list(scalars)
-        self.sums = values if self.sums is None else self.sums + values
-        self.count += 1
+        values, names = torch.stack(list(scalars.values())), tuple(scalars)  # lazy penalties are not in each iteration
+        self.sums[names] = self.sums[names] + values if names in self.sums else values
+        self.counts[names] = self.counts.get(names, 0) + 1
         if self.bar is not None:
             self.bar.update(self.state.images_seen - self.bar.n)
+
+    @property
+    def count(self) -> int:
+        """Iterations in this logging interval."""
+        return sum(self.counts.values())
+
+    def means(self) -> dict[str, float]:
+        """The mean of each scalar over all processes and over the iterations that have it; waits for the device."""
+        sums: dict[str, float] = {}
+        counts: dict[str, int] = {}
+        for names, values in self.sums.items():
+            reduced = self.accelerator.reduce(values / self.counts[names], "mean")
+            assert isinstance(reduced, Tensor)
+            for name, value in zip(names, reduced.tolist(), strict=True):
+                sums[name] = sums.get(name, 0.0) + value * self.counts[names]
+                counts[name] = counts.get(name, 0) + self.counts[names]
+        return {name: value / counts[name] for name, value in sums.items()}
 
     def due(self) -> bool:
         """Whether a line is due."""
@@ -100,11 +117,11 @@ class MetricsLogger:
             extra |= self.fp16_scalars()
         if config.report.digests:
             extra["digest"] = dist.all_reduce_sum(self.digest)
-        assert self.sums is not None, "a line is due after an iteration only"
-        means = self.accelerator.reduce(self.sums / self.count, "mean")
-        assert isinstance(means, Tensor)
-        self.write_metrics(dict(zip(self.names, means.tolist(), strict=True)), extra)
-        self.sums, self.count, self.save_seconds, self.digest = None, 0, 0.0, 0
+        if is_adaptive(config):
+            extra["augment_p"] = float(state.augment_p)
+        extra |= scheduled_values(config, state.images_seen)
+        self.write_metrics(self.means(), extra)
+        self.sums, self.counts, self.save_seconds, self.digest = {}, {}, 0.0, 0
         self.corrupt.clear()
         if extra.get("fp16_scale", 1) < 1:
             raise NonFiniteError(
@@ -117,7 +134,8 @@ class MetricsLogger:
         """The loss scale, and the updates that were skipped because gradients overflowed, since the last line."""
         assert self.accelerator.scaler is not None
         steps = count_steps(self.run)
-        skipped, self.steps = 2 * self.count - (steps - self.steps), steps
+        updates = (1 + self.run.config.n_critic) * self.count
+        skipped, self.steps = updates - (steps - self.steps), steps
         return {"fp16_scale": self.accelerator.scaler.get_scale(), "fp16_skipped_steps": skipped}
 
     def write_metrics(self, means: dict[str, float], extra: dict[str, Any]) -> None:
@@ -173,6 +191,13 @@ class MetricsLogger:
     def close(self) -> None:
         if self.bar is not None:
             self.bar.close()
+
+
+def scheduled_values(config: Config, images_seen: int) -> dict[str, float]:
+    """The numbers of the schedules of penalties and augmentation after `images_seen` images, by key."""
+    values = {f"{name}_weight": value for name, value in config.penalties.items()} | {"augment_p": config.augment_p}
+    rows = {key: value.get("weight", value) for key, value in values.items() if isinstance(value, dict)}
+    return {key: value_at(row, images_seen) for key, row in rows.items() if isinstance(row, dict) and "from" in row}
 
 
 def count_steps(run: Run) -> int:

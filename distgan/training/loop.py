@@ -5,13 +5,16 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from torch import Tensor
 
-from distgan.gan.step import generate, train_step
+from distgan.gan.schedules import adapt_probability, value_at
+from distgan.gan.step import Scalars, generate, train_step
 from distgan.rng import rng
-from distgan.training.batches import minibatches, normalize
+from distgan.training.batches import iterations, normalize
 from distgan.training.batchnorm import average_running_stats
 from distgan.training.build import Run
 from distgan.training.checkpoint import Checkpoints
+from distgan.training.combinations import is_adaptive
 from distgan.training.finite import FiniteCheck, NonFiniteError, checksum
 from distgan.training.logger import MetricsLogger
 from distgan.training.state import TrainState, restore_state, save_state
@@ -39,7 +42,7 @@ def train_loop(
     Maintenance comes first and the iteration last: a new run, a resumed one and its end take the same path.
     """
     config, gan, dist = run.config, run.gan, run.dist
-    batches = minibatches(run, state, logger.record_batch)
+    batches = iterations(run, state, logger.record_batch)
     check = FiniteCheck(run.raw_G, gan.raw_D)
     start = last_saved = state.images_seen
     while True:
@@ -64,18 +67,50 @@ def train_loop(
         if due.done:
             stopped = state.images_seen < run.total_images
             return (stop.reason or "requested on another rank") if stopped else None
+        # set what changes with the images seen
+        run.running_stats.set_momentum(state.images_seen // config.iteration_images)
+        set_learning_rates(run, state.images_seen)
         # one iteration: update D, then G
-        run.running_stats.set_momentum(state.images_seen // config.batch)
         norms = check.param_norms()
-        scalars = train_step(gan, next(batches))
-        # update the averages and the clock
+        scalars = train_step(gan, next(batches), run.penalties_due(state.images_seen), augment_probability(run, state))
+        # update the averages, the adaptive probability and the clock
         average_running_stats([run.raw_G, gan.raw_D], dist.accelerator)
         if run.ema:
-            run.ema.update(run.raw_G, config.batch, state.images_seen)
-        state.images_seen += config.batch
+            run.ema.update(run.raw_G, config.iteration_images, state.images_seen)
+        adapt_augmentation(run, state, scalars)
+        state.images_seen += config.iteration_images
         # keep the scalars, on the device, for the log and for the check for NaN and Inf
         logger.add(scalars)
         check.record(norms, scalars, state.images_seen)
+
+
+def set_learning_rates(run: Run, images_seen: int) -> None:
+    """Give both optimizers the learning rate and the beta2 of their schedules."""
+    config, gan = run.config, run.gan
+    for optimizer, row in ((gan.g_optimizer, config.g_optimizer), (gan.d_optimizer, config.d_optimizer)):
+        for group in optimizer.param_groups:
+            group["lr"] = value_at(row.lr, images_seen)
+            group["betas"] = (row.betas[0], value_at(row.betas[1], images_seen))
+
+
+def augment_probability(run: Run, state: TrainState) -> Tensor | float:
+    """The probability of augmentation now; on the device if it is adaptive."""
+    if is_adaptive(run.config):
+        return state.augment_p
+    return value_at(run.config.augment_p, state.images_seen)
+
+
+def adapt_augmentation(run: Run, state: TrainState, scalars: Scalars) -> None:
+    """Move an adaptive probability after an iteration, by the real images of all processes; does not wait."""
+    if not is_adaptive(run.config):
+        return
+    config, rule = run.config, run.config.augment_p
+    sign = run.dist.accelerator.reduce(scalars["d_sign"], "mean")
+    assert isinstance(sign, Tensor) and isinstance(rule, dict)
+    p = torch.as_tensor(state.augment_p, dtype=torch.float32, device=sign.device)
+    state.augment_p = adapt_probability(
+        p, sign, target=rule["target"], images=rule["images"], step=config.iteration_images
+    )
 
 
 def actions_due(

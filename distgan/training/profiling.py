@@ -1,7 +1,6 @@
 """The memory that a run would need on a GPU, estimated without one, for --dry_run."""
 
 import weakref
-from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -11,8 +10,10 @@ from torch import Tensor, nn
 from distgan import models
 from distgan.config import Config
 from distgan.gan.losses import LOSSES
-from distgan.gan.step import GAN, Minibatch, train_step
-from distgan.training.build import adam
+from distgan.gan.schedules import value_at
+from distgan.gan.step import GAN, Batches, Minibatch, WeightedPenalty, train_step, unaugmented
+from distgan.training.batches import split
+from distgan.training.build import adam, build_augment, build_penalties
 
 try:
     from torch._subclasses.fake_tensor import FakeTensorMode
@@ -46,8 +47,14 @@ def estimate_memory(config: Config, *, size: int, channels: int, num_classes: in
         raise RuntimeError(f"torch {torch.__version__} has no FakeTensorMode")
     with FakeTensorMode(), LiveMemory() as memory:
         gan, ema = fake_gan(config, size=size, channels=channels, num_classes=num_classes)
+        penalties = {
+            name: WeightedPenalty(row.penalty, value_at(row.weight, 0), row.every)
+            for name, row in build_penalties(config).items()
+        }
         for _ in range(2):
-            train_step(gan, list(fake_minibatch(config, size, channels, num_classes, config.batch // world_size)))
+            micro_batches = fake_minibatch(config, size, channels, num_classes, config.batch // world_size)
+            fresh = micro_batches if LOSSES[config.loss].paired else None
+            train_step(gan, Batches([micro_batches] * config.n_critic, fresh), penalties)
         del ema  # kept until here
         parameters = [*gan.G.parameters(), *gan.D.parameters()]
         buckets = sum(p.numel() * p.element_size() for p in parameters)
@@ -102,7 +109,9 @@ def fake_gan(config: Config, *, size: int, channels: int, num_classes: int) -> t
     G, D = build()
     optimizers = adam(G, config.g_optimizer), adam(D, config.d_optimizer)
     ema = build()[0] if config.ema.half_life_images else None
-    return GAN(G, D, D, *optimizers, LOSSES[config.loss]), ema
+    augment = build_augment(config)
+    gan = GAN(G, D, D, *optimizers, LOSSES[config.loss], augment if augment.columns else unaugmented)
+    return gan, ema
 
 
 def mixed_precision(network: nn.Module, precision: str) -> nn.Module:
@@ -116,11 +125,11 @@ def mixed_precision(network: nn.Module, precision: str) -> nn.Module:
     return network
 
 
-def fake_minibatch(config: Config, size: int, channels: int, num_classes: int, n: int) -> Iterator[Minibatch]:
-    """The micro-batches of `n` images."""
+def fake_minibatch(config: Config, size: int, channels: int, num_classes: int, n: int) -> list[Minibatch]:
+    """A minibatch of `n` images, as micro-batches."""
     real = torch.empty(n, size, size, channels).permute(0, 3, 1, 2)
     real = real if config.channels_last else real.contiguous()
-    z, labels = torch.empty(n, config.model.latent), torch.zeros(n, dtype=torch.long)
-    for start in range(0, n, micro := config.micro_batch or n):
-        part = slice(start, start + micro)
-        yield Minibatch(real[part], z[part], *([labels[part]] * 2 if num_classes else []))
+    labels = torch.zeros(n, dtype=torch.long) if num_classes else None
+    u = torch.empty(n, build_augment(config).columns)
+    batch = Minibatch(real, torch.empty(n, config.model.latent), labels, labels, u, u, u, torch.empty(n))
+    return split(batch, config.micro_batch or n)

@@ -16,7 +16,7 @@ from distgan.cli import import_user_modules
 from distgan.config import Config, to_dict
 from distgan.distributed import Distributed, unused_launcher_settings
 from distgan.gan.step import train_step
-from distgan.training.batches import minibatches
+from distgan.training.batches import iterations
 from distgan.training.build import Run, build
 from distgan.training.checkpoint import Checkpoints
 from distgan.training.logger import MetricsLogger, peak_memory
@@ -106,8 +106,10 @@ def readable_errors(dist: Distributed, checkpoints: Checkpoints) -> Iterator[Non
 
 def two_iterations(run: Run, state: TrainState) -> None:
     """The dry run: two iterations, since the first makes the optimizers' state; scalars and the peak memory."""
-    batches = minibatches(run, state, on_read=lambda batch: None)
-    scalars = [train_step(run.gan, next(batches)) for _ in range(2)][-1]
+    batches = iterations(run, state, on_read=lambda batch: None)
+    scalars = {}
+    for _ in range(2):
+        scalars = train_step(run.gan, next(batches), run.penalties_due(0), 1.0 if run.config.augment else 0.0)
     if run.dist.is_main_process:
         values = ", ".join(f"{name} {float(value):.4f}" for name, value in scalars.items())
         memory = f"{peak_memory(run.dist.device) / 1e9:.2f} GB"
@@ -147,7 +149,7 @@ def log_resume(run: Run, state: TrainState, logger: MetricsLogger, newest: Path 
     """Print what the run resumes from, and log the keys that an override changed."""
     if newest is not None:
         logger.print0(f"resuming from {newest}: {state.images_seen:,} of {run.total_images:,} images")
-        if state.images_seen - run.config.batch >= run.total_images:
+        if state.images_seen - run.config.iteration_images >= run.total_images:
             key = "images" if run.config.images is not None else "epochs"
             logger.print0(f"nothing to do: {key} {getattr(run.config, key)} is less than this run has done")
     for key, (old, new) in changes.items():

@@ -21,6 +21,8 @@ class TrainState:
     """Corrupt images that were skipped, over all processes; up to the last logging interval."""
     rollbacks: int = 0
     """Times the run returned to a checkpoint; part of the key of its random numbers from then on."""
+    augment_p: Tensor | float = 0.0
+    """Probability of augmentation if it is adaptive; after an iteration on the device, 0-dim float32."""
 
 
 def save_state(run: Run, state: TrainState, checkpoints: Checkpoints) -> None:
@@ -41,7 +43,8 @@ def save_state(run: Run, state: TrainState, checkpoints: Checkpoints) -> None:
         "images": state.images_seen,
     }
     scaler = accelerator.scaler.state_dict() if accelerator.scaler is not None else None
-    counters = {"skipped": state.skipped, "rollbacks": state.rollbacks, "scaler": scaler}
+    counters = {"skipped": state.skipped, "rollbacks": state.rollbacks, "augment_p": float(state.augment_p)}
+    counters |= {"scaler": scaler}
     checkpoints.save(files, {key: metadata[key] for key in ("images", "config", "manifest")} | counters, metadata)
 
 
@@ -62,6 +65,7 @@ def restore_state(run: Run, state: TrainState, path: Path) -> None:
     if accelerator.scaler is not None and saved["scaler"]:
         accelerator.scaler.load_state_dict(saved["scaler"])
     state.images_seen, state.skipped, state.rollbacks = saved["images"], saved["skipped"], saved["rollbacks"]
+    state.augment_p = saved.get("augment_p", 0.0)  # absent in older checkpoints
 
 
 def copy_weights(network: nn.Module) -> Tensors:

@@ -28,7 +28,7 @@ from distgan import models
 from distgan.config import Config, read_config
 from distgan.distributed import Distributed
 from distgan.gan.step import train_step
-from distgan.training.batches import minibatches
+from distgan.training.batches import iterations
 from distgan.training.build import build
 from distgan.training.state import TrainState
 from shared import options
@@ -80,8 +80,8 @@ def ours(config: Config) -> Iterator[None]:
     run = build(config, Distributed(config))
     state = TrainState()
     sums: dict[str, torch.Tensor] = {}
-    for micro_batches in minibatches(run, state, on_read=lambda batch: None):
-        scalars = train_step(run.gan, micro_batches)
+    for batches in iterations(run, state, on_read=lambda batch: None):
+        scalars = train_step(run.gan, batches, run.penalties_due(state.images_seen))
         assert run.ema is not None
         run.ema.update(run.raw_G, 64, state.images_seen)
         state.images_seen += 64

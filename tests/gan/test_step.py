@@ -8,10 +8,9 @@ import torch.nn.functional as F
 
 from distgan import models
 from distgan.gan.losses import LOSSES, Loss
-from distgan.gan.step import GAN, Minibatch, discriminator_step, generator_step, train_step
+from distgan.gan.step import GAN, Batches, Minibatch, discriminator_step, generator_step, train_step
 
-PAIRED = Loss(d=lambda real, fake: F.softplus(fake - real), g=lambda fake, real: F.softplus(real - fake), paired=True)
-EVERY = {**LOSSES, "paired": PAIRED}  # the relativistic loss of Jolicoeur-Martineau 2018: G's loss sees real logits
+PAIRED = LOSSES["rpgan"]  # G's loss sees real logits
 
 
 def make(loss: Loss = LOSSES["bce"], norm: str = "batch", classes: int = 0, lr: float = 2e-4) -> GAN:
@@ -44,7 +43,7 @@ def test_step_equals_the_textbook_loop():
     """Against the loop of the DCGAN tutorial: two backwards for D, D not frozen in the G update."""
     ours, textbook, batch = make(), make(), minibatch()
     for _ in range(3):
-        train_step(ours, [batch])
+        train_step(ours, Batches([[batch]]))
         textbook.d_optimizer.zero_grad()
         F.binary_cross_entropy_with_logits(textbook.D(batch.real), torch.ones(8)).backward()
         fake = textbook.G(batch.z)
@@ -62,7 +61,7 @@ def test_scalars():
     """d_loss is the sum of D's two errors, d_real and d_fake the means of sigmoid(logits) before the update of D."""
     gan, batch = make(), minibatch()
     real, fake = (copy.deepcopy(gan.D)(images) for images in (batch.real, copy.deepcopy(gan.G)(batch.z)))
-    scalars = train_step(gan, [batch])
+    scalars = train_step(gan, Batches([[batch]]))
     torch.testing.assert_close(scalars["d_real"], real.sigmoid().mean().detach())
     torch.testing.assert_close(scalars["d_fake"], fake.sigmoid().mean().detach(), rtol=1e-3, atol=1e-4)
     errors = F.binary_cross_entropy_with_logits(real, torch.ones(8)) + F.binary_cross_entropy_with_logits(
@@ -71,12 +70,12 @@ def test_scalars():
     torch.testing.assert_close(scalars["d_loss"], errors.detach(), rtol=1e-3, atol=1e-4)
 
 
-@pytest.mark.parametrize("loss", EVERY.values(), ids=EVERY.keys())
+@pytest.mark.parametrize("loss", LOSSES.values(), ids=LOSSES.keys())
 def test_each_update_changes_one_network_only(loss):
     gan, batch = make(loss), minibatch()
     G, D = state(gan.G), state(gan.D)
     fakes = [gan.G(batch.z)]
-    discriminator_step(gan, [batch], fakes)
+    discriminator_step(gan, [batch], fakes, {})
     assert equal(G, state(gan.G)) and not equal(D, state(gan.D))
     assert all(p.grad is None for p in gan.G.parameters())
     D = state(gan.D)
@@ -90,7 +89,7 @@ def raises_logits(loss: Loss) -> tuple[bool, bool]:
     """Whether updates of D move real logits above fake ones, and an update of G raises the logits of its fakes."""
     gan, batch = make(loss, norm="none", lr=1e-3), minibatch()
     for _ in range(20):
-        discriminator_step(gan, [batch], [gan.G(batch.z).detach()])
+        discriminator_step(gan, [batch], [gan.G(batch.z).detach()], {})
     with torch.no_grad():
         fake_before = gan.D(gan.G(batch.z)).mean()
         d_rises = bool(gan.D(batch.real).mean() > fake_before)
@@ -99,7 +98,7 @@ def raises_logits(loss: Loss) -> tuple[bool, bool]:
         return d_rises, bool(gan.D(gan.G(batch.z)).mean() > fake_before)
 
 
-@pytest.mark.parametrize("loss", EVERY.values(), ids=EVERY.keys())
+@pytest.mark.parametrize("loss", LOSSES.values(), ids=LOSSES.keys())
 def test_targets_have_the_right_sign(loss):
     assert raises_logits(loss) == (True, True)
 
@@ -110,7 +109,7 @@ def test_swapped_targets_are_detected():
     assert raises_logits(swapped) == (False, False)
 
 
-@pytest.mark.parametrize("loss", EVERY.values(), ids=EVERY.keys())
+@pytest.mark.parametrize("loss", LOSSES.values(), ids=LOSSES.keys())
 @pytest.mark.parametrize("classes", [0, 3])
 def test_micro_batches_add_up_to_the_minibatch(loss, classes):
     """Gradient accumulation: two and four micro-batches give the update of the minibatch (no BatchNorm)."""
@@ -118,7 +117,7 @@ def test_micro_batches_add_up_to_the_minibatch(loss, classes):
     for count in (1, 2, 4):
         gan = make(loss, norm="group", classes=classes)
         columns = [c.chunk(count) if c is not None else [None] * count for c in batch]
-        scalars = train_step(gan, [Minibatch(*rows) for rows in zip(*columns, strict=True)])
+        scalars = train_step(gan, Batches([[Minibatch(*rows) for rows in zip(*columns, strict=True)]]))
         results.append((scalars, state(gan.G), state(gan.D)))
     for scalars, G, D in results[1:]:
         for name, value in results[0][0].items():
@@ -131,7 +130,7 @@ def test_micro_batches_add_up_to_the_minibatch(loss, classes):
 def test_label_weights_are_trained():
     gan, batch = make(classes=3), minibatch(classes=3)
     before = state(gan.G), state(gan.D)
-    train_step(gan, [batch])
+    train_step(gan, Batches([[batch]]))
     of_labels = [weights["layers.0.weight"][-3:] for weights in (before[0], state(gan.G))]
     assert not torch.equal(*of_labels)
     assert not torch.equal(before[1]["embed.weight"], gan.D.get_parameter("embed.weight"))
@@ -151,4 +150,4 @@ def test_a_paired_loss_sees_the_real_logits_of_the_same_row():
 
 def test_the_order_of_the_scalars():
     """The check for NaN and Inf takes the first non-finite one for the cause."""
-    assert list(train_step(make(), [minibatch()])) == ["d_real", "d_fake", "d_loss", "g_loss"]
+    assert list(train_step(make(), Batches([[minibatch()]]))) == ["d_real", "d_fake", "d_loss", "d_sign", "g_loss"]

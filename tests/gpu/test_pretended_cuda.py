@@ -2,7 +2,7 @@
 
 import contextlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from distgan import models
 from distgan.config import OptimizerConfig, read_config
 from distgan.distributed import Distributed
 from distgan.gan.losses import LOSSES
-from distgan.gan.step import GAN, Minibatch, Scalars, train_step
+from distgan.gan.step import GAN, Batches, Minibatch, Scalars, train_step
 from distgan.training import batchnorm, loop
 from distgan.training.batchnorm import RunningStatsWarmup
 from distgan.training.build import Run, adam, build
@@ -159,7 +159,7 @@ def test_global_batchnorm_never_waits(monkeypatch, precision):
         minibatch = Minibatch(torch.empty(4, 3, 16, 16, device="cuda:0"), torch.empty(4, 8, device="cuda:0"))
         device.waits.clear()
         with torch.autocast("cuda", torch.bfloat16, enabled=precision == "bf16"):
-            train_step(gan, [minibatch])
+            train_step(gan, Batches([[minibatch]]))
     assert device.waits == [] and reduced == ["cuda"] * 10  # forward and backward of two in G and three times one in D
 
 
@@ -194,9 +194,9 @@ def test_a_wait_in_the_step_is_noticed(watch, monkeypatch):
     """One kind in each iteration."""
     step, faults = loop.train_step, iter(FAULTS)
 
-    def train_step(gan: GAN, micro_batches: Sequence[Minibatch]) -> Scalars:
-        next(faults)[1](micro_batches[0].z)
-        return step(gan, micro_batches)
+    def train_step(gan: GAN, batches: Batches, *rest: Any) -> Scalars:
+        next(faults)[1](batches.d[0][0].z)
+        return step(gan, batches, *rest)
 
     monkeypatch.setattr(loop, "train_step", train_step)
     watched = watch(*NEVER, "--images", str(16 * len(FAULTS)))
@@ -246,8 +246,9 @@ def test_what_a_device_cannot_do_raises(message, change):
 def test_a_cpu_tensor_in_the_step_is_noticed(watch, monkeypatch):
     step = loop.train_step
 
-    def train_step(gan: GAN, micro_batches: Sequence[Minibatch]) -> Scalars:
-        return step(gan, [micro_batches[0]._replace(real=torch.zeros(micro_batches[0].real.shape))])
+    def train_step(gan: GAN, batches: Batches, *rest: Any) -> Scalars:
+        batch = batches.d[0][0]
+        return step(gan, Batches([[batch._replace(real=torch.zeros(batch.real.shape))]]), *rest)
 
     monkeypatch.setattr(loop, "train_step", train_step)
     with pytest.raises(RuntimeError, match="cuda:0.*cpu|cpu.*cuda:0"):

@@ -20,6 +20,7 @@ from torch.nn.parallel import DistributedDataParallel
 from distgan.config import Config, DataConfig, read_config
 from distgan.data import order
 from distgan.distributed import Distributed
+from distgan.gan.losses import LOSSES
 from distgan.rng import philox, rng
 from distgan.training import batches, loop
 from distgan.training.batchnorm import GlobalBatchNorm2d
@@ -244,6 +245,9 @@ def test_a_process_draws_its_own_random_numbers_only(monkeypatch, processes, lan
         order=SimpleNamespace(lanes=lanes, local_lanes=range(processes // 2 * local, (processes // 2 + 1) * local)),
         dist=SimpleNamespace(rank=processes // 2, world_size=processes, to_pinned=torch.from_numpy),
         dataset=SimpleNamespace(classes=[{"samples": 500}] * 2),
+        gan=SimpleNamespace(loss=LOSSES["bce"]),
+        penalties={},
+        augment_columns=0,
     )
     drawn = batches.draw(run, TrainState(), config.batch * 7)
     assert {name: list(values.shape) for name, values in drawn.items()} == {

@@ -11,6 +11,7 @@ import distgan
 import distgan.training.checkpoint
 from distgan import sample
 from distgan.gan.losses import LOSSES
+from distgan.gan.penalties import PENALTIES
 from distgan.models import MODELS
 from shared import TINY, metrics, train
 
@@ -18,11 +19,14 @@ PARTS = """
 import torch
 from torch import nn
 from distgan.gan.losses import LOSSES, Loss
+from distgan.gan.penalties import PENALTIES, Penalty
 from distgan.models import MODELS
 
-LOSSES["wgan"] = Loss(
-    d=lambda real, fake: fake - real, g=lambda fake, real: -fake, score=lambda logits: logits
+LOSSES["squared_hinge"] = Loss(
+    d=lambda real, fake: (1 - real).relu() ** 2 + (1 + fake).relu() ** 2, g=lambda fake, real: -fake
 )
+
+PENALTIES["logit"] = Penalty(lambda forward: forward.real_logits.square())
 
 class G(nn.Module):
     def __init__(self, size, channels, z_dim):
@@ -60,11 +64,23 @@ def parts(tmp_path, monkeypatch):
 
     yield write
     sys.modules.pop("my_parts", None)
-    LOSSES.pop("wgan", None)
+    LOSSES.pop("squared_hinge", None)
+    PENALTIES.pop("logit", None)
     MODELS.pop("linear", None)
 
 
-OWN = ["--import", "my_parts", "--model.name", "linear", "--loss", "wgan", "--model.options", "{}"]
+OWN = [
+    "--import",
+    "my_parts",
+    "--model.name",
+    "linear",
+    "--loss",
+    "squared_hinge",
+    "--model.options",
+    "{}",
+    "--penalties.logit",
+    "0.1",
+]
 
 
 def test_own_parts_without_a_fork(parts, tiny, tmp_path, capsys):
@@ -72,15 +88,14 @@ def test_own_parts_without_a_fork(parts, tiny, tmp_path, capsys):
     parts()
     words = ["--data.shards", tiny, "--run_dir", "run", *TINY, *OWN]
     assert train(*words, "--epochs", 1) == 0
-    logits = metrics(Path("run"))[-1]["d_real"]
-    assert "D(x)" in capsys.readouterr().out and not 0 <= logits - 0.5 < 1e-3  # the raw logit, not a probability
+    assert metrics(Path("run"))[-1]["logit"] > 0 and "logit " in capsys.readouterr().out
     assert "import:\n- my_parts" in Path("run/config.yaml").read_text()
     assert train(*words, "--epochs", 2) == 0  # resumes
     assert sample.main(["run", "--import", "my_parts", "--out", "a.png"]) == 0
     sys.modules.pop("my_parts")
     MODELS.pop("linear")
     assert sample.main(["run", "--out", "b.png"]) == 2  # never taken from the checkpoint
-    assert "unknown model 'linear'; choose from dcgan, or add it by `import`" in capsys.readouterr().err
+    assert "unknown model 'linear'; choose from dcgan, " in capsys.readouterr().err
     assert "my_parts" not in sys.modules
     with pytest.raises(distgan.UsageError, match="unknown model"):
         distgan.load("run")
@@ -89,12 +104,16 @@ def test_own_parts_without_a_fork(parts, tiny, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        ("d=lambda real, fake: fake - real", "d=lambda real: -real", r"loss: d\(real, fake\) of wgan raises TypeError"),
-        ("fake - real, g", "(fake - real).mean(), g", r"returns \[\] for 3 logits; it must return \[3\]"),
+        ("d=lambda real, fake:", "d=lambda real:", r"loss: d\(real, fake\) of squared_hinge raises TypeError"),
+        (
+            "g=lambda fake, real: -fake",
+            "g=lambda fake, real: fake.mean()",
+            r"returns \[\] for 3 logits; it must return \[3\]",
+        ),
+        ("real_logits.square()", "real.square()", r"penalties: logit returns \[3, 1, 2, 2\] for 3 images"),
         ("num_classes, z_dim, scale", "z_dim, scale", "the builder of linear raises TypeError: build"),
         ("def forward(self, z, labels=None)", "def forward(self, z)", r"model.name: G\(z, labels\) raises TypeError"),
         (".tanh().view(-1, *self.shape)", "", r"for 2 inputs G returns \[2, 192\]; it must return \[2, 3, 8, 8\]"),
-        (".tanh()", ".add(3)", "G returns values outside"),
         ("self.layer(images.flatten(1)).flatten()", "self.layer(images)", r"D\(images, labels\) raises RuntimeError"),
         ("self.layer(images.flatten(1)).flatten()", "self.layer(images.flatten(1))", r"D returns \[2, 1\]"),
         ("return self.layer(images.flatten(1)).flatten()", "return None", "D returns NoneType"),

@@ -23,14 +23,15 @@ def inject(monkeypatch, what: str, at: int = AT, once: bool = False) -> None:
     step, left = distgan.training.loop.train_step, [1 if once else 10**9]
     seen = [0]
 
-    def faulty(gan, micro_batches):
+    def faulty(gan, batches, *rest):
         now = seen[0] == at and left[0] > 0
         left[0] -= now
         if now and what == "data":
-            micro_batches = [Minibatch(batch.real * float("nan"), *batch[1:]) for batch in micro_batches]
+            nan = [Minibatch(batch.real * float("nan"), *batch[1:]) for batch in batches.d[0]]
+            batches = batches._replace(d=[nan])
         elif now and what == "gradient":
             gan.d_optimizer.optimizer.register_step_pre_hook(overflow)
-        scalars = step(gan, micro_batches)
+        scalars = step(gan, batches, *rest)
         seen[0] += 16
         if seen[0] == at and what in "DG":
             with torch.no_grad():
@@ -85,8 +86,8 @@ def test_with_rollback_the_run_finishes(trained, tmp_path, monkeypatch, capsys):
 def test_rollbacks_are_limited(tiny, tmp_path, monkeypatch, capsys):
     step = distgan.training.loop.train_step
 
-    def faulty(gan, micro_batches):
-        return {name: value * float("nan") for name, value in step(gan, micro_batches).items()}
+    def faulty(gan, batches, *rest):
+        return {name: value * float("nan") for name, value in step(gan, batches, *rest).items()}
 
     monkeypatch.setattr(distgan.training.loop, "train_step", faulty)
     words = ["--data.shards", tiny, "--run_dir", tmp_path / "run", *TINY, "--epochs", 2]
@@ -106,8 +107,8 @@ import distgan.train
 import distgan.training.loop as loop
 step = loop.train_step
 seen = [0]
-def faulty(gan, micro_batches):
-    scalars = step(gan, micro_batches)
+def faulty(gan, batches, *rest):
+    scalars = step(gan, batches, *rest)
     seen[0] += 16
     if seen[0] == 64 and WHAT == "out of sync" and dist.get_rank() == 1:
         with torch.no_grad():

@@ -119,22 +119,22 @@ def textbook(batch: int, precision: str, tf32: bool) -> Iterator[None]:
 def steps(run) -> Iterator[None]:
     """train_step and the EMA on one minibatch that stays on the device; yields after each iteration."""
     from distgan.gan.step import train_step
-    from distgan.training.batches import minibatches
+    from distgan.training.batches import iterations
     from distgan.training.state import TrainState
 
-    micro_batches, images_seen = next(minibatches(run, TrainState(), lambda batch: None)), 0
+    batches, images_seen = next(iterations(run, TrainState(), lambda batch: None)), 0
     while True:
-        train_step(run.gan, micro_batches)
+        train_step(run.gan, batches, run.penalties_due(images_seen))
         run.ema.update(run.raw_G, run.config.batch, images_seen)
         images_seen += run.config.batch
         yield
 
 
 def data_only(run) -> Iterator[None]:
-    from distgan.training.batches import minibatches
+    from distgan.training.batches import iterations
     from distgan.training.state import TrainState
 
-    return (None for _ in minibatches(run, TrainState(), lambda batch: None))
+    return (None for _ in iterations(run, TrainState(), lambda batch: None))
 
 
 STEP_VARIANTS: dict[str, list[str]] = {

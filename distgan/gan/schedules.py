@@ -1,0 +1,34 @@
+"""Schedules: numbers that change during a run, as pure functions of the images seen."""
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from torch import Tensor
+
+Schedule = float | Mapping[str, Any]
+"""A constant, or {from: number, to: number, images: number[, shape: a key of SHAPES][, start: images]}."""
+
+
+def value_at(schedule: Schedule, images_seen: int) -> float:
+    """The number after `images_seen` images: `from` until `start`, `to` from `start + images` on."""
+    if not isinstance(schedule, Mapping):
+        return float(schedule)
+    progress = (images_seen - schedule.get("start", 0)) / schedule["images"]
+    share = SHAPES[schedule.get("shape", "cosine")](min(max(progress, 0.0), 1.0))
+    return float(schedule["from"] + share * (schedule["to"] - schedule["from"]))
+
+
+def adapt_probability(p: Tensor, sign: Tensor, *, target: float, images: float, step: int) -> Tensor:
+    """The probability of augmentation after an iteration of `step` images: more if D overfits, else less; in [0, 1].
+
+    `sign` is the mean of sign(D(x)) over real images; above `target`, D has learned the training images by heart. p
+    crosses [0, 1] in `images` images (Karras et al. 2020, arXiv 2006.06676, section 3.1 with r_t). 0-dim tensors.
+    """
+    return (p + (sign - target).sign() * (step / images)).clamp(0, 1)
+
+
+SHAPES: dict[str, Callable[[float], float]] = {
+    "linear": lambda progress: progress,
+    "cosine": lambda progress: (1 - math.cos(math.pi * progress)) / 2,
+}

@@ -42,7 +42,7 @@ class Pipeline:
 
 
 # Distributions, as functions of uniform numbers. In float64: the same function of the same number differs in its last
-# bits with the place in a vector and with the device, and rounded to the images' precision it does not.
+# bits with its place in the batch and with the device; rounded to float32, hardly ever.
 
 
 def uniform(u: Tensor, low: float, high: float) -> Tensor:
@@ -114,7 +114,8 @@ def cutout(images: Tensor, u: Tensor, p: Tensor | float) -> Tensor:
 
 
 # ADA's pipe (Karras et al. 2020, arXiv 2006.06676, Appendix B). Each transformation is drawn with probability p: of its
-# uniform numbers the first says whether, the others say how. Its image-space filters and its noise are left out.
+# uniform numbers the first says whether, the others say how. The paper's order is that of these functions. Its
+# image-space filters and its noise are left out.
 
 
 def ada_blit(images: Tensor, u: Tensor, p: Tensor | float) -> Tensor:
@@ -208,7 +209,7 @@ def transform_colors(images: Tensor, matrix: Tensor) -> Tensor:
 def ada_cutout(images: Tensor, u: Tensor, p: Tensor | float) -> Tensor:
     """A square of half the size, its centre U(0, 1) of the size each way, filled with 0."""
     size = images.shape[3]
-    return cut(images, u[:, 0] < p, u[:, 1:] * size, size / 2)
+    return cut(images, u[:, 0] < p, uniform(u[:, 1:], 0, size), size / 2)
 
 
 AUGMENTATIONS: dict[str, Augmentation] = {

@@ -212,6 +212,14 @@ def test_numbers_rounded_to_0_or_1_give_finite_images(name):
         assert AUGMENTATIONS[name].apply(pictures(2), u, 1.0).isfinite().all()
 
 
+def test_a_number_rounded_to_1_draws_the_last_of_the_choices():
+    images = pictures(2)
+    assert torch.equal(applied("ada_blit", images, {0: ON, 1: 1.0}), images.flip(3))
+    assert torch.equal(applied("ada_color", images[:, :1], {4: ON, 5: 1.0}), -images[:, :1])
+    moved = applied("translation", images, {0: ON, 1: 1.0, 2: 1.0})
+    assert torch.equal(moved[:, :, 1:, 1:], images[:, :, :-1, :-1])
+
+
 # DiffAugment.
 
 

@@ -12,7 +12,7 @@ from distgan.models.r3gan import ResidualBlock
 
 
 def build(**changes):
-    options = {"widths": [32, 24, 16, 16], "group_width": 16}
+    options = {"widths": [32, 32, 24, 16], "group_width": 16}
     values: dict[str, Any] = dict(size=32, channels=3, num_classes=0, z_dim=8, options=options, seed=0)
     return models.build("r3gan", **(values | changes))
 

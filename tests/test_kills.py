@@ -13,6 +13,16 @@ from shared import TINY, children, computed, launch, metrics, start, weights
 
 # One iteration is 0.2 epochs: a checkpoint after every iteration.
 ARGS = ["--epochs", 40, "--checkpoint.every_epochs", 0.2, "--report.digests", "true"]
+# In the middle of schedules, of an adaptive probability and of a lazy penalty; G's latents and real images are its own
+# in the other recipe.
+SCHEDULED = ["--g_optimizer.lr", "{from: 2e-3, to: 1e-4, images: 3000}", "--model.options.d_norm", "group"]
+SCHEDULED += ["--d_optimizer.betas", "[0, {from: 0.9, to: 0.99, images: 2000, shape: linear}]"]
+SCHEDULED += ["--ema.half_life_images", "{from: 0, to: 500, images: 2000}", "--augment", "[color, cutout]"]
+HINGE = ["--loss", "hinge", "--penalties", "{r1: {weight: {from: 1, to: 0.1, images: 2000}, every: 3}}"]
+RECIPES = {
+    "adaptive": [*SCHEDULED, *HINGE, "--augment_p", "{target: 0.2, images: 500}"],
+    "paired": [*SCHEDULED, "--loss", "rpgan", "--penalties", "{r1: 1, r2: 1}", "--n_critic", 2],
+}
 
 
 def run_and_kill(num_processes: int, args: list[object], rng: random.Random, run_dir: Path) -> bool:
@@ -52,16 +62,23 @@ def run_and_kill(num_processes: int, args: list[object], rng: random.Random, run
 
 
 @pytest.mark.parametrize(
-    ("num_processes", "num_kills"),
-    [(1, 10), pytest.param(1, 60, marks=pytest.mark.slow), pytest.param(2, 40, marks=pytest.mark.slow)],
+    ("num_processes", "num_kills", "recipe"),
+    [
+        (1, 10, "adaptive"),
+        pytest.param(1, 50, "paired", marks=pytest.mark.slow),
+        pytest.param(2, 40, "adaptive", marks=pytest.mark.slow),
+    ],
 )
-def test_random_kills_do_not_change_the_result(tiny, tmp_path, num_processes, num_kills, capsys):
+def test_random_kills_do_not_change_the_result(tiny, tmp_path, num_processes, num_kills, recipe, capsys):
     """Weights, EMA and optimizer state have the same sha256 as those of an uninterrupted run."""
     seed = int(os.environ.get("DISTGAN_KILL_SEED", random.randrange(10**6)))
     rng = random.Random(seed)
-    args = ["--data.shards", tiny, *TINY, *ARGS]
+    args = ["--data.shards", tiny, *TINY, *ARGS, *RECIPES[recipe]]
     launch(num_processes, *args, "--run_dir", tmp_path / "reference")
     expected_weights, expected_metrics = weights(tmp_path / "reference"), computed(tmp_path / "reference")
+    if recipe == "adaptive":
+        probabilities = {row["augment_p"] for row in expected_metrics}
+        assert len(probabilities) > 1 and 0 < max(probabilities) <= 1
     kills = runs = 0
     while kills < num_kills:
         run_dir, runs = tmp_path / f"run{runs}", runs + 1

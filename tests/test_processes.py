@@ -52,23 +52,30 @@ def test_without_a_gpu_multi_gpu_is_still_one_run(tiny, tmp_path, options):
 
 
 GRADIENTS = """
-import os, sys, torch
+import itertools, os, sys, torch
 from accelerate import Accelerator
 from distgan import models
 from distgan.training import batchnorm
-from distgan.gan.step import GAN, Minibatch, train_step
+from distgan.gan.augment import Pipeline
 from distgan.gan.losses import LOSSES
+from distgan.gan.penalties import PENALTIES
+from distgan.gan.step import GAN, Batches, Minibatch, WeightedPenalty, train_step, unaugmented
 
-out, micro_batches = sys.argv[1], int(sys.argv[2])
+out, micro_batches, FULL = sys.argv[1], int(sys.argv[2]), sys.argv[3] == "full"
 accelerator = Accelerator(cpu=True)
 rank, world = accelerator.process_index, accelerator.num_processes
 torch.set_default_dtype(torch.float64)
+pipeline = Pipeline([("color", 1.0), ("ada_geometry", 0.8), ("cutout", 1.0)])
+rows = [(loss, (), "batch", False, True) for loss in LOSSES]
+rows += [(loss, penalties, "none", augment, labels) for loss, penalties, augment, labels in itertools.product(
+    LOSSES, ((), ("r1",), ("r1", "r2"), ("wgan_gp",)), (False, True), (False, True)) if augment == labels or FULL]
+rows += [("hinge", ("r1",), "spectral", False, True)]
 result = {}
-for name, loss, norm in [(*row, norm) for row in LOSSES.items() for norm in ("none", "batch")]:
-    if norm == "batch" and micro_batches > 1:
-        continue  # BatchNorm's statistics are those of a micro-batch
-    shape = dict(size=16, channels=3, num_classes=3, z_dim=8)
-    G, D = models.build("dcgan", **shape, options={"width": 4, "norm": norm}, seed=0)
+for loss, penalties, norm, augment, labels in rows:
+    if norm in ("batch", "spectral") and micro_batches > 1:
+        continue  # statistics are those of a micro-batch; a power iteration belongs to a forward pass
+    options = {"width": 4, "norm": "none" if norm == "spectral" else norm, "d_norm": norm}
+    G, D = models.build("dcgan", size=16, channels=3, num_classes=3 * labels, z_dim=8, options=options, seed=0)
     G, D = G.double(), D.double()
     if world > 1:
         G, D = batchnorm.convert(G), batchnorm.convert(D)
@@ -77,20 +84,28 @@ for name, loss, norm in [(*row, norm) for row in LOSSES.items() for norm in ("no
     if world > 1:
         G.broadcast_buffers = D.broadcast_buffers = False
     raw_D = accelerator.unwrap_model(D)
-    gan = GAN(G, D, raw_D, g_optimizer, d_optimizer, loss, accelerator.backward, accelerator.no_sync)
+    gan = GAN(G, D, raw_D, g_optimizer, d_optimizer, LOSSES[loss], pipeline if augment else unaugmented,
+        accelerator.backward, accelerator.no_sync)
     generator = torch.Generator().manual_seed(0)
-    for _ in range(3):
-        real, z = torch.rand(16, 3, 16, 16, generator=generator) * 2 - 1, torch.randn(16, 8, generator=generator)
-        labels = torch.arange(16) % 3
-        local = slice(rank * 16 // world, (rank + 1) * 16 // world)
-        columns = [c[local].chunk(micro_batches) for c in (real, z, labels, labels)]
-        train_step(gan, [Minibatch(*rows) for rows in zip(*columns)])
+    weighted = {name: WeightedPenalty(PENALTIES[name], 0.1) for name in penalties}
+    local = slice(rank * 8 // world, (rank + 1) * 8 // world)
+    def draw():
+        classes = torch.arange(8) % 3 if labels else None
+        rand = lambda *shape: torch.rand(8, *shape, generator=generator)
+        columns = [rand(3, 16, 16) * 2 - 1, torch.randn(8, 8, generator=generator), classes, classes,
+            *(rand(pipeline.columns) for _ in range(3)), rand()]
+        chunks = [c[local].chunk(micro_batches) if c is not None else [None] * micro_batches for c in columns]
+        return [Minibatch(*row) for row in zip(*chunks)]
+    for _ in range(2):
+        d, g = [draw(), draw()], draw()
+        train_step(gan, Batches(d, g if gan.loss.paired else None), weighted, 0.7)
+    key = ".".join([loss, "+".join(penalties), norm, str(augment), str(labels)])
     for net, module in (("G", accelerator.unwrap_model(G)), ("D", raw_D)):
-        for key, parameter in module.named_parameters():
-            result[f"{name}.{norm}.{net}.{key}"] = parameter.detach().clone()
-            result[f"{name}.{norm}.{net}.{key}.grad"] = parameter.grad.clone()
-        for key, buffer in module.named_buffers():
-            result[f"{name}.{norm}.{net}.{key}"] = buffer.clone()
+        for name, parameter in module.named_parameters():
+            result[f"{key}.{net}.{name}"] = parameter.detach().clone()
+            result[f"{key}.{net}.{name}.grad"] = parameter.grad.clone()
+        for name, buffer in module.named_buffers():
+            result[f"{key}.{net}.{name}"] = buffer.clone()
 if rank == 0:
     torch.save({"world": world, **result}, out)
 accelerator.wait_for_everyone()
@@ -99,8 +114,10 @@ os._exit(0)  # without the interpreter's teardown, in which a rank's threads hav
 """
 
 
-def test_gradients_of_two_processes_equal_those_of_the_union(tmp_path):
-    """Of D and G, for every loss, with one micro-batch and two, and with BatchNorm; after three updates."""
+@pytest.mark.parametrize("extent", ["short", pytest.param("full", marks=pytest.mark.slow)])
+def test_gradients_of_two_processes_equal_those_of_the_union(tmp_path, extent):
+    """Of D and G, for every loss x penalty x augmentation x labels, with one micro-batch and two, and with BatchNorm
+    and spectral normalization; after two iterations of n_critic 2."""
     (tmp_path / "gradients.py").write_text(GRADIENTS)
     found = {}
     for processes, micro_batches in ((1, 1), (2, 1), (2, 2)):
@@ -109,7 +126,9 @@ def test_gradients_of_two_processes_equal_those_of_the_union(tmp_path):
         config = ["--config_file", str(ROOT / "launch/accelerate/cpu.yaml"), "--main_process_port", "0"]
         command += config if processes == 2 else ["--cpu", "--num_processes", "1"]
         env = launch_env(PYTHONPATH=str(ROOT))
-        subprocess.run([*command, str(tmp_path / "gradients.py"), str(out), str(micro_batches)], check=True, env=env)
+        subprocess.run(
+            [*command, str(tmp_path / "gradients.py"), str(out), str(micro_batches), extent], check=True, env=env
+        )
         found[processes, micro_batches] = torch.load(out, weights_only=True)
         assert found[processes, micro_batches].pop("world") == processes
     one = found.pop((1, 1))

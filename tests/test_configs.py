@@ -1,0 +1,184 @@
+"""The recipes in configs/: each is complete, is not refused, and trains at reduced width on two processes."""
+
+import functools
+import json
+import math
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+from distgan import models
+from distgan.config import Config, read_config, to_dict
+from distgan.gan.schedules import value_at
+from distgan.training.combinations import check_config, check_d
+from shared import ROOT, launch_env, make_dataset, metrics, noise, train
+
+PATHS = sorted((ROOT / "configs").glob("*.yaml"))
+DATASETS = {
+    "digits": (32, 1, 10),
+    "fashion-mnist": (32, 1, 10),
+    "cifar10": (32, 3, 10),
+    "stacked-mnist": (32, 3, 1000),
+    "images-32": (32, 3, 0),
+    "images-64": (64, 3, 0),
+    "images-128": (128, 3, 0),
+    "ffhq-64": (64, 3, 0),
+    "ffhq-256": (256, 3, 0),
+    "imagenet-32": (32, 3, 1000),
+    "imagenet-64": (64, 3, 1000),
+}
+"""Size, channels and classes of what the configs train on."""
+KINDS = "demo dcgan-stabilised r3gan-cifar10-small rpgan-stacked-mnist-cpu sngan-cifar10-cond wgan-gp".split()
+"""One config of each kind."""
+
+every_config = pytest.mark.parametrize("path", PATHS, ids=lambda path: path.stem)
+
+
+@functools.cache
+def parse(path: Path) -> Config:
+    return read_config(["--config", str(path)], prog="distgan train", description="")[0]
+
+
+def dataset(config: Config) -> tuple[int, int, int]:
+    return DATASETS[Path(config.data.shards).name]
+
+
+@every_config
+def test_a_config_is_complete(path):
+    """A length and a run folder; at the top the commands, the cost, what is published and what was run."""
+    text, keys = path.read_text(), yaml.safe_load(path.read_text())
+    config = parse(path)
+    assert ("epochs" in keys) != ("images" in keys) and config.run_dir == f"runs/{path.stem}"
+    header = text[: re.search(r"^[^#]", text, re.MULTILINE).start()]  # type: ignore[union-attr]
+    assert text.startswith("# ") and f"distgan/train.py --config configs/{path.name}" in header
+    for words in ("Cost: ", "Published( result)?: ", "Run: |Not run "):
+        assert re.search(words, header.replace("\n# ", " ")), words
+    if path.stem != "demo":  # make demo makes its dataset
+        made = re.search(r"#   distgan shards make \S+ (\S+)(?: --size (\d+))?", header)
+        size = dataset(config)[0]
+        assert made and made[1] == config.data.shards and int(made[2] or 32) == size
+
+
+@every_config
+def test_a_config_is_not_refused(path):
+    config = parse(path)
+    size, channels, classes = dataset(config)
+    check_config(config)
+    with torch.device("meta"):
+        _, D = models.build(
+            config.model.name,
+            size=size,
+            channels=channels,
+            num_classes=classes if config.data.labels else 0,
+            z_dim=config.model.latent,
+            options=config.model.options,
+            seed=0,
+        )
+    check_d(config, D)
+
+
+def test_the_table_of_recipes_has_them_all():
+    recipes = (ROOT / "configs" / "README.md").read_text().split("## What was run")[0]
+    rows = re.findall(r"^\| ([\w-]+) \|", recipes, re.MULTILINE)
+    assert sorted(rows) == sorted(["config", *(path.stem for path in PATHS)])
+
+
+def schedules(keys: Any) -> Iterator[dict[str, Any]]:
+    """The schedules anywhere in a configuration, to change them in place."""
+    for value in keys.values() if isinstance(keys, dict) else keys if isinstance(keys, list) else ():
+        if isinstance(value, dict) and "from" in value:
+            yield value
+        yield from schedules(value)
+
+
+def reduce(path: Path, data: Callable[[int, int], Path], run_dir: Path) -> Path:
+    """The config of two iterations of four images at reduced width, as a file; schedules end after three."""
+    config = parse(path)
+    size, channels, _ = dataset(config)
+    keys = to_dict(config)
+    keys |= {"run_dir": str(run_dir), "batch": 4, "epochs": None, "images": 2 * 4 * config.n_critic}
+    keys["data"]["shards"] = str(data(size, channels))
+    widths = {"widths": [16] * len(config.model.options.get("widths", ())), "group_width": 16}
+    keys["model"]["options"] |= widths if config.model.name == "r3gan" else {"width": 4}
+    for schedule in schedules(keys):
+        schedule["images"] = 3 * 4 * config.n_critic
+        assert value_at(schedule, 0) != value_at(schedule, 4 * config.n_critic)
+    for penalty in keys["penalties"].values():  # a lazy one is due in the first iteration alone
+        if isinstance(penalty, dict) and "every" in penalty:
+            penalty["every"] = 2
+    keys["samples"] = {"count": 4, "every_epochs": 1000}
+    keys["report"]["every_images"] = 4 * config.n_critic
+    run_dir.parent.mkdir(exist_ok=True)
+    file = run_dir.parent / path.name
+    file.write_text(yaml.safe_dump(keys))
+    return file
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Callable[[int, int], Path]:
+    """A dataset of eight images of a size, written once."""
+    root = tmp_path_factory.mktemp("data")
+
+    def of(size: int, channels: int) -> Path:
+        folder = root / f"{size}-{channels}"
+        return folder if folder.exists() else make_dataset(folder, noise(8, size, channels), shards=1)
+
+    return of
+
+
+def check_run(path: Path, run_dir: Path, processes: int) -> None:
+    """Two iterations were logged, with finite losses and every penalty, and the last was saved."""
+    config, rows = parse(path), metrics(run_dir)
+    assert [row["images"] for row in rows] == [4 * config.n_critic, 8 * config.n_critic]
+    assert {"d_loss", "g_loss", *config.penalties} <= rows[0].keys()
+    assert all(math.isfinite(value) for row in rows for value in row.values() if isinstance(value, float))
+    saved = run_dir / "checkpoints" / str(8 * config.n_critic)
+    assert (saved / "ema.safetensors").exists() == bool(config.ema.half_life_images)
+    assert (saved / "generator.safetensors").exists()
+    assert json.loads((run_dir / "environment.json").read_text())["processes"] == processes
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_two_iterations_at_reduced_width(name, data, tmp_path):
+    path = ROOT / "configs" / f"{name}.yaml"
+    assert train("--config", reduce(path, data, tmp_path / "runs" / name)) == 0
+    check_run(path, tmp_path / "runs" / name, processes=1)
+
+
+RUNS = """
+import os, sys, torch
+from accelerate.state import AcceleratorState
+from distgan import train
+from distgan.distributed import Distributed
+
+# All runs share one process group: another of the same launch would find the addresses of the first in its store.
+Distributed.shutdown = Distributed.drain_pending
+for path in sys.argv[1:]:
+    AcceleratorState._reset_state()  # another precision
+    if code := train.main(["--config", path]):
+        os._exit(code)
+torch.distributed.barrier()
+os._exit(0)  # without the interpreter's teardown, in which a rank's threads have aborted once
+"""
+
+
+@pytest.mark.slow
+def test_every_config_trains_on_two_processes_at_reduced_width(data, tmp_path):
+    """In one launch; the weights of the processes are compared at each line of the log."""
+    (tmp_path / "runs.py").write_text(RUNS)
+    files = [str(reduce(path, data, tmp_path / "runs" / path.stem)) for path in PATHS]
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--main_process_port", "0"]
+    command += ["--config_file", str(ROOT / "launch/accelerate/cpu.yaml"), str(tmp_path / "runs.py"), *files]
+    env = launch_env(PYTHONPATH=os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]))
+    done = subprocess.run(command, capture_output=True, text=True, env=env, timeout=600)
+    assert done.returncode == 0, done.stdout + done.stderr
+    for path in PATHS:
+        check_run(path, tmp_path / "runs" / path.stem, processes=2)

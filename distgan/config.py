@@ -326,7 +326,11 @@ def read_config(argv: Sequence[str], *, prog: str, description: str) -> tuple[Co
     )
     parser.add_class_arguments(Config, nested_key=None, as_group=False, skip={"imports"})
     parser.add_argument("--fresh", action="store_true", help="Move the run that is in run_dir aside and start over.")
-    parser.add_argument("--dry_run", action="store_true", help="Build everything, run two iterations, write nothing.")
+    parser.add_argument(
+        "--dry_run",
+        action="store_true",
+        help="Build everything, print parameters, FLOPs and memory, run two iterations, write nothing.",
+    )
     for path in (argv[i + 1] for i, word in enumerate(argv[:-1]) if word == "--config"):
         if not Path(path).is_file():
             raise UsageError(f"--config: no such file: {path}")

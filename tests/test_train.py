@@ -272,6 +272,8 @@ def test_dry_run_writes_nothing(tiny, tmp_path, capsys):
     out = capsys.readouterr().out
     assert "two iterations of 16 images on 1 process(es): d_real" in out and "peak memory per process" in out
     assert re.search(r"estimated peak memory per process on a GPU: \d+\.\d\d GB of tensors; in addition", out)
+    assert re.search(r"parameters: G \d\.\d+ M, D \d\.\d+ M\nFLOPs of an iteration: \d+\.\d G for 16 images", out)
+    assert "largest micro_batch that fits: unknown; it is found on one process with a GPU" in out
     assert not (tmp_path / "run").exists()
 
 

@@ -1,7 +1,7 @@
 """The minibatches of a run: real images from the dataset, latents and labels drawn for them, on the device."""
 
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -76,6 +76,12 @@ def split(batch: Minibatch, size: int) -> list[Minibatch]:
     count = len(batch.real) // size
     columns = [column.split(size) if column is not None else [None] * count for column in batch]
     return [Minibatch(*rows) for rows in zip(*columns, strict=True)]
+
+
+def join_and_split(batches: Sequence[Minibatch], size: int) -> list[Minibatch]:
+    """The same minibatch in micro-batches of another size."""
+    columns: list = [torch.cat(column) if column[0] is not None else None for column in zip(*batches, strict=True)]
+    return split(Minibatch(*columns), size)
 
 
 def draw(run: Run, state: TrainState, images_seen: int) -> dict[str, Tensor]:

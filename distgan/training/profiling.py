@@ -1,11 +1,13 @@
-"""The memory that a run would need on a GPU, estimated without one, for --dry_run."""
+"""What a run costs, for --dry_run: FLOPs and GPU memory, estimated without a GPU; the largest micro-batch, tried."""
 
 import weakref
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
 from accelerate.utils import convert_outputs_to_fp32
 from torch import Tensor, nn
+from torch.utils.flop_counter import flop_registry
 
 from distgan import models
 from distgan.config import Config
@@ -24,53 +26,87 @@ except ImportError:  # torch does not document these names
 ALLOCATION = 512  # bytes; the CUDA allocator rounds up to multiples of it
 
 
-def describe_estimate(config: Config, *, size: int, channels: int, num_classes: int, world_size: int) -> str:
-    """A line for the dry run: `estimate_memory`, and what it leaves out; or why it is unknown."""
+class Cost(NamedTuple):
+    """What a process computes and keeps."""
+
+    flops: int
+    """Floating-point operations of an iteration in convolutions and matrix products; an addition and a multiplication
+    are two."""
+    memory: int
+    """Peak bytes of tensors on a GPU: weights, optimizer state, minibatch, activations, gradients."""
+
+
+def describe_cost(config: Config, *, size: int, channels: int, num_classes: int, world_size: int) -> list[str]:
+    """Lines for the dry run: `estimate_cost`, and what it leaves out; or why it is unknown."""
     try:
-        peak = estimate_memory(config, size=size, channels=channels, num_classes=num_classes, world_size=world_size)
+        cost = estimate_cost(config, size=size, channels=channels, num_classes=num_classes, world_size=world_size)
     except Exception as error:  # of networks and losses of the user's that need values, or of another torch
         reason = (str(error).splitlines() or [""])[0][:200]
-        return f"estimated peak memory per process on a GPU: unknown ({type(error).__name__}: {reason})"
-    return (
-        f"estimated peak memory per process on a GPU: {peak / 1e9:.2f} GB of tensors; in addition the CUDA context, "
-        "cuDNN's workspaces, NCCL's buffers and the allocator's fragmentation"
-    )
+        return [f"estimated FLOPs and peak memory per process on a GPU: unknown ({type(error).__name__}: {reason})"]
+    images = config.iteration_images
+    return [
+        f"FLOPs of an iteration: {cost.flops * world_size / 1e9:,.1f} G for {images} images, all processes and due "
+        "penalties included",
+        f"estimated peak memory per process on a GPU: {cost.memory / 1e9:.2f} GB of tensors; in addition the CUDA "
+        "context, cuDNN's workspaces, NCCL's buffers and the allocator's fragmentation",
+    ]
 
 
-def estimate_memory(config: Config, *, size: int, channels: int, num_classes: int, world_size: int) -> int:
-    """Peak bytes of the tensors of a process on a GPU: weights, optimizer state, minibatch, activations, gradients.
+def estimate_cost(config: Config, *, size: int, channels: int, num_classes: int, world_size: int) -> Cost:
+    """The cost of a process of `world_size`.
 
     Runs two iterations, since the first makes the optimizers' state, on fake tensors: they have no data. Raises what
     networks and losses raise if they need values, and RuntimeError if this torch has no fake tensors.
     """
     if FakeTensorMode is None:
         raise RuntimeError(f"torch {torch.__version__} has no FakeTensorMode")
-    with FakeTensorMode(), LiveMemory() as memory:
+    penalties = {
+        name: WeightedPenalty(row.penalty, value_at(row.weight, 0), row.every)
+        for name, row in build_penalties(config).items()
+    }
+    with FakeTensorMode(), Meter() as meter:
         gan, ema = fake_gan(config, size=size, channels=channels, num_classes=num_classes)
-        penalties = {
-            name: WeightedPenalty(row.penalty, value_at(row.weight, 0), row.every)
-            for name, row in build_penalties(config).items()
-        }
+        flops = 0
         for _ in range(2):
             micro_batches = fake_minibatch(config, size, channels, num_classes, config.batch // world_size)
             fresh = micro_batches if LOSSES[config.loss].paired else None
+            before = meter.flops
             train_step(gan, Batches([micro_batches] * config.n_critic, fresh), penalties)
+            flops = meter.flops - before
         del ema  # kept until here
         parameters = [*gan.G.parameters(), *gan.D.parameters()]
         buckets = sum(p.numel() * p.element_size() for p in parameters)
-    return memory.peak + (buckets if world_size > 1 else 0)  # DDP copies gradients into buckets of its own
+    return Cost(flops, meter.peak + (buckets if world_size > 1 else 0))  # DDP copies gradients into buckets of its own
 
 
-class LiveMemory(TorchDispatchMode):  # pyright: ignore[reportGeneralTypeIssues]
-    """Counts the bytes of live tensors, by storage."""
+def largest_micro_batch(images: int, iterate: Callable[[int], object]) -> int | None:
+    """The largest divisor of `images` that `iterate` runs with; None if none does."""
+    for size in range(images, 0, -1):
+        if images % size:
+            continue
+        try:
+            iterate(size)
+            return size
+        except torch.OutOfMemoryError:
+            torch.cuda.empty_cache()
+    return None
+
+
+class Meter(TorchDispatchMode):  # pyright: ignore[reportGeneralTypeIssues]
+    """Counts the bytes of live tensors, by storage, and FLOPs, by the formulas of torch's FlopCounterMode.
+
+    That mode itself also attributes them to modules, by hooks that a gradient with respect to an image breaks.
+    """
 
     def __init__(self) -> None:
         super().__init__()
         self.sizes: dict[int, int] = {}
-        self.allocated = self.peak = 0
+        self.allocated = self.peak = self.flops = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         output = func(*args, **(kwargs or {}))
+        if func.overloadpacket in flop_registry:
+            self.flops += flop_registry[func.overloadpacket](*args, **(kwargs or {}), out_val=output)
         for tensor in output if isinstance(output, (tuple, list)) else (output,):
             if isinstance(tensor, Tensor):
                 self.add(tensor.untyped_storage())

@@ -10,18 +10,19 @@ from pathlib import Path
 from typing import Any
 
 import torch.distributed
+from torch import Tensor
 
 from distgan import CorruptDataError, RunError, UsageError, format_os_error
 from distgan.cli import import_user_modules
 from distgan.config import Config, to_dict
 from distgan.distributed import Distributed, unused_launcher_settings
-from distgan.gan.step import train_step
-from distgan.training.batches import iterations
+from distgan.gan.step import Batches, train_step
+from distgan.training.batches import iterations, join_and_split
 from distgan.training.build import Run, build
 from distgan.training.checkpoint import Checkpoints
 from distgan.training.logger import MetricsLogger, peak_memory
-from distgan.training.loop import loop_with_rollback, save_real_grid
-from distgan.training.profiling import describe_estimate
+from distgan.training.loop import augment_probability, loop_with_rollback, save_real_grid
+from distgan.training.profiling import describe_cost, largest_micro_batch
 from distgan.training.run_dir import Changes, open_run_dir, write_run_info
 from distgan.training.state import TrainState, restore_state
 from distgan.training.stop import StopRequest
@@ -48,7 +49,7 @@ def run_training(config: Config, *, fresh: bool = False, dry_run: bool = False) 
             stop.files.clear()  # one process polls the files, and the flags are reduced
         run, state = build(config, dist), TrainState()
         if dry_run:
-            return two_iterations(run, state)
+            return describe_run(run, state)
         newest, changes = dist.run_on_main(lambda: open_run_dir(run, fresh, stack))
         if newest is not None:
             dist.run_on_all(lambda: restore_state(run, state, newest))
@@ -104,30 +105,50 @@ def readable_errors(dist: Distributed, checkpoints: Checkpoints) -> Iterator[Non
         raise dist.peer_failure(error, checkpoints.describe_latest()) from error
 
 
-def two_iterations(run: Run, state: TrainState) -> None:
-    """The dry run: two iterations, since the first makes the optimizers' state; scalars and the peak memory."""
-    batches = iterations(run, state, on_read=lambda batch: None)
-    scalars = {}
-    for _ in range(2):
-        scalars = train_step(run.gan, next(batches), run.penalties_due(0), 1.0 if run.config.augment else 0.0)
-    if run.dist.is_main_process:
+def describe_run(run: Run, state: TrainState) -> None:
+    """The dry run: parameters, FLOPs and memory, and two iterations, since the first makes the optimizers' state."""
+    config, dist, dataset = run.config, run.dist, run.dataset
+    shape = {"size": dataset.size, "channels": dataset.channels, "num_classes": run.num_classes}
+    if dist.is_main_process:
+        print(f"dry run: parameters: {parameter_counts(run)}", flush=True)
+        print(*describe_cost(config, **shape, world_size=dist.world_size), sep="\n", flush=True)
+    stream, p = iterations(run, state, on_read=lambda batch: None), augment_probability(run, state)
+    train_step(run.gan, next(stream), run.penalties_due(0), p)
+    minibatches = next(stream)
+    scalars = train_step(run.gan, minibatches, run.penalties_due(0), p)
+    if dist.is_main_process:
         values = ", ".join(f"{name} {float(value):.4f}" for name, value in scalars.items())
-        memory = f"{peak_memory(run.dist.device) / 1e9:.2f} GB"
-        if run.dist.device.type == "cuda":
-            memory += f" reserved, {torch.cuda.max_memory_allocated(run.dist.device) / 1e9:.2f} GB allocated"
-        print(f"dry run: two iterations of {run.config.batch} images on {run.dist.world_size} process(es): {values}")
+        memory = f"{peak_memory(dist.device) / 1e9:.2f} GB"
+        if dist.device.type == "cuda":
+            memory += f" reserved, {torch.cuda.max_memory_allocated(dist.device) / 1e9:.2f} GB allocated"
+        print(f"two iterations of {config.iteration_images} images on {dist.world_size} process(es): {values}")
         print(f"peak memory per process: {memory}; nothing was written", flush=True)
-        if run.dist.device.type != "cuda":
-            shape = {"size": run.dataset.size, "channels": run.dataset.channels, "num_classes": run.num_classes}
-            print(describe_estimate(run.config, **shape, world_size=run.dist.world_size), flush=True)
-    run.dist.shutdown()
+        print(describe_micro_batch(run, minibatches, p), flush=True)
+    dist.shutdown()
+
+
+def describe_micro_batch(run: Run, minibatches: Batches, p: Tensor | float) -> str:
+    """The largest micro_batch that fits in the device, found by iterations of a single process on a GPU."""
+    if run.dist.device.type != "cuda" or run.dist.world_size > 1:
+        return "largest micro_batch that fits: unknown; it is found on one process with a GPU"
+
+    def iterate(size: int) -> None:
+        resized = [join_and_split(batch, size) for batch in minibatches.d]
+        fresh = join_and_split(minibatches.g, size) if minibatches.g else None
+        train_step(run.gan, Batches(resized, fresh), run.penalties_due(0), p)
+
+    size = largest_micro_batch(run.config.batch, iterate)
+    return f"largest micro_batch that fits: {size or 'none'} of {run.config.batch} images"
+
+
+def parameter_counts(run: Run) -> str:
+    networks = {"G": run.raw_G, "D": run.gan.raw_D}
+    return ", ".join(f"{k} {sum(p.numel() for p in n.parameters()) / 1e6:.2f} M" for k, n in networks.items())
 
 
 def log_run_header(run: Run, logger: MetricsLogger, facts: dict[str, Any]) -> None:
     """The first lines of a run: versions, processes and device, data and networks, the configuration."""
     dataset = run.dataset
-    networks = {"G": run.raw_G, "D": run.gan.raw_D}
-    params = ", ".join(f"{k} {sum(p.numel() for p in n.parameters()) / 1e6:.2f} M" for k, n in networks.items())
     commit = facts["commit"] or "unknown"
     logger.print0(f"distgan {facts['distgan']} (commit {commit}), torch {facts['libraries']['torch']}")
     logger.print0(f"{run.dist.world_size} process(es), {facts['device']}, precision {run.config.precision}")
@@ -140,7 +161,7 @@ def log_run_header(run: Run, logger: MetricsLogger, facts: dict[str, Any]) -> No
     logger.print0(
         f"{run.config.data.shards}: {dataset.manifest['samples']:,} images {dataset.size}x{dataset.size}x"
         f"{dataset.channels}, {run.order.lanes} lanes, {run.order.epoch_images:,} images per epoch; "
-        f"parameters: {params}"
+        f"parameters: {parameter_counts(run)}"
     )
     logger.print0(json.dumps(to_dict(run.config)))
 

@@ -12,13 +12,14 @@ from torch import Tensor, nn
 from distgan.config import Config, DataConfig, EMAConfig, ModelConfig
 from distgan.models import MODELS
 from distgan.training import batchnorm, profiling
-from distgan.training.profiling import describe_estimate, estimate_memory
+from distgan.training.profiling import describe_cost, estimate_cost, largest_micro_batch
 
 
 def estimate(size: int = 64, num_classes: int = 0, world_size: int = 1, **keys: Any) -> float:
     """In GB."""
     config = Config(**keys)
-    return estimate_memory(config, size=size, channels=3, num_classes=num_classes, world_size=world_size) / 1e9
+    cost = estimate_cost(config, size=size, channels=3, num_classes=num_classes, world_size=world_size)
+    return cost.memory / 1e9
 
 
 def small(**options: Any) -> ModelConfig:
@@ -89,7 +90,7 @@ def test_global_batchnorm_needs_no_more(cuda_batchnorm, monkeypatch, precision):
 
 def test_the_line_of_the_dry_run(monkeypatch):
     config = Config(batch=256, precision="bf16")
-    line = describe_estimate(config, size=64, channels=3, num_classes=0, world_size=1)
+    _, line = describe_cost(config, size=64, channels=3, num_classes=0, world_size=1)
     assert line.startswith("estimated peak memory per process on a GPU: 0.5") and "cuDNN" in line
 
     def build(**_: Any) -> tuple[nn.Module, nn.Module]:
@@ -101,11 +102,60 @@ def test_the_line_of_the_dry_run(monkeypatch):
 
     monkeypatch.setitem(MODELS, "reads", build)
     reads = Config(model=ModelConfig(name="reads"))
-    line = describe_estimate(reads, size=64, channels=3, num_classes=0, world_size=1)
-    assert line.startswith("estimated peak memory per process on a GPU: unknown (DataDependentOutputException")
+    (line,) = describe_cost(reads, size=64, channels=3, num_classes=0, world_size=1)
+    assert line.startswith(
+        "estimated FLOPs and peak memory per process on a GPU: unknown (DataDependentOutputException"
+    )
     monkeypatch.setattr(profiling, "FakeTensorMode", None)
-    line = describe_estimate(config, size=64, channels=3, num_classes=0, world_size=1)
+    (line,) = describe_cost(config, size=64, channels=3, num_classes=0, world_size=1)
     assert f"unknown (RuntimeError: torch {torch.__version__} has no FakeTensorMode)" in line
+
+
+def linear(*, size: int, channels: int, num_classes: int, z_dim: int) -> tuple[nn.Module, nn.Module]:
+    class G(nn.Linear):
+        def forward(self, input: Tensor, labels: Tensor | None = None) -> Tensor:
+            return super().forward(input).view(-1, channels, size, size)
+
+    class D(nn.Linear):
+        def forward(self, input: Tensor, labels: Tensor | None = None) -> Tensor:
+            return super().forward(input.flatten(1)).flatten()
+
+    return G(z_dim, channels * size**2, bias=False), D(channels * size**2, 1, bias=False)
+
+
+@pytest.mark.parametrize(
+    ("keys", "g_passes", "d_passes"),
+    [
+        (
+            {},
+            2,
+            6,
+        ),  # G: forward, weights. D: real, fake, their weights' gradients; the fakes again, with their gradient
+        ({"n_critic": 2}, 3, 10),
+        ({"loss": "rpgan"}, 3, 7),  # G on fresh latents too, and D on real images in G's update
+        ({"penalties": {"r1": 1.0}}, 2, 10),  # the gradient of the real images, its derivative; and backward fills both
+        ({"micro_batch": 16}, 3, 6),  # the fakes are recomputed
+    ],
+)
+def test_flops_by_hand(monkeypatch, keys, g_passes, d_passes):
+    """Of linear networks: 2 * 16 * 192 an image and pass through G, 2 * 192 through D."""
+    monkeypatch.setitem(MODELS, "linear", linear)
+    config = Config(model=ModelConfig(name="linear", latent=16), **keys)
+    cost = estimate_cost(config, size=8, channels=3, num_classes=0, world_size=1)
+    assert cost.flops == 64 * (g_passes * 2 * 16 * 192 + d_passes * 2 * 192)
+
+
+def test_the_largest_micro_batch_is_found_by_trying():
+    tried = []
+
+    def iterate(size: int) -> None:
+        tried.append(size)
+        if size > 20:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    assert largest_micro_batch(96, iterate) == 16 and tried == [96, 48, 32, 24, 16]
+    assert largest_micro_batch(7, iterate) == 7
+    assert largest_micro_batch(22, lambda size: iterate(size + 100)) is None
 
 
 def test_a_torch_without_fake_tensors_is_no_error(monkeypatch):

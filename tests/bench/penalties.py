@@ -44,7 +44,7 @@ def iterations(
     penalties: Sequence[str] = (),
     every: int = 1,
     augment: Sequence[str] = (),
-    **options: str,
+    d_norm: str = "none",
 ) -> Iterator[None]:
     """Yields after each iteration."""
     options = {"width": width, "norm": "none", "d_norm": d_norm}

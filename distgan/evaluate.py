@@ -56,7 +56,11 @@ def evaluate(
         cache_dir: Folder of extractors and statistics; default: ~/.cache/distgan.
     """
     cli.import_user_modules([imports] if isinstance(imports, str) else imports)
+    # Imported after parsing: --help and a mistyped option do not wait for torch.
     from distgan.metrics.evaluator import cache_folder
+    from distgan.training.stop import exit_with_launcher
+
+    exit_with_launcher()
 
     cache = Path(cache_dir) if cache_dir else cache_folder()
     options = {
@@ -167,6 +171,8 @@ def readable_errors(dist: "Distributed") -> Iterator[None]:
 
 def train_classifier(address: str, seed: int, images: int | None, cache: Path, out: Path | None) -> None:
     """Train a classifier of the dataset's labels and write it. Raises UsageError and RunError."""
+    import tempfile
+
     import torch
 
     from distgan.metrics import classifier
@@ -181,6 +187,8 @@ def train_classifier(address: str, seed: int, images: int | None, cache: Path, o
         raise UsageError(f"out: {out} must end in .safetensors")
     try:  # before the training, not after it
         out.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=out.parent):
+            pass
     except OSError as error:
         raise UsageError(f"out: {out} cannot be written: {format_os_error(error)}") from None
     bar: list[Progress] = []

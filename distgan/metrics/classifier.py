@@ -1,5 +1,6 @@
 """A small classifier of a dataset's own labels: its features and classes are the metrics that need no download."""
 
+import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -21,7 +22,7 @@ from distgan.rng import derive_seed, rng
 
 VERSION = 1
 """Of the architecture and its input; a file of another version is refused."""
-METADATA = "distgan_classifier"
+METADATA, SHA256 = "distgan_classifier", "sha256"
 BATCH, LR, WEIGHT_DECAY, SHIFT = 200, 4e-3, 1e-2, 2
 HELD_OUT = 10
 """One in so many different images is held out to measure the accuracy."""
@@ -125,6 +126,7 @@ def train_classifier(
     with torch.random.fork_rng():
         torch.manual_seed(derive_seed(seed, "classifier"))
         network = Classifier(size=dataset.size, channels=inputs.shape[1], num_classes=len(classes)).to(device)
+        network = network.to(memory_format=torch.channels_last)
         optimizer = torch.optim.AdamW(network.parameters(), LR, weight_decay=WEIGHT_DECAY)
         steps = max(-(-total // BATCH), 3)
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LR, total_steps=steps)
@@ -171,16 +173,28 @@ def shifted(images: Tensor, generator: np.random.Generator) -> Tensor:
 def save_classifier(network: Classifier, info: ClassifierInfo, path: Path) -> None:
     """Write the classifier as one .safetensors file, atomically. Raises OSError."""
     tensors = {name: tensor.cpu().contiguous() for name, tensor in network.state_dict().items()}
+    metadata = {METADATA: json.dumps(asdict(info)), SHA256: hash_tensors(tensors)}
     path.parent.mkdir(parents=True, exist_ok=True)
-    atomic_write(path, safetensors.torch.save(tensors, {METADATA: json.dumps(asdict(info))}))
+    atomic_write(path, safetensors.torch.save(tensors, metadata))
+
+
+def hash_tensors(tensors: dict[str, Tensor]) -> str:
+    """The sha256 of the bytes of tensors in host memory, by name."""
+    hashes = hashlib.sha256()
+    for name in sorted(tensors):
+        hashes.update(tensors[name].numpy().tobytes())
+    return hashes.hexdigest()
 
 
 def load_classifier(path: Path) -> tuple[Classifier, ClassifierInfo]:
-    """Raises UsageError if the file is missing, is no classifier, or is of another version."""
+    """Raises UsageError if the file is missing or corrupt, is no classifier, or is of another version."""
     try:
         with safetensors.safe_open(path, framework="pt") as file:
-            metadata = json.loads((file.metadata() or {})[METADATA])
+            entries = file.metadata() or {}
+            metadata, sha256 = json.loads(entries[METADATA]), entries[SHA256]
             weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
+        if hash_tensors(weights) != sha256:
+            raise UsageError(f"extractor: the sha256 of the weights in {path} does not match; train it again")
         if metadata["version"] != VERSION:
             raise UsageError(
                 f"extractor: {path} is of version {metadata['version']}, this is version {VERSION}; train it again"

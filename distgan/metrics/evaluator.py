@@ -23,6 +23,8 @@ from distgan.metrics.statistics import ROWS, Accumulator, Statistics
 from distgan.rng import normal_rows, philox, uniform_rows
 from distgan.training.run_dir import git_commit
 
+LEAST_IMAGES = 20
+
 
 def cache_folder() -> Path:
     """Where extractors and statistics are kept, unless told otherwise."""
@@ -72,8 +74,8 @@ class Evaluator:
         if samples is None:
             samples = 26_000 if is_stacked(dataset) else min(total, 50_000)
         self.samples, self.reference_images = samples, reference_images
-        if min(samples, reference_images or total, total) < 2 * CHUNK // 10:
-            raise UsageError(f"samples: metrics need {2 * CHUNK // 10} images or more, generated and real")
+        if min(samples, reference_images or total, total) < LEAST_IMAGES:
+            raise UsageError(f"samples: metrics need {LEAST_IMAGES} images or more, generated and real")
         self.prepared = False
         self.real: RealImages | None = None
 

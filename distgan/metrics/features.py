@@ -99,20 +99,19 @@ class ClassifierFeatures(nn.Module):
 @contextlib.contextmanager
 def full_float32() -> Iterator[None]:
     """No TF32 on GPUs: features have all bits of float32 whatever the run's own setting is."""
-    cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
-    before = cudnn.allow_tf32, matmul.allow_tf32
-    cudnn.allow_tf32 = matmul.allow_tf32 = False
+    before = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
     try:
         yield
     finally:
-        cudnn.allow_tf32, matmul.allow_tf32 = before
+        torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = before
 
 
 @torch.no_grad()
 def extract(extractor: Extractor, images: Tensor) -> tuple[Tensor, Tensor | None]:
     """Features and logits of uint8 [N, C, S, S], on the device of the images."""
     with full_float32():
-        return extractor.network(images)
+        return extractor.network(images.contiguous(memory_format=torch.channels_last))
 
 
 def open_extractor(name: str, dataset: ShardSet, device: torch.device, cache: Path) -> Extractor:
@@ -125,7 +124,8 @@ def open_extractor(name: str, dataset: ShardSet, device: torch.device, cache: Pa
     except ImportError as error:
         extra = "metrics" if name == "inception" else "features"
         raise UsageError(f"extractor: {name} needs {error.name}; pip install 'distgan[{extra}]'") from None
-    extractor.network.eval().requires_grad_(False).to(device)
+    # twice as fast on CPUs: see also `extract`
+    extractor.network.eval().requires_grad_(False).to(device, memory_format=torch.channels_last)
     return extractor
 
 

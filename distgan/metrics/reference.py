@@ -1,5 +1,6 @@
 """Statistics of the real images, and the floor: computed once for a dataset and an extractor, cached on disk."""
 
+import fcntl
 import hashlib
 import json
 from collections.abc import Callable
@@ -18,7 +19,7 @@ from distgan.data.shardset import ShardSet
 from distgan.data.stream import Reader, threaded
 from distgan.distributed import Distributed
 from distgan.files import atomic_write
-from distgan.metrics.classifier import is_stacked
+from distgan.metrics.classifier import hash_tensors, is_stacked
 from distgan.metrics.features import Extractor, extract
 from distgan.metrics.progress import Progress
 from distgan.metrics.scores import METRICS, Reference, Values, compute
@@ -152,18 +153,16 @@ def read_statistics(path: Path, key: dict[str, Any], say: Callable[[str], None])
 def write_statistics(
     path: Path, key: dict[str, Any], statistics: Statistics, floor: Values, say: Callable[[str], None]
 ) -> None:
-    """Cache statistics and floor, atomically. A cache that cannot be written costs time only: it is said."""
+    """Cache statistics and floor, atomically. A cache that cannot be written costs time only: it is said.
+
+    Runs that start together write the same file, one after another: the lock is on the folder.
+    """
     tensors = {name: getattr(statistics, name).contiguous() for name in ("total", "outer", "rows")}
     metadata = {"key": key, "floor": floor, "sha256": hash_tensors(tensors)}
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        atomic_write(path, safetensors.torch.save(tensors, {METADATA: json.dumps(metadata)}))
+        with open(path.parent / ".lock", "a") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            atomic_write(path, safetensors.torch.save(tensors, {METADATA: json.dumps(metadata)}))
     except OSError as error:
         say(f"the statistics of the real images are not cached: {format_os_error(error)}")
-
-
-def hash_tensors(tensors: dict[str, Tensor]) -> str:
-    hashes = hashlib.sha256()
-    for name in sorted(tensors):
-        hashes.update(tensors[name].numpy().tobytes())
-    return hashes.hexdigest()

@@ -1,4 +1,4 @@
-"""The console script: `distgan train|sample|shards|plot ...`."""
+"""The console script: `distgan train|evaluate|sample|shards|plot ...`."""
 
 import importlib
 import sys
@@ -7,6 +7,7 @@ from distgan import __version__
 
 COMMANDS = {
     "train": "train a GAN, or resume a run",
+    "evaluate": "compute metrics of generated images",
     "sample": "generate images",
     "shards": "write, check and describe datasets",
     "plot": "plot losses and other metrics of runs",

@@ -66,11 +66,16 @@ def folder_of_images(tmp_path) -> Path:
     return tmp_path / "images"
 
 
-def train(*words: object) -> int:
-    """`distgan train` in this process; returns the exit code."""
+def reset_accelerate() -> None:
+    """Let another command of this process start Accelerate anew."""
     from accelerate.state import AcceleratorState
 
     AcceleratorState._reset_state(reset_partial_state=True)
+
+
+def train(*words: object) -> int:
+    """`distgan train` in this process; returns the exit code."""
+    reset_accelerate()
     return distgan.train.main([str(word) for word in words])
 
 
@@ -86,27 +91,36 @@ def trained(tiny, tmp_path) -> Callable[..., Path]:
 
 
 def launch(
-    processes: int, *words: object, timeout: float = 240, check: bool = True, **env: str
+    processes: int,
+    *words: object,
+    timeout: float = 240,
+    check: bool = True,
+    script: str = "train.py",
+    **env: str,
 ) -> subprocess.CompletedProcess:
-    """`distgan/train.py` by path, in `processes` processes on the CPU over gloo."""
+    """`distgan/train.py`, or another command, by path, in `processes` processes on the CPU over gloo."""
     done = subprocess.run(
-        launch_command(processes, *words), capture_output=True, text=True, timeout=timeout, env=launch_env(**env)
+        launch_command(processes, *words, script=script),
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        env=launch_env(**env),
     )
     if check:
         assert done.returncode == 0, done.stdout + done.stderr
     return done
 
 
-def start(processes: int, *words: object, **env: str) -> subprocess.Popen:
+def start(processes: int, *words: object, script: str = "train.py", **env: str) -> subprocess.Popen:
     """The same, in the background; its output goes to a pipe."""
-    command = launch_command(processes, *words)
+    command = launch_command(processes, *words, script=script)
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=launch_env(**env))
 
 
-def launch_command(processes: int, *words: object) -> list[str]:
-    script = str(ROOT / "distgan" / "train.py")
+def launch_command(processes: int, *words: object, script: str = "train.py") -> list[str]:
+    path = str(ROOT / "distgan" / script)
     if processes == 1:
-        return [sys.executable, script, *map(str, words)]
+        return [sys.executable, path, *map(str, words)]
     return [
         *(
             sys.executable,
@@ -115,7 +129,7 @@ def launch_command(processes: int, *words: object) -> list[str]:
             "--config_file",
             str(ROOT / "launch/accelerate/cpu.yaml"),
         ),
-        *("--num_processes", str(processes), "--main_process_port", "0", script, *map(str, words)),
+        *("--num_processes", str(processes), "--main_process_port", "0", path, *map(str, words)),
     ]
 
 

@@ -11,14 +11,15 @@ from shared import ROOT
 
 PACKAGE = ROOT / "distgan"
 UTILITIES = ("__init__", "cli", "config", "distributed", "files", "images", "rng")
-COMMANDS = ("__main__", "train", "sample", "shards", "plot")
+COMMANDS = ("__main__", "train", "evaluate", "sample", "shards", "plot")
 LAYERS = {
     **dict.fromkeys(UTILITIES, 0),
     "gan": 1,
     **dict.fromkeys(("data", "models"), 2),
     "dataset_tool": 3,
     "training": 4,
-    **dict.fromkeys(COMMANDS, 5),
+    "metrics": 5,
+    **dict.fromkeys(COMMANDS, 6),
 }
 FILES = sorted(PACKAGE.rglob("*.py"))
 PURE = [path for path in FILES if path.relative_to(PACKAGE).parts[0] in ("gan", "models")]

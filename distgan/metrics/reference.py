@@ -1,0 +1,168 @@
+"""Statistics of the real images, and the floor: computed once for a dataset and an extractor, cached on disk."""
+
+import fcntl
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from distgan import format_os_error
+from distgan.data.shardset import ShardSet
+from distgan.data.stream import Reader, threaded
+from distgan.distributed import Distributed
+from distgan.files import atomic_write
+from distgan.metrics.classifier import hash_tensors, is_stacked
+from distgan.metrics.features import Extractor, extract
+from distgan.metrics.progress import Progress
+from distgan.metrics.scores import METRICS, Reference, Values, compute
+from distgan.metrics.statistics import Accumulator, Statistics
+from distgan.rng import rng
+
+METADATA, FORMAT = "distgan_statistics", 1
+CHUNK = 128
+"""Images that pass through the networks together, on every number of processes: features depend on it in the last
+bit."""
+
+
+@dataclass(frozen=True)
+class RealImages:
+    """The real images, on the main process."""
+
+    reference: Reference
+    floor: Values
+    """Metrics of the first `floor_images` real images, against all others."""
+    floor_images: int
+
+
+def class_frequencies(dataset: ShardSet) -> Tensor:
+    """What the classes of generated images are compared with: uniform for StackedMNIST, else the dataset's labels."""
+    counts = torch.tensor([row["samples"] for row in dataset.classes], dtype=torch.float64)
+    counts = torch.ones_like(counts) if is_stacked(dataset) else counts.clamp(min=1)
+    return counts / counts.sum()
+
+
+def real_images(
+    dist: Distributed,
+    dataset: ShardSet,
+    extractor: Extractor,
+    *,
+    samples: int,
+    limit: int | None,
+    folder: Path,
+    log: Callable[[str], None] | None,
+) -> RealImages | None:
+    """From the cache in `folder`, or by a pass over the dataset; called by all processes, None on all but the main one.
+
+    At most `limit` images, drawn at random. The floor takes `samples` of them, at most half, in the place of generated
+    images. Raises CorruptDataError.
+    """
+    count = min(limit or len(dataset.columns["label"]), len(dataset.columns["label"]))
+    floor_images = min(samples, count // 2)
+    key = {
+        "format": FORMAT,
+        "manifest": dataset.digest,
+        "extractor": extractor.sha256,
+        "images": count,
+        "floor_images": floor_images,
+    }
+    name = hashlib.sha256(json.dumps(key).encode()).hexdigest()
+    path = folder / f"{name}.safetensors"
+    say = log or (lambda line: print(line, flush=True))
+    cached: list[tuple[Statistics, Values]] = []
+
+    def look_up() -> bool:
+        found = read_statistics(path, key, say)
+        cached.extend([found] if found else [])
+        return found is not None
+
+    frequencies = class_frequencies(dataset)
+    if dist.run_on_main(look_up):
+        return RealImages(Reference(cached[0][0], frequencies), cached[0][1], floor_images) if cached else None
+    first, others = measure(dist, dataset, extractor, count, floor_images, log)
+    if not dist.is_main_process:
+        return None
+    statistics, floor = others + first, {}
+    if floor_images > 10:  # fewer have no 5 nearest neighbours
+        names = [name for name, metric in METRICS.items() if metric.needs in extractor.gives]
+        floor = compute(names, first, Reference(others, frequencies), extractor.name)
+    write_statistics(path, key, statistics, floor, say)
+    return RealImages(Reference(statistics, frequencies), floor, floor_images)
+
+
+def measure(
+    dist: Distributed,
+    dataset: ShardSet,
+    extractor: Extractor,
+    count: int,
+    floor_images: int,
+    log: Callable[[str], None] | None,
+) -> tuple[Statistics, Statistics]:
+    """Statistics of the first `floor_images` of `count` random images of the dataset, and of the others."""
+    order = rng(0, "reference").permutation(len(dataset.columns["label"]))[:count]
+    position = np.full(len(dataset.columns["label"]), -1)
+    position[order] = np.arange(count)
+    ids = np.sort(order)  # read in the order of the shards
+    chunks = [ids[start : start + CHUNK] for start in range(0, count, CHUNK)][dist.rank :: dist.world_size]
+    first, others = Accumulator(extractor.num_features), Accumulator(extractor.num_features)
+
+    def work() -> None:
+        reader = Reader(dataset)
+        progress = Progress("statistics of the real images", count, main=dist.is_main_process, log=log)
+        batches = threaded(lambda chunk: (chunk, reader.read(chunk).images), 2)(chunks)
+        for number, (chunk, images) in enumerate(batches):
+            pixels = torch.from_numpy(images).permute(0, 3, 1, 2).contiguous().to(dist.device)
+            features, logits = extract(extractor, pixels)
+            positions = torch.from_numpy(position[chunk])
+            early = positions < floor_images
+            for accumulator, rows, offset in ((first, early, 0), (others, ~early, floor_images)):
+                mine = logits[rows] if logits is not None and accumulator is first else None
+                accumulator.add(positions[rows] - offset, features[rows], mine)
+            progress.update((number + 1) * CHUNK * dist.world_size)
+        progress.close()
+
+    dist.run_on_all(work)
+    return first.reduce(dist), others.reduce(dist)
+
+
+def read_statistics(path: Path, key: dict[str, Any], say: Callable[[str], None]) -> tuple[Statistics, Values] | None:
+    """Cached statistics and floor; None, after saying so, if the file is corrupt or is of other images."""
+    if not path.is_file():
+        return None
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            metadata = json.loads((file.metadata() or {})[METADATA])
+            tensors = {name: file.get_tensor(name) for name in ("total", "outer", "rows")}
+        if metadata["key"] != key:
+            raise ValueError("they are of another dataset or extractor")
+        if metadata["sha256"] != hash_tensors(tensors):
+            raise ValueError("the sha256 of the tensors does not match")
+        return Statistics(key["images"], **tensors), metadata["floor"]
+    except (OSError, safetensors.SafetensorError, ValueError, KeyError, TypeError) as error:
+        say(f"cached statistics {path} are not used: {error}; they are computed again")
+        return None
+
+
+def write_statistics(
+    path: Path, key: dict[str, Any], statistics: Statistics, floor: Values, say: Callable[[str], None]
+) -> None:
+    """Cache statistics and floor, atomically. A cache that cannot be written costs time only: it is said.
+
+    Runs that start together write the same file, one after another: the lock is on the folder.
+    """
+    tensors = {name: getattr(statistics, name).contiguous() for name in ("total", "outer", "rows")}
+    metadata = {"key": key, "floor": floor, "sha256": hash_tensors(tensors)}
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(path.parent / ".lock", "a") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            atomic_write(path, safetensors.torch.save(tensors, {METADATA: json.dumps(metadata)}))
+    except OSError as error:
+        say(f"the statistics of the real images are not cached: {format_os_error(error)}")

@@ -1,0 +1,192 @@
+"""`distgan evaluate`: the same numbers on every number of processes, cards in the run folder, one-line errors."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import distgan.evaluate
+from distgan.dataset_tool import make, sources
+from shared import TINY, launch, make_dataset, noise, options, reset_accelerate, start, train
+
+
+def evaluate(*words: object) -> int:
+    reset_accelerate()
+    return distgan.evaluate.main([str(word) for word in words])
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory) -> Path:
+    """240 images of 8x8 pixels in three classes, told apart by their brightness."""
+    labels = np.arange(240) % 3
+    images = noise(240) // 3 + (80 * labels[:, None, None, None]).astype(np.uint8)
+    folder = tmp_path_factory.mktemp("shades") / "set"
+    make.make(sources.from_arrays("shades", images, labels, ["dark", "grey", "bright"]), folder, options(), 1)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def run(dataset, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("evaluated") / "run"
+    words = ["--data.shards", dataset, "--run_dir", folder, *TINY, "--images", 320, "--data.labels", "true"]
+    assert train(*words) == 0
+    return folder
+
+
+@pytest.fixture(scope="module")
+def cache(dataset, tmp_path_factory) -> Path:
+    """With a classifier, by the command."""
+    folder = tmp_path_factory.mktemp("cache")
+    assert evaluate("--train_extractor", dataset, "--train_images", 6000, "--cache_dir", folder) == 0
+    assert len(list((folder / "extractors").glob("*.safetensors"))) == 1
+    return folder
+
+
+ALL = "fid,kid,is,precision_recall,density_coverage,modes"
+
+
+def read_card(path: Path) -> dict:
+    return json.loads(path.read_text())
+
+
+def test_two_processes_give_the_numbers_of_one(run, cache, tmp_path):
+    """Also of the real images, whose statistics each computes for itself."""
+    caches = [tmp_path / "one", tmp_path / "two"]
+    for folder in caches:
+        shutil.copytree(cache / "extractors", folder / "extractors")
+    words = [run, "--metrics", ALL, "--samples", 500, "--seed", 3]
+    assert evaluate(*words, "--cache_dir", caches[0], "--out", tmp_path / "1.json") == 0
+    launch(2, *words, "--cache_dir", caches[1], "--out", tmp_path / "2.json", script="evaluate.py")
+    one, two = read_card(tmp_path / "1.json"), read_card(tmp_path / "2.json")
+    assert (one["code"]["processes"], two["code"]["processes"]) == (1, 2)
+    assert one["metrics"] == pytest.approx(two["metrics"], rel=1e-6)
+    assert one["floor"] == pytest.approx(two["floor"], rel=1e-6)
+    for key in ("counts", "histogram", "missing", "extractor", "data", "seed"):
+        assert one[key] == two[key], key
+    assert one["counts"] == {"generated": 500, "reference": 240, "rows": 240, "floor": 120}
+
+
+@pytest.mark.slow
+def test_four_processes_give_the_numbers_of_one(run, cache, tmp_path):
+    cards = []
+    for processes in (1, 4):
+        out = tmp_path / f"{processes}.json"
+        words = [run, "--metrics", ALL, "--samples", 700, "--cache_dir", cache, "--out", out]
+        launch(processes, *words, script="evaluate.py")
+        cards.append(read_card(out))
+    assert cards[0]["metrics"] == pytest.approx(cards[1]["metrics"], rel=1e-6)
+
+
+def test_a_run_folder_needs_no_other_word(run, dataset, cache, capsys, monkeypatch):
+    """The data are those of its configuration, the weights its EMA; the card lies in the run."""
+    monkeypatch.setenv("HOME", str(cache / "home"))
+    shutil.copytree(cache / "extractors", cache / "home/.cache/distgan/extractors")
+    assert evaluate(run) == 0
+    line, path = capsys.readouterr().out.splitlines()[-2:]
+    assert path == str(run / "cards" / "320-classifier.json")
+    card = read_card(Path(path))
+    assert card["generator"] == {
+        "file": str(run / "checkpoints/320/ema.safetensors"),
+        "images": 320,
+        "ema": True,
+    }
+    assert card["data"]["path"] == str(dataset) and card["metrics"].keys() >= {"fd_classifier", "recall", "modes"}
+    assert "EMA of G; at 320 images" in line or "EMA of G at 320 images" in line
+    file = run / "checkpoints/320/generator.safetensors"
+    assert evaluate(file, "--data", dataset) == 0
+    assert "| G at 320 images" in capsys.readouterr().out
+
+
+def test_prefetch_caches_the_statistics_of_a_dataset(dataset, cache, tmp_path, capsys, monkeypatch):
+    shutil.copytree(cache / "extractors", tmp_path / "extractors")
+    assert evaluate("--prefetch", "--data", dataset, "--cache_dir", tmp_path) == 0
+    assert len(list((tmp_path / "statistics").glob("*.safetensors"))) == 1
+    assert "for classifier are cached" in capsys.readouterr().out
+
+
+def test_errors_are_one_line(run, dataset, cache, tmp_path, capsys):
+    other = make_dataset(tmp_path / "other", noise(40, 16), shards=1)
+    unlabelled = tmp_path / "unlabelled"
+    source = sources.from_arrays("noise", noise(40), np.zeros(40, np.int64), ["only"])
+    make.make(source, unlabelled, options(), 1)
+    weights = run / "checkpoints/320/ema.safetensors"
+    broken = tmp_path / "broken.safetensors"
+    broken.write_bytes(weights.read_bytes()[:-9])
+    cases = [
+        ([], "give a run folder or a .safetensors file, or --train_extractor DATASET, or --prefetch"),
+        ([weights], "data: give the dataset of the real images, as --data DATASET"),
+        ([run, "--data", other], "has images 16x16x3, the generator makes 8x8x3"),
+        ([run, "--data", unlabelled], "the classes of"),
+        ([run, "--metrics", "fid,fit"], "metrics: unknown metric 'fit'; choose from fid, kid, is,"),
+        ([run, "--extractor", "resnet"], "extractor: unknown extractor 'resnet'; choose from classifier,"),
+        ([run, "--extractor", weights], "is not a classifier of distgan"),
+        ([run, "--samples", 3], "samples: metrics need 20 images or more"),
+        ([run, "--samples", 0], "samples: expected an integer above 0, got 0"),
+        ([run, "--out", "card.txt"], "out: card.txt must end in .json"),
+        ([broken, "--data", dataset], "is not a complete .safetensors file"),
+        ([tmp_path / "nowhere", "--data", dataset], "no such file"),
+        (["--train_extractor", unlabelled], "train_extractor: the dataset has no labels, or fewer than two classes"),
+        (["--train_extractor", dataset, "--out", "/proc/x.safetensors"], "out: /proc/x.safetensors cannot be written"),
+        (["--prefetch"], "prefetch: classifier needs no download; give --data DATASET"),
+    ]
+    for words, message in cases:
+        assert evaluate(*words, "--cache_dir", cache) == 2, words
+        error = capsys.readouterr().err
+        assert error.startswith("distgan: ") and message in error and error.count("\n") == 1, error
+    shutil.rmtree(other)
+    assert evaluate(run, "--cache_dir", tmp_path / "empty") == 2
+    assert "train it with `distgan evaluate --train_extractor DATASET`" in capsys.readouterr().err
+
+
+def test_a_full_disk_loses_nothing(run, dataset, cache, tmp_path, capsys):
+    """The card stands on standard output; a cache that is full is said, and the evaluation goes on."""
+    disk = tmp_path / "small"
+    disk.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(disk)], capture_output=True).returncode:
+        pytest.skip("mounting needs root")
+    try:
+        shutil.copytree(cache / "extractors", disk / "extractors")
+        subprocess.run(["dd", "if=/dev/zero", f"of={disk / 'filler'}"], capture_output=True)
+        capsys.readouterr()
+        words = [run, "--samples", 100, "--cache_dir", disk]
+        assert evaluate(*words, "--out", disk / "card.json") == 1
+        out, error = capsys.readouterr()
+        assert "the statistics of the real images are not cached: " in out and "fd_classifier " in out
+        assert error.count("\n") == 1 and "No space left on device" in error and "card above" in error
+        assert evaluate("--train_extractor", dataset, "--train_images", 600, "--out", disk / "a.safetensors") == 1
+        assert "No space left on device" in capsys.readouterr().err
+        (disk / "filler").unlink()
+        assert evaluate(*words, "--out", disk / "card.json") == 0
+        assert read_card(disk / "card.json")["counts"]["generated"] == 100
+    finally:
+        subprocess.run(["umount", "-l", str(disk)], check=True)
+
+
+@pytest.mark.slow
+def test_a_kill_at_any_time_changes_nothing(run, cache, tmp_path):
+    """Of one process and of two: the same command then gives the card of an undisturbed evaluation."""
+    random = np.random.default_rng()
+    words = [run, "--metrics", ALL, "--samples", 12_000]
+    for processes in (1, 2):
+        folder = tmp_path / str(processes)
+        shutil.copytree(cache / "extractors", folder / "extractors")
+        command = [*words, "--cache_dir", folder, "--out", folder / "card.json"]
+        begun = time.monotonic()
+        launch(processes, *words, "--cache_dir", cache, "--out", tmp_path / "expected.json", script="evaluate.py")
+        seconds = time.monotonic() - begun
+        for _ in range(4):
+            process = start(processes, *command, script="evaluate.py")
+            time.sleep(random.uniform(0.2, 0.9) * seconds)
+            process.send_signal(signal.SIGKILL)
+            process.communicate()
+        launch(processes, *command, script="evaluate.py")
+        expected, found = read_card(tmp_path / "expected.json"), read_card(folder / "card.json")
+        assert found["metrics"] == expected["metrics"] and found["histogram"] == expected["histogram"]
+        assert found["floor"] == expected["floor"]
+        assert len(os.listdir(folder / "statistics")) == 2  # with the lock

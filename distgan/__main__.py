@@ -1,4 +1,4 @@
-"""The console script: `distgan train|sample|shards|plot ...`."""
+"""The console script: `distgan train|sample|shards|plot|report ...`."""
 
 import importlib
 import sys
@@ -10,6 +10,7 @@ COMMANDS = {
     "sample": "generate images",
     "shards": "write, check and describe datasets",
     "plot": "plot losses and other metrics of runs",
+    "report": "write a page of a run, or of several side by side",
 }
 
 

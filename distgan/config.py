@@ -96,6 +96,8 @@ class ReportConfig:
     """Images between two lines of the log and of metrics.jsonl."""
     digests: bool = False
     """Add to each line a hash of the images and latents since the previous line: equal for equal data."""
+    page: bool = True
+    """Write report.html, the page of the run, at each grid."""
     tensorboard: bool = False
     """Write scalars and grids for TensorBoard too (pip install 'distgan[tensorboard]')."""
 

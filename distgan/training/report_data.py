@@ -19,7 +19,7 @@ from distgan.config import Config, flatten, to_dict
 
 MAX_POINTS = 2_000  # of a curve
 WHOLE_GRIDS, WHOLE_BYTES = 20, 8_000_000  # more grids, or larger ones, are reduced
-MAX_GRIDS, THUMBNAIL = 100, 384  # reduced grids at most; pixels of their longer side
+MAX_GRIDS, THUMBNAIL = 100, 384  # reduced grids at most, about; pixels of their longer side
 NOT_DRAWN = {"images", "epoch", "time", "digest"}
 LOWER_IS_BETTER = set("fid kid fd frechet kl mmd missing error distance".split())
 HIGHER_IS_BETTER = set("is inception precision recall density coverage modes accuracy share diversity".split())
@@ -108,10 +108,9 @@ def read_rows(path: Path) -> list[Row]:
     for number, line in enumerate(lines, 1):
         try:
             row = json.loads(line)
-            known = isinstance(row, dict) and is_number(row["images"])
-        except (ValueError, KeyError):
-            known = False
-        if not known:
+        except ValueError:
+            row = None
+        if not isinstance(row, dict) or not is_number(row.get("images")):
             raise UsageError(f"{path}: line {number} is not a line of distgan's; resume the run to drop it")
         rows.append(row)
     return rows
@@ -139,7 +138,7 @@ def scores_of(rows: Sequence[Row]) -> dict[str, Curve]:
     for row in rows:
         metrics = row["card"].get("metrics")
         for name, value in metrics.items() if isinstance(metrics, dict) else ():
-            value = value.get("value") if isinstance(value, dict) else value
+            value: Any = value.get("value") if isinstance(value, dict) else value
             if is_number(value):
                 images, values = curves.setdefault(name, ([], []))
                 images.append(row["images"])
@@ -230,43 +229,38 @@ def events_of(rows: Sequence[Row]) -> list[dict[str, Any]]:
 def read_grids(folder: Path) -> dict[str, Any]:
     """The grids of a run as data: URIs, and a note if not all of them are there in full.
 
-    More than 20 grids, or more than 8 MB, are reduced: at most 100, evenly spaced, at 384 pixels; only the newest, and
-    the real images, are then in full.
+    More than 20 grids, or more than 8 MB, are reduced to 384 pixels, the newest excepted; of more than 100, every
+    second is shown (every fourth, ...), so that a run that goes on reduces each grid once.
     """
-    fakes = []
-    for path in folder.glob("fake-*.png"):
-        name = re.fullmatch(r"fake-(\d+(?:_\d+)?)\.png", path.name)
-        if name:
-            fakes.append((float(name[1].replace("_", ".")), path))
-    fakes.sort()
-    real = folder / "real.png"
+    found = ((re.fullmatch(r"fake-(\d+(?:_\d+)?)\.png", path.name), path) for path in folder.glob("fake-*.png"))
+    fakes = sorted((float(name[1].replace("_", ".")), path) for name, path in found if name)
+    real, shown, note = folder / "real.png", fakes, ""
     reduce = len(fakes) > WHOLE_GRIDS or sum(path.stat().st_size for _, path in fakes) > WHOLE_BYTES
-    shown, note = fakes, ""
     if reduce:
-        last = len(fakes) - 1
-        places = {round(i * last / (MAX_GRIDS - 1)) for i in range(MAX_GRIDS)} if last >= MAX_GRIDS else range(last + 1)
-        shown = [fakes[i] for i in sorted(places)]
-        number = f"{len(shown)} of {len(fakes):,}" if len(shown) < len(fakes) else f"All {len(fakes)}"
+        step = 2 ** max(0, math.ceil(math.log2(len(fakes) / MAX_GRIDS)))
+        shown = fakes[:-1:step] + fakes[-1:]
+        number = f"{len(shown)} of {len(fakes):,}" if step > 1 else f"All {len(fakes)}"
         note = f"{number} grids, all but the newest reduced to {THUMBNAIL} pixels; the full ones are in {folder}."
     return {
-        "real": data_uri(real, False) if real.exists() else None,
+        "real": data_uri(real) if real.exists() else None,
         "fakes": [{"epoch": epoch, "src": data_uri(path, reduce and path != shown[-1][1])} for epoch, path in shown],
         "note": note,
     }
 
 
-def data_uri(path: Path, reduced: bool) -> str:
-    """A picture as a data: URI: its file, or a WebP of at most THUMBNAIL pixels."""
-    return encode(path, path.stat().st_mtime_ns, reduced or path.stat().st_size > WHOLE_BYTES)
+def data_uri(path: Path, reduced: bool = False) -> str:
+    """A picture as a data: URI: its file, or a thumbnail; of a file above 8 MB always a thumbnail."""
+    status = path.stat()
+    if reduced or status.st_size > WHOLE_BYTES:
+        return f"data:image/webp;base64,{thumbnail(path, status.st_mtime_ns)}"
+    return f"data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}"
 
 
 @functools.lru_cache(maxsize=256)
-def encode(path: Path, written: int, reduced: bool) -> str:
-    """The same, kept for a picture that was last written at `written`: a run encodes each grid once."""
-    if not reduced:
-        return f"data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}"
+def thumbnail(path: Path, written: int) -> str:
+    """A WebP of at most THUMBNAIL pixels, base64; kept for the picture that was written at that time."""
     out = io.BytesIO()
     with Image.open(path, formats=["PNG"]) as image:
         image.thumbnail((THUMBNAIL, THUMBNAIL))
         image.save(out, "WEBP", quality=85)
-    return f"data:image/webp;base64,{base64.b64encode(out.getvalue()).decode()}"
+    return base64.b64encode(out.getvalue()).decode()

@@ -98,8 +98,9 @@ class ReportConfig:
     """Add to each line a hash of the images and latents since the previous line: equal for equal data."""
     page: bool = True
     """Write report.html, the page of the run, at each grid."""
-    tensorboard: bool = False
-    """Write scalars and grids for TensorBoard too (pip install 'distgan[tensorboard]')."""
+    trackers: list[str] = field(default_factory=list)
+    """Experiment trackers that get scalars, grids and metric cards too, by Accelerate's names, e.g. [tensorboard, wandb].
+    TensorBoard (pip install 'distgan[tensorboard]') needs no account and no network."""
 
 
 @dataclass(frozen=True)

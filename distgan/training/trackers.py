@@ -210,7 +210,7 @@ TRACKERS = {
         "swanlab",
         lambda session: {
             **{"id": session.id, "resume": "allow"},
-            **{"name": session.folder.name, "log_dir": str(session.folder / "swanlab")},
+            **{"name": session.folder.name, "logdir": str(session.folder / "swanlab")},
         },
         log_grid=list_grid,
     ),

@@ -99,8 +99,8 @@ class ReportConfig:
     page: bool = True
     """Write report.html, the page of the run, at each grid."""
     trackers: list[str] = field(default_factory=list)
-    """Experiment trackers that get scalars, grids and metric cards too, by Accelerate's names, e.g. [tensorboard, wandb].
-    TensorBoard (pip install 'distgan[tensorboard]') needs no account and no network."""
+    """Experiment trackers that get scalars, grids and metric cards too, by their names in Accelerate, such as
+    [tensorboard, wandb]. TensorBoard (pip install 'distgan[tensorboard]') needs no account and no network."""
 
 
 @dataclass(frozen=True)

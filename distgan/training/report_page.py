@@ -6,6 +6,7 @@ import re
 from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 from distgan import UsageError, __version__
 from distgan.files import atomic_write
@@ -26,7 +27,6 @@ TITLES = {
 SPEED = ("images_per_second", "memory_gb", "save_seconds")
 SCRIPTS = ("format", "chart", "data", "samples", "tables", "page")
 """page/*.js, in the order in which they run."""
-Chart = dict[str, object]
 
 
 def write_page(folder: Path) -> Path:
@@ -75,7 +75,7 @@ def short_names(folders: Sequence[Path]) -> list[str]:
     return ["/".join(path[-count:]) for path, count in zip(paths, counts, strict=True)]
 
 
-def sections(scalars: Sequence[str], scores: Sequence[str]) -> list[dict[str, object]]:
+def sections(scalars: Sequence[str], scores: Sequence[str]) -> list[dict[str, Any]]:
     """The charts by section: metrics of cards, one each; other scalars in groups that share a chart."""
     groups: dict[str, list[str]] = {}
     for name in scalars:
@@ -92,7 +92,7 @@ def sections(scalars: Sequence[str], scores: Sequence[str]) -> list[dict[str, ob
     return [{"id": key, "title": title, "charts": charts} for key, title, charts in found if charts]
 
 
-def chart(title: str, names: Sequence[str], points: bool = False) -> Chart:
+def chart(title: str, names: Sequence[str], points: bool = False) -> dict[str, Any]:
     """A chart as page/chart.js takes it; `range` is shown in full if all values lie in it."""
     probabilities = set(names) <= {"d_real", "d_fake"}
     # D before G, real before fake: sorted by name except that fakes follow

@@ -106,7 +106,7 @@ def test_what_a_tracker_cannot_start_with_is_one_line(tmp_path):
 @pytest.mark.slow
 def test_wandb_resumes_under_the_id_in_the_run_folder(tmp_path, monkeypatch):
     """Offline: a session a folder, wandb/offline-run-TIME-ID, which `wandb sync` puts together by the id."""
-    pytest.importorskip("wandb")
+    wandb = pytest.importorskip("wandb")
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_SILENT", "true")
     monkeypatch.setenv("WANDB_ERROR_REPORTING", "false")
@@ -118,6 +118,7 @@ def test_wandb_resumes_under_the_id_in_the_run_folder(tmp_path, monkeypatch):
         log_grid(accelerator, "fake", np.zeros((8, 8, 3), np.uint8), images + 50)
         log_card(accelerator, CARD, images + 50)
         accelerator.end_training()
+    wandb.teardown()  # its service writes a little later than a run is finished
     run_id = json.loads((tmp_path / "trackers.json").read_text())["wandb"]
     sessions = sorted((tmp_path / "wandb").glob("offline-run-*"))
     assert len(sessions) == 2 and all(path.name.endswith(f"-{run_id}") for path in sessions)

@@ -14,7 +14,7 @@ demo: .venv/ready
 	@echo "look at runs/demo/samples/demo.png"
 
 test: lint
-	$(BIN)/pytest -q -m "not slow and not servers and not slurm"
+	$(BIN)/pytest -q -m "not slow and not servers and not slurm and not browser"
 
 lint: .venv/ready
 	$(BIN)/ruff check .

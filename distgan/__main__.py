@@ -1,4 +1,4 @@
-"""The console script: `distgan train|evaluate|sample|shards|plot ...`."""
+"""The console script: `distgan train|evaluate|sample|shards|plot|report ...`."""
 
 import importlib
 import sys
@@ -11,6 +11,7 @@ COMMANDS = {
     "sample": "generate images",
     "shards": "write, check and describe datasets",
     "plot": "plot losses and other metrics of runs",
+    "report": "write a page of a run, or of several side by side",
 }
 
 

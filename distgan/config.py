@@ -99,8 +99,11 @@ class ReportConfig:
     """Images between two lines of the log and of metrics.jsonl."""
     digests: bool = False
     """Add to each line a hash of the images and latents since the previous line: equal for equal data."""
-    tensorboard: bool = False
-    """Write scalars and grids for TensorBoard too (pip install 'distgan[tensorboard]')."""
+    page: bool = True
+    """Write report.html, the page of the run, at each grid."""
+    trackers: list[str] = field(default_factory=list)
+    """Experiment trackers that get scalars, grids and metric cards too, by their names in Accelerate, such as
+    [tensorboard, wandb]. TensorBoard (pip install 'distgan[tensorboard]') needs no account and no network."""
 
 
 @dataclass(frozen=True)

@@ -35,8 +35,6 @@ class Distributed:
                 cpu=not torch.accelerator.is_available(),
                 dynamo_backend="no",
                 gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
-                log_with="tensorboard" if config.report.tensorboard else None,
-                project_dir=config.run_dir,
                 # With the same time-out NCCL's watchdog would end the process before gloo's lets it name the lost one.
                 kwargs_handlers=[InitProcessGroupKwargs(timeout=(2 if torch.cuda.is_available() else 1) * timeout)],
             )

@@ -11,7 +11,7 @@ from shared import ROOT
 
 PACKAGE = ROOT / "distgan"
 UTILITIES = ("__init__", "cli", "config", "distributed", "files", "images", "rng")
-COMMANDS = ("__main__", "train", "evaluate", "sample", "shards", "plot")
+COMMANDS = ("__main__", "train", "evaluate", "sample", "shards", "plot", "report")
 LAYERS = {
     **dict.fromkeys(UTILITIES, 0),
     "gan": 1,

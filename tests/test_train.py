@@ -277,15 +277,6 @@ def test_dry_run_writes_nothing(tiny, tmp_path, capsys):
     assert not (tmp_path / "run").exists()
 
 
-def test_tensorboard(trained):
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    run = trained("--epochs", 1, "--report.tensorboard", "true")
-    log = EventAccumulator(str(run / "tensorboard")).Reload()
-    assert "d_loss" in log.Tags()["scalars"] and not {"images", "epoch"} & set(log.Tags()["scalars"])
-    assert set(log.Tags()["images"]) == {"real", "fake"}
-
-
 def test_ways_to_start_a_run(tiny, tmp_path):
     """By path and as a module, from another folder with a file named like a library."""
     (tmp_path / "queue.py").write_text("raise SystemExit('shadowed')")

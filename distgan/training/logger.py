@@ -1,4 +1,4 @@
-"""The log of a run: status lines, metrics.jsonl, TensorBoard, grids of images."""
+"""The log of a run: status lines, metrics.jsonl, trackers, grids of images."""
 
 import json
 import math
@@ -14,7 +14,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from distgan import RunError
-from distgan.config import Config, flatten, to_dict
+from distgan.config import Config
 from distgan.data.stream import ImageBatch
 from distgan.gan.schedules import value_at
 from distgan.gan.step import Scalars
@@ -23,6 +23,7 @@ from distgan.training.build import Run
 from distgan.training.combinations import is_adaptive
 from distgan.training.finite import NonFiniteError
 from distgan.training.state import TrainState
+from distgan.training.trackers import log_card, log_grid, start_trackers
 
 STATUS_NAMES = {"d_real": "D(x)", "d_fake": "D(G(z))"}
 """What the status line calls a scalar of the step, if not by its own name."""
@@ -36,8 +37,8 @@ class MetricsLogger:
         self.run, self.state, self.folder = run, state, Path(config.run_dir)
         self.accelerator, self.is_main_process = run.dist.accelerator, run.dist.is_main_process
         self.every_images = config.report.every_images
-        if config.report.tensorboard:
-            self.accelerator.init_trackers("tensorboard", config=to_hparams(to_dict(config)))
+        if config.report.trackers:
+            run.dist.run_on_main(lambda: start_trackers(self.accelerator, config, state.images_seen))
         self.start_images, self.start_time = state.images_seen, time.monotonic()
         self.save_seconds = 0.0
         """Time that the loop waited for checkpoints in this logging interval."""
@@ -163,9 +164,11 @@ class MetricsLogger:
         )
 
     def append_metrics(self, row: dict[str, Any]) -> None:
-        """Add a line to metrics.jsonl; on the main process."""
+        """Add a line to metrics.jsonl, and a metric card to the trackers too; on the main process."""
         with open(self.folder / "metrics.jsonl", "a") as file:
             file.write(json.dumps(row) + "\n")
+        if "card" in row:
+            log_card(self.accelerator, row["card"], row["images"])
 
     def print0(self, text: str) -> None:
         """Print a line, on the main process."""
@@ -183,10 +186,7 @@ class MetricsLogger:
         picture = grid(to_uint8(images.float().cpu().numpy()))
         save_picture(picture, path)
         self.last_grid = path
-        for tracker in self.accelerator.trackers:
-            tracker.log_images(  # type: ignore[attr-defined]
-                {name.split("-")[0]: picture[None]}, step=self.state.images_seen, dataformats="NHWC"
-            )
+        log_grid(self.accelerator, name.split("-")[0], picture, self.state.images_seen)
 
     def close(self) -> None:
         if self.bar is not None:
@@ -225,12 +225,6 @@ def truncate_metrics(path: Path, images_seen: int) -> None:
     temporary = path.with_name(f".{path.name}.tmp")
     temporary.write_text("".join(kept))
     os.replace(temporary, path)
-
-
-def to_hparams(config: dict[str, Any]) -> dict[str, Any]:
-    """What TensorBoard's table of hyperparameters accepts: no lists, no None."""
-    flat = flatten(config)
-    return {key: value if isinstance(value, (int, float, str)) else str(value) for key, value in flat.items()}
 
 
 def format_time(seconds: float) -> str:

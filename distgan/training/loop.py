@@ -2,6 +2,7 @@
 
 import time
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -17,6 +18,7 @@ from distgan.training.checkpoint import Checkpoints
 from distgan.training.combinations import is_adaptive
 from distgan.training.finite import FiniteCheck, NonFiniteError, checksum
 from distgan.training.logger import MetricsLogger
+from distgan.training.report_page import write_page
 from distgan.training.state import TrainState, restore_state, save_state
 from distgan.training.stop import StopRequest
 
@@ -176,6 +178,8 @@ def save_fake_grid(run: Run, state: TrainState, logger: MetricsLogger) -> None:
     epoch, fraction = f"{state.images_seen / run.order.epoch_images:.4f}".split(".")
     name = f"fake-{int(epoch):04d}" + (f"_{fraction.rstrip('0')}" if int(fraction) else "")
     logger.save_grid(name, generate(run.G_for_sampling, z, labels))
+    if config.report.page:
+        write_page(Path(config.run_dir))
 
 
 def save_real_grid(run: Run, logger: MetricsLogger) -> None:

@@ -1,7 +1,6 @@
 """A run from its start to its end: build it, lock its folder, resume, train, and say how it ended."""
 
 import contextlib
-import importlib.util
 import json
 import os
 import time
@@ -12,7 +11,7 @@ from typing import Any
 import torch.distributed
 from torch import Tensor
 
-from distgan import CorruptDataError, RunError, UsageError, format_os_error
+from distgan import CorruptDataError, RunError, format_os_error
 from distgan.cli import import_user_modules
 from distgan.config import Config, to_dict
 from distgan.distributed import Distributed, unused_launcher_settings
@@ -26,6 +25,7 @@ from distgan.training.profiling import describe_cost, largest_micro_batch
 from distgan.training.run_dir import Changes, open_run_dir, write_run_info
 from distgan.training.state import TrainState, restore_state
 from distgan.training.stop import StopRequest
+from distgan.training.trackers import check_trackers
 
 CONTROL_DIR = "DISTGAN_CONTROL_DIR"
 """Environment variable: the folder of the files that launch/train.sbatch and the run exchange."""
@@ -35,8 +35,7 @@ def run_training(config: Config, *, fresh: bool = False, dry_run: bool = False) 
     """Train, or resume the run in `config.run_dir`. Raises UsageError and RunError, on every process."""
     root = Path(config.run_dir)
     import_user_modules(config.imports)
-    if config.report.tensorboard and importlib.util.find_spec("tensorboard") is None:
-        raise UsageError("report.tensorboard: TensorBoard is not installed; pip install 'distgan[tensorboard]'")
+    check_trackers(config.report.trackers)
     control = Path(os.environ[CONTROL_DIR]) if os.environ.get(CONTROL_DIR) else None
     with contextlib.ExitStack() as stack:
         # from here on a signal only sets a flag: a run that is asked to stop while it starts saves a checkpoint too

@@ -94,6 +94,28 @@ class CheckpointConfig:
 
 
 @dataclass(frozen=True)
+class EvaluateConfig:
+    every_epochs: NonNegativeFloat = 0.0
+    """Epochs between evaluations, each with a checkpoint; fractions are allowed. One more at the end of the run.
+    0: none."""
+    metrics: list[str] = field(default_factory=list)
+    """Entries of METRICS in distgan/metrics/scores.py. []: fid, precision_recall, and modes where the extractor gives
+    classes."""
+    extractor: str = "classifier"
+    """Network whose features are compared: classifier (distgan evaluate --train_extractor makes it),
+    efficientnet-lite0, inception, or a classifier's .safetensors file."""
+    samples: PositiveInt | None = None
+    """Generated images. null: 26,000 for stacked-mnist, else as many as the dataset has, up to 50,000."""
+    reference_images: PositiveInt | None = None
+    """Real images to compare with. null: all."""
+    best: str | None = None
+    """Keep the checkpoint with the best value of this metric, as a card names it, beside the newest ones.
+    null: the card's first."""
+    cache_dir: str | None = None
+    """Folder of extractors and statistics. null: ~/.cache/distgan."""
+
+
+@dataclass(frozen=True)
 class ReportConfig:
     every_images: PositiveInt = 5_000
     """Images between two lines of the log and of metrics.jsonl."""
@@ -111,6 +133,8 @@ class GuardConfig:
     rollbacks: NonNegativeInt = 0
     """Times that a run with NaN or Inf in its losses or weights returns to its latest checkpoint and continues with
     other latents. 0: it stops."""
+    stop_on_collapse: bool = False
+    """End the run, with exit code 1, when generated images are all alike or D tells all of them from real ones."""
 
 
 @dataclass(frozen=True)
@@ -166,6 +190,7 @@ class Config:
     ema: EMAConfig = field(default_factory=EMAConfig)
     samples: SamplesConfig = field(default_factory=SamplesConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
     report: ReportConfig = field(default_factory=ReportConfig)
     guard: GuardConfig = field(default_factory=GuardConfig)
     resume: ResumeConfig = field(default_factory=ResumeConfig)
@@ -224,6 +249,7 @@ FREE_TO_CHANGE = (
     "data.cache_gb",
     "samples",
     "checkpoint",
+    "evaluate",
     "report",
     "guard",
     "resume",

@@ -93,7 +93,7 @@ def evaluate_generator(run_or_file: str, data: str | None, options: dict[str, An
         raise UsageError(f"out: {out} must end in .json")
     data = data or trained_on(run)
     dist = Distributed(Config())
-    G = dist.run_on_all(lambda: load_generator(run_or_file, dist.device))
+    G = dist.run_on_all(lambda: load_generator(run_or_file, dist.device, newest=True))
     images = load_weights(G.path)[1].get("images")
     dataset = dist.run_on_all(lambda: open_dataset(data))
     if (G.size, G.channels) != (dataset.size, dataset.channels):

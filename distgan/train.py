@@ -7,9 +7,14 @@ if not __package__:  # run by path: import the package from the checkout, not th
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 import os
+from typing import TYPE_CHECKING
 
 from distgan import cli
 from distgan.config import read_config
+
+if TYPE_CHECKING:
+    from distgan.training.build import Run
+    from distgan.training.evaluation import Evaluate
 
 
 def train(argv: list[str]) -> None:
@@ -17,7 +22,14 @@ def train(argv: list[str]) -> None:
     # Imported after parsing: --help, --print_config and a mistyped key do not wait for torch.
     from distgan.training.run import run_training
 
-    run_training(config, fresh=flags.fresh, dry_run=flags.dry_run)
+    run_training(config, fresh=flags.fresh, dry_run=flags.dry_run, make_evaluate=make_evaluate)
+
+
+def make_evaluate(run: "Run") -> "Evaluate":
+    """The evaluation of `config.evaluate`. Raises UsageError for anything it lacks."""
+    from distgan.metrics.evaluator import evaluation_of
+
+    return evaluation_of(run)
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -41,8 +41,8 @@ class GAN:
     backward: Callable[[Tensor], None] = Tensor.backward
     no_sync: Callable[[nn.Module], AbstractContextManager] = lambda network: nullcontext()
     """A context in which a network's gradients accumulate without being reduced."""
-    clip: Callable[[nn.Module, torch.optim.Optimizer], object] = lambda network, optimizer: None
-    """Clips a network's gradient before its optimizer's step."""
+    clip: Callable[[nn.Module, torch.optim.Optimizer], Tensor | None] = lambda network, optimizer: None
+    """Clips a network's gradient before its optimizer's step; returns the norm it had, for the log."""
 
 
 class Minibatch(NamedTuple):
@@ -91,7 +91,7 @@ def train_step(
 
     `penalties` are those that are due, by name; `p` is the probability of augmentation. Returns d_real and d_fake, the
     means of sigmoid(logits) of real and of fake images in the updates of D, d_loss, the weighted penalties, d_sign, the
-    mean of sign(D(x)) where the loss has a boundary, and g_loss.
+    mean of sign(D(x)) where the loss has a boundary, g_loss, and the norms of both gradients where `clip` gives them.
     """
     rows: list[Scalars] = []
     reuse, fakes = False, []
@@ -126,9 +126,9 @@ def discriminator_step(
             total = d_loss + sum(penalties[name].every * term for name, term in terms.items())
             gan.backward(total / len(micro_batches))
         rows.append(d_scalars(gan.loss, forward, d_loss) | terms)
-    gan.clip(gan.D, gan.d_optimizer)
+    norm = gan.clip(gan.D, gan.d_optimizer)
     gan.d_optimizer.step()
-    return means(rows)
+    return means(rows) | ({"d_grad_norm": norm} if norm is not None else {})
 
 
 def forward_d(gan: GAN, batch: Minibatch, fake: Tensor, differentiable: bool, p: Tensor | float) -> DForward:
@@ -167,9 +167,9 @@ def generator_step(
             g_loss = gan.loss.g(fake_logits, real_logits).mean()
             gan.backward(g_loss / len(micro_batches))
         rows.append({"g_loss": g_loss})
-    gan.clip(gan.G, gan.g_optimizer)
+    norm = gan.clip(gan.G, gan.g_optimizer)
     gan.g_optimizer.step()
-    return means(rows)
+    return means(rows) | ({"g_grad_norm": norm} if norm is not None else {})
 
 
 def means(rows: Sequence[Mapping[str, Tensor]]) -> Scalars:

@@ -18,9 +18,10 @@ from distgan.metrics.classifier import is_stacked
 from distgan.metrics.features import Extractor, extract, open_extractor
 from distgan.metrics.progress import Progress
 from distgan.metrics.reference import CHUNK, RealImages, real_images
-from distgan.metrics.scores import METRICS, check_library, class_histogram, compute
+from distgan.metrics.scores import METRICS, check_library, class_histogram, compute, value_names
 from distgan.metrics.statistics import ROWS, Accumulator, Statistics
 from distgan.rng import normal_rows, philox, uniform_rows
+from distgan.training.build import Run
 from distgan.training.run_dir import git_commit
 
 LEAST_IMAGES = 20
@@ -194,6 +195,31 @@ class Evaluator:
             time=datetime.now(UTC).isoformat(timespec="seconds"),
             seconds=round(time.perf_counter() - start, 3),
         )
+
+
+def evaluation_of(run: Run) -> Callable[[nn.Module, int], Card]:
+    """The evaluation during a run that `config.evaluate` describes. Raises UsageError for anything it lacks."""
+    keys = run.config.evaluate
+    evaluator = Evaluator(
+        run.dist,
+        run.dataset,
+        extractor=keys.extractor,
+        metrics=keys.metrics,
+        samples=keys.samples,
+        reference_images=keys.reference_images,
+        path=run.config.data.shards,
+        cache=Path(keys.cache_dir) if keys.cache_dir else None,
+        log=lambda line: None,
+    )
+    names = value_names(evaluator.metrics, evaluator.extractor.name)
+    if keys.best is not None and keys.best not in names:
+        raise UsageError(f"evaluate.best: unknown metric {keys.best!r}; choose from {', '.join(names)}")
+    z_dim, conditional, ema = run.config.model.latent, run.num_classes > 0, run.ema is not None
+
+    def evaluate(G: nn.Module, images_seen: int) -> Card:
+        return evaluator(G, z_dim=z_dim, conditional=conditional, images=images_seen, ema=ema)
+
+    return evaluate
 
 
 def choose_metrics(metrics: Sequence[str], extractor: Extractor) -> list[str]:

@@ -125,15 +125,17 @@ class Metric:
     compute: Callable[[Statistics, Reference], Values]
     needs: Given
     """What the extractor must give."""
+    values: tuple[str, ...]
+    """What it computes."""
 
 
 METRICS: dict[str, Metric] = {
-    "fid": Metric(frechet_distance, "features"),
-    "kid": Metric(kernel_distance, "features"),
-    "is": Metric(inception_score, "logits"),
-    "precision_recall": Metric(precision_recall, "features"),
-    "density_coverage": Metric(density_coverage, "features"),
-    "modes": Metric(class_coverage, "labels"),
+    "fid": Metric(frechet_distance, "features", ("fid",)),
+    "kid": Metric(kernel_distance, "features", ("kid", "kid_std")),
+    "is": Metric(inception_score, "logits", ("is", "is_std")),
+    "precision_recall": Metric(precision_recall, "features", ("precision", "recall")),
+    "density_coverage": Metric(density_coverage, "features", ("density", "coverage")),
+    "modes": Metric(class_coverage, "labels", ("modes", "missing", "kl", "confident")),
 }
 
 HONEST = {"fid": "fd", "kid": "kd", "kid_std": "kd_std", "is": "is", "is_std": "is_std"}
@@ -145,8 +147,17 @@ def compute(names: list[str], generated: Statistics, reference: Reference, extra
     values: Values = {}
     for name in names:
         for key, value in METRICS[name].compute(generated, reference).items():
-            values[key if extractor == "inception" or key not in HONEST else f"{HONEST[key]}_{extractor}"] = value
+            values[called(key, extractor)] = value
     return values
+
+
+def value_names(names: list[str], extractor: str) -> list[str]:
+    """What `compute` gives for these metrics."""
+    return [called(key, extractor) for name in names for key in METRICS[name].values]
+
+
+def called(key: str, extractor: str) -> str:
+    return key if extractor == "inception" or key not in HONEST else f"{HONEST[key]}_{extractor}"
 
 
 def check_library() -> None:

@@ -1,6 +1,7 @@
 """What a run is built from: dataset, networks, optimizers, on every process."""
 
 import copy
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -176,10 +177,13 @@ def build_gan(config: Config, dist: Distributed, dataset: ShardSet, augment: Pip
             network.broadcast_buffers = False  # type: ignore[assignment] - as an argument it is deprecated
     limits = {id(g_optimizer): config.g_optimizer.clip, id(d_optimizer): config.d_optimizer.clip}
 
-    def clip(network: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-        if limit := limits[id(optimizer)]:
-            accelerator.unscale_gradients(optimizer)
-            nn.utils.clip_grad_norm_(network.parameters(), limit)
+    def clip(network: nn.Module, optimizer: torch.optim.Optimizer) -> Tensor | None:
+        limit, scaled = limits[id(optimizer)], accelerator.scaler is not None
+        if scaled and not limit:
+            return None
+        accelerator.unscale_gradients(optimizer)
+        norm = nn.utils.clip_grad_norm_(network.parameters(), limit or math.inf)
+        return None if scaled else norm  # infinite where the loss scale was too large: no fault
 
     n = config.micro_batch or config.batch // dist.world_size
     labels = torch.zeros(n, dtype=torch.long, device=device) if config.data.labels else None

@@ -7,6 +7,7 @@ import shutil
 import sys
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,22 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from distgan import RunError, UsageError
-from distgan.files import fsync_dir, sha256_file
+from distgan.files import atomic_write, fsync_dir, sha256_file
 
-METADATA = "distgan"
+METADATA, BEST = "distgan", "best.json"
 Tensors = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Best:
+    """The checkpoint with the best value of a metric."""
+
+    images: int
+    metric: str
+    value: float
+
+    def __str__(self) -> str:
+        return f"best by {self.metric}, {self.value:.5g}, at {self.images:,} images"
 
 
 def print_error(text: str) -> None:
@@ -43,6 +56,22 @@ class Checkpoints:
         self.folder, self.keep, self.on_written, self.print_error = folder, keep, on_written, print_error
         self.writer = ThreadPoolExecutor(1, thread_name_prefix="distgan-save")
         self.writing: Future[None] | None = None
+
+    @property
+    def best(self) -> Best | None:
+        """The checkpoint that `mark_best` named last, if it is still there."""
+        try:
+            best = Best(**json.loads((self.folder / BEST).read_text()))
+        except (OSError, ValueError, TypeError):
+            return None
+        return best if (self.folder / str(best.images)).is_dir() else None
+
+    def mark_best(self, best: Best | None) -> None:
+        """Keep this checkpoint, whatever its age. Raises OSError."""
+        if best is not None:
+            atomic_write(self.folder / BEST, (json.dumps(asdict(best)) + "\n").encode())
+        else:
+            (self.folder / BEST).unlink(missing_ok=True)
 
     def all(self) -> list[int]:
         """Images seen of each checkpoint, oldest first."""
@@ -131,8 +160,10 @@ class Checkpoints:
             self.print_error(self._describe_failure(error))
             raise
         if self.keep:  # newer ones than this are corrupt and were skipped
+            best = self.best
             for images in [images for images in self.all() if images <= state["images"]][: -self.keep]:
-                shutil.rmtree(self.folder / str(images), ignore_errors=True)
+                if best is None or images != best.images:
+                    shutil.rmtree(self.folder / str(images), ignore_errors=True)
 
 
 def find_corruption(path: Path) -> str | None:

@@ -115,7 +115,7 @@ class FiniteCheck:
         weights = self.non_finite_params(check.norms)
         if weights:
             cause = f"{weights} were not finite before it"
-        elif bad[0].startswith("g_"):
+        elif bad[0] == "g_loss":
             cause = f"first in {bad[0]}: probably the update of D left non-finite weights (its gradients overflowed)"
         else:
             cause = f"first in {bad[0]}"

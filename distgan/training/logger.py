@@ -19,6 +19,7 @@ from distgan.data.stream import ImageBatch
 from distgan.gan.schedules import value_at
 from distgan.gan.step import Scalars
 from distgan.images import grid, save_picture, to_uint8
+from distgan.training.alarms import Alarms
 from distgan.training.build import Run
 from distgan.training.combinations import is_adaptive
 from distgan.training.finite import NonFiniteError
@@ -27,6 +28,8 @@ from distgan.training.trackers import log_card, log_grid, start_trackers
 
 STATUS_NAMES = {"d_real": "D(x)", "d_fake": "D(G(z))"}
 """What the status line calls a scalar of the step, if not by its own name."""
+NOT_SHOWN = ("d_sign", "d_grad_norm", "g_grad_norm")
+"""Scalars that are in metrics.jsonl only."""
 
 
 class MetricsLogger:
@@ -48,6 +51,10 @@ class MetricsLogger:
         """Hash of what this process read in this logging interval."""
         self.last_grid: Path | None = None
         """The last file that `save_grid` wrote."""
+        self.alarms = Alarms(list(run.penalties), run.gan.loss.boundary is not None)
+        """Of the main process."""
+        self.last_evaluated = 0
+        """Images seen at the last evaluation; the same on all processes."""
         self.bar: tqdm | None = None
         if self.is_main_process and sys.stderr.isatty():
             self.bar = tqdm(
@@ -65,6 +72,7 @@ class MetricsLogger:
         self.steps = count_steps(self.run) if self.accelerator.scaler is not None else 0
         if self.is_main_process:
             truncate_metrics(self.folder / "metrics.jsonl", self.state.images_seen)
+        self.last_evaluated = self.run.dist.run_on_main(lambda: max([0, *(images for images, _ in self.cards())]))
 
     def record_batch(self, batch: ImageBatch) -> None:
         """Take in what was read from the dataset. Raises RunError if `data.skip_bad` is exceeded."""
@@ -156,12 +164,36 @@ class MetricsLogger:
         self.append_metrics(row)
         curves = row.keys() - {"images", "epoch", "time"}  # the x-axis, and what is computed from it
         self.accelerator.log({key: row[key] for key in row if key in curves}, step=images)
-        scalars = "  ".join(f"{STATUS_NAMES.get(name, name)} {value:.4f}" for name, value in means.items())
         eta = format_time(max(0, total_images - images) / max(overall, 1e-9))
+        shown = {name: value for name, value in means.items() if name not in NOT_SHOWN}
+        scalars = "  ".join(f"{STATUS_NAMES.get(name, name)} {value:.4f}" for name, value in shown.items())
         self.print0(
             f"epoch {epoch}/{math.ceil(total_images / epoch_images)}  images {images:,}  {rate:,.0f} img/s  "
             f"{scalars}  eta {eta}  {row['memory_gb']:.1f} GB"
         )
+
+        for warning in self.alarms.check(means):
+            self.print0(f"warning: {warning}")
+            self.append_metrics({"images": images, "warning": warning, "time": row["time"]})
+
+    def log_card(self, card: dict[str, Any], line: str) -> None:
+        """Print a metric card and add it to metrics.jsonl; on the main process."""
+        self.print0(line)
+        epoch = round(self.state.images_seen / self.run.order.epoch_images, 4)
+        self.append_metrics(
+            {"images": self.state.images_seen, "epoch": epoch, "card": card, "time": round(time.time(), 3)}
+        )
+
+    def cards(self) -> list[tuple[int, dict[str, float]]]:
+        """(images, metrics) of every card in metrics.jsonl."""
+        path = self.folder / "metrics.jsonl"
+        rows = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+        return [(row["images"], row["card"]["metrics"]) for row in rows if "card" in row]
+
+    def pause(self, seconds: float) -> None:
+        """Leave out what was no training from the rates."""
+        self.last_time += seconds
+        self.start_time += seconds
 
     def append_metrics(self, row: dict[str, Any]) -> None:
         """Add a line to metrics.jsonl, and a metric card to the trackers too; on the main process."""

@@ -8,21 +8,28 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from distgan import RunError
 from distgan.gan.schedules import adapt_probability, value_at
 from distgan.gan.step import Scalars, generate, train_step
 from distgan.rng import rng
+from distgan.training.alarms import spread
 from distgan.training.batches import iterations, normalize
 from distgan.training.batchnorm import average_running_stats
 from distgan.training.build import Run
 from distgan.training.checkpoint import Checkpoints
 from distgan.training.combinations import is_adaptive
+from distgan.training.evaluation import Evaluate, describe_best, evaluate_generator
 from distgan.training.finite import FiniteCheck, NonFiniteError, checksum
 from distgan.training.logger import MetricsLogger
 from distgan.training.report_page import write_page
 from distgan.training.state import TrainState, restore_state, save_state
 from distgan.training.stop import StopRequest
 
-STOP, NON_FINITE = 1, 2  # flags of a process, max-reduced over ranks
+STOP, COLLAPSED, NON_FINITE = 1, 2, 3  # flags of a process, max-reduced over ranks
+
+
+LEAST_IMAGES = 16
+"""Images that a spread is taken of."""
 
 
 @dataclass(frozen=True)
@@ -32,14 +39,20 @@ class Actions:
     log: bool
     sample: bool
     save: bool
+    evaluate: bool
     done: bool
     """Whether the run ends here, at its length or at a stop."""
 
 
 def train_loop(
-    run: Run, state: TrainState, logger: MetricsLogger, checkpoints: Checkpoints, stop: StopRequest
+    run: Run,
+    state: TrainState,
+    logger: MetricsLogger,
+    checkpoints: Checkpoints,
+    stop: StopRequest,
+    evaluate: Evaluate | None,
 ) -> str | None:
-    """Train to the end, or to a stop; returns the reason of a stop. Raises NonFiniteError.
+    """Train to the end, or to a stop; returns the reason of a stop. Raises NonFiniteError and RunError.
 
     Maintenance comes first and the iteration last: a new run, a resumed one and its end take the same path.
     """
@@ -65,6 +78,9 @@ def train_loop(
                 if config.checkpoint.wait:
                     checkpoints.wait()
             logger.save_seconds += time.perf_counter() - start_time
+        # once in a while, and at the end: metrics of generated images
+        if due.evaluate and evaluate:
+            evaluate_generator(run, state, logger, checkpoints, evaluate)
         # stop at the end of the run, or when asked to
         if due.done:
             stopped = state.images_seen < run.total_images
@@ -124,31 +140,55 @@ def actions_due(
     """
     config, dist, images_seen = run.config, run.dist, state.images_seen
     at_end = images_seen >= run.total_images
-    flag = dist.delayed_all_reduce_max(NON_FINITE if check.fault else STOP if stop.requested() else 0)
+    collapsed = config.guard.stop_on_collapse and logger.alarms.collapsed
+    own = NON_FINITE if check.fault else COLLAPSED if collapsed else STOP if stop.requested() else 0
+    flag = dist.delayed_all_reduce_max(own)
     done = at_end or flag == STOP
-    save = images_seen > saved and (done or run.crossed(config.checkpoint.every_epochs, images_seen))
+    every = config.evaluate.every_epochs
+    evaluate = every > 0 and images_seen > logger.last_evaluated and (at_end or run.crossed(every, images_seen))
+    save = images_seen > saved and (done or evaluate or run.crossed(config.checkpoint.every_epochs, images_seen))
     if save:  # check what would be saved now, not an iteration later
         check.check_weights(images_seen)
         flag = max(flag, *dist.all_gather_object(NON_FINITE if check.fault else 0))
     if flag == NON_FINITE:
         faults = dist.all_gather_object(check.fault)
         raise NonFiniteError(next(fault for fault in faults if fault is not None))
+    if flag == COLLAPSED:
+        raise CollapseError(dist.run_on_main(lambda: describe_collapse(run, logger)))
     return Actions(
         log=logger.due() or ((done or save) and logger.count > 0),
         sample=images_seen > start and (done or run.crossed(config.samples.every_epochs, images_seen)),
         save=save,
+        evaluate=evaluate,
         done=done,
     )
 
 
+class CollapseError(RunError):
+    """An alarm ended the run."""
+
+    on_all_ranks = True
+
+
+def describe_collapse(run: Run, logger: MetricsLogger) -> str:
+    """What was seen, and the best checkpoint; called on the main process."""
+    best = describe_best(run, logger) or "no checkpoint was evaluated (evaluate.every_epochs)"
+    return f"guard.stop_on_collapse: the run collapsed (see the warnings above); {best}"
+
+
 def loop_with_rollback(
-    run: Run, state: TrainState, logger: MetricsLogger, checkpoints: Checkpoints, stop: StopRequest
+    run: Run,
+    state: TrainState,
+    logger: MetricsLogger,
+    checkpoints: Checkpoints,
+    stop: StopRequest,
+    evaluate: Evaluate | None = None,
 ) -> str | None:
     """The loop; after NaN or Inf it resumes from the newest checkpoint, up to `guard.rollbacks` times."""
     dist, limit = run.dist, run.config.guard.rollbacks
     while True:
         try:
-            return train_loop(run, state, logger, checkpoints, stop)
+            return train_loop(run, state, logger, checkpoints, stop, evaluate)
         except NonFiniteError as error:
             dist.drain_pending()
             dist.run_on_main(checkpoints.wait)
@@ -177,14 +217,22 @@ def save_fake_grid(run: Run, state: TrainState, logger: MetricsLogger) -> None:
     labels = torch.arange(len(z), device=device) % run.num_classes if run.num_classes else None
     epoch, fraction = f"{state.images_seen / run.order.epoch_images:.4f}".split(".")
     name = f"fake-{int(epoch):04d}" + (f"_{fraction.rstrip('0')}" if int(fraction) else "")
-    logger.save_grid(name, generate(run.G_for_sampling, z, labels))
+    images = generate(run.G_for_sampling, z, labels)
+    logger.save_grid(name, images)
+    if len(images) >= LEAST_IMAGES:
+        logger.alarms.diversity = spread(images) / max(spread(first_images(run, len(images))), 1e-6)
     if config.report.page:
         write_page(Path(config.run_dir))
 
 
 def save_real_grid(run: Run, logger: MetricsLogger) -> None:
     """The first images that the main process trains on."""
-    count = min(run.config.samples.count, run.order.epoch_images)
+    logger.save_grid("real", first_images(run, run.config.samples.count))
+
+
+def first_images(run: Run, count: int) -> Tensor:
+    """Up to `count` of the first images that this process trains on, in [-1, 1], on the CPU."""
+    count = min(count, run.order.epoch_images)
     slots = min(-(-count // len(run.order.local_lanes)), run.order.length)
     images = run.reader.read(run.order.ids(0, slots * run.order.lanes)[:count]).images
-    logger.save_grid("real", normalize(images, channels_last=False))
+    return normalize(images, channels_last=False)

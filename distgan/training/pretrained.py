@@ -1,5 +1,6 @@
 """A trained generator for inference: from one .safetensors file, or from a run folder."""
 
+import contextlib
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ from torch import Tensor, nn
 from distgan import UsageError, models
 from distgan.gan.step import generate
 from distgan.rng import rng
-from distgan.training.checkpoint import Checkpoints, load_weights
+from distgan.training.checkpoint import Checkpoints, find_corruption, load_weights
 
 
 class PretrainedGenerator(nn.Module):
@@ -70,9 +71,14 @@ class PretrainedGenerator(nn.Module):
         return number
 
 
-def load_generator(path: str | Path, device: str | torch.device = "cpu") -> PretrainedGenerator:
-    """The generator in a .safetensors file, or in the newest complete checkpoint of a run folder. Raises UsageError."""
-    file = find_weights(Path(path))
+def load_generator(
+    path: str | Path, device: str | torch.device = "cpu", *, newest: bool = False
+) -> PretrainedGenerator:
+    """The generator in a .safetensors file, or in the best checkpoint of a run folder. Raises UsageError.
+
+    Of a run without evaluations, and with `newest`, the newest complete checkpoint.
+    """
+    file = find_weights(Path(path), newest)
     weights, metadata = load_weights(file)
     try:
         model, classes = metadata["config"]["model"], metadata["classes"]
@@ -92,11 +98,16 @@ def load_generator(path: str | Path, device: str | torch.device = "cpu") -> Pret
     return PretrainedGenerator(G, z_dim=z_dim, classes=classes, **shape, path=file)
 
 
-def find_weights(path: Path) -> Path:
-    """The file to load: `path` itself, or the EMA of G, else G, in a run's newest complete checkpoint."""
+def find_weights(path: Path, newest: bool = False) -> Path:
+    """The file to load: `path` itself, or the EMA of G, else G, in a run's best or newest complete checkpoint."""
     if not path.is_dir():
         return path
-    folder = Checkpoints(path / "checkpoints").newest() or path
+    with contextlib.closing(Checkpoints(path / "checkpoints")) as checkpoints:
+        best = None if newest else checkpoints.best
+        if best is not None and find_corruption(checkpoints.folder / str(best.images)) is None:
+            folder = checkpoints.folder / str(best.images)
+        else:
+            folder = checkpoints.newest() or path
     for name in ("ema.safetensors", "generator.safetensors"):
         if (folder / name).is_file():
             return folder / name

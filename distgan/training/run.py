@@ -19,6 +19,7 @@ from distgan.gan.step import Batches, train_step
 from distgan.training.batches import iterations, join_and_split
 from distgan.training.build import Run, build
 from distgan.training.checkpoint import Checkpoints
+from distgan.training.evaluation import Evaluate, describe_best, mark_best
 from distgan.training.logger import MetricsLogger, peak_memory
 from distgan.training.loop import augment_probability, loop_with_rollback, save_real_grid
 from distgan.training.profiling import describe_cost, largest_micro_batch
@@ -31,8 +32,17 @@ CONTROL_DIR = "DISTGAN_CONTROL_DIR"
 """Environment variable: the folder of the files that launch/train.sbatch and the run exchange."""
 
 
-def run_training(config: Config, *, fresh: bool = False, dry_run: bool = False) -> None:
-    """Train, or resume the run in `config.run_dir`. Raises UsageError and RunError, on every process."""
+def run_training(
+    config: Config,
+    *,
+    fresh: bool = False,
+    dry_run: bool = False,
+    make_evaluate: Callable[[Run], Evaluate] | None = None,
+) -> None:
+    """Train, or resume the run in `config.run_dir`. Raises UsageError and RunError, on every process.
+
+    `make_evaluate` makes what `evaluate.every_epochs` calls; what it lacks, it says at the start of the run.
+    """
     root = Path(config.run_dir)
     import_user_modules(config.imports)
     check_trackers(config.report.trackers)
@@ -47,6 +57,7 @@ def run_training(config: Config, *, fresh: bool = False, dry_run: bool = False) 
         if not dist.is_main_process:
             stop.files.clear()  # one process polls the files, and the flags are reduced
         run, state = build(config, dist), TrainState()
+        evaluate = make_evaluate(run) if config.evaluate.every_epochs and make_evaluate else None
         if dry_run:
             return describe_run(run, state)
         newest, changes = dist.run_on_main(lambda: open_run_dir(run, fresh, stack))
@@ -59,7 +70,8 @@ def run_training(config: Config, *, fresh: bool = False, dry_run: bool = False) 
         log_resume(run, state, logger, newest, changes)
         if dist.is_main_process and state.images_seen == 0:
             save_real_grid(run, logger)
-        reason = loop_with_rollback(run, state, logger, checkpoints, stop)
+        dist.run_on_main(lambda: mark_best(run, logger, checkpoints))
+        reason = loop_with_rollback(run, state, logger, checkpoints, stop, evaluate)
         dist.run_on_main(checkpoints.wait)
         report_end(run, state, logger, reason, control)
         dist.shutdown()
@@ -185,6 +197,8 @@ def report_end(run: Run, state: TrainState, logger: MetricsLogger, reason: str |
     if reason is None:
         grid = f"{logger.last_grid} ({'EMA of G' if run.ema else 'G'}), " if logger.last_grid else ""
         logger.print0(f"done: {state.images_seen:,} images; {grid}{checkpoint}")
+        if run.dist.is_main_process and (best := describe_best(run, logger)):
+            logger.print0(best)
         return
     progress = f"{state.images_seen:,} of {run.total_images:,} images"
     logger.print0(f"stopped at {progress} ({reason}); run the same command to resume")

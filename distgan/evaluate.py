@@ -49,18 +49,18 @@ def evaluate(
             the .safetensors file of a classifier.
         samples: Generated images; default: 26,000 for stacked-mnist, else as many as the dataset has, up to 50,000.
         seed: Of the latents, or of the classifier's training.
-        reference_images: Real images, drawn at random; default: all. Their statistics are computed once and cached.
+        reference_images: Real images to compare with, drawn at random; default: all. Their statistics are cached.
         out: File of the card (.json), or of the classifier; default: RUN/cards/IMAGES-EXTRACTOR.json, or the cache.
         train_extractor: Instead: train a classifier of the labels of this dataset, on one process.
         train_images: Images to train it on, repetitions counted; default: 8 epochs, between 60,000 and 400,000.
         cache_dir: Folder of extractors and statistics; default: ~/.cache/distgan.
     """
     cli.import_user_modules([imports] if isinstance(imports, str) else imports)
-    # Imported after parsing: --help and a mistyped option do not wait for torch.
-    from distgan.metrics.evaluator import cache_folder
     from distgan.training.stop import exit_with_launcher
 
     exit_with_launcher()
+    # Imported after parsing: --help and a mistyped option do not wait for torch.
+    from distgan.metrics.evaluator import cache_folder
 
     cache = Path(cache_dir) if cache_dir else cache_folder()
     options = {

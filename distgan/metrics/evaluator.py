@@ -60,7 +60,7 @@ class Evaluator:
             metrics: Entries of METRICS. Default: fid, precision_recall, and modes where the extractor gives classes.
             samples: Generated images. Default: 26,000 for StackedMNIST, else as many as the dataset has, up to 50,000.
             seed: Of the latents.
-            reference_images: Real images, drawn at random. Default: all.
+            reference_images: Real images to compare with, drawn at random. Default: all.
             path: Of the dataset, for the card.
             cache: Folder of extractors and statistics. Default: ~/.cache/distgan.
             log: Where lines on progress go. Default: a bar on a terminal, else standard output.

@@ -124,8 +124,8 @@ def open_extractor(name: str, dataset: ShardSet, device: torch.device, cache: Pa
     except ImportError as error:
         extra = "metrics" if name == "inception" else "features"
         raise UsageError(f"extractor: {name} needs {error.name}; pip install 'distgan[{extra}]'") from None
-    # twice as fast on CPUs: see also `extract`
-    extractor.network.eval().requires_grad_(False).to(device, memory_format=torch.channels_last)
+    extractor.network.eval().requires_grad_(False).to(device)
+    extractor.network.to(memory_format=torch.channels_last)  # twice as fast on CPUs
     return extractor
 
 

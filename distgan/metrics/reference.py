@@ -38,7 +38,7 @@ class RealImages:
 
     reference: Reference
     floor: Values
-    """Metrics of the first `floor_images` real images, against all others."""
+    """Metrics of `floor_images` other real images in the place of generated ones."""
     floor_images: int
 
 
@@ -61,16 +61,18 @@ def real_images(
 ) -> RealImages | None:
     """From the cache in `folder`, or by a pass over the dataset; called by all processes, None on all but the main one.
 
-    At most `limit` images, drawn at random. The floor takes `samples` of them, at most half, in the place of generated
-    images. Raises CorruptDataError.
+    The floor takes `samples` images, drawn at random, at most half of the dataset, in the place of generated ones, and
+    compares them with all others, or `limit` of these. The reference of generated images is all images, or the same
+    `limit`. Raises CorruptDataError.
     """
-    count = min(limit or len(dataset.columns["label"]), len(dataset.columns["label"]))
-    floor_images = min(samples, count // 2)
+    total = len(dataset.columns["label"])
+    floor_images = min(samples, total // 2)
+    others_count = min(limit or total, total - floor_images)
     key = {
         "format": FORMAT,
         "manifest": dataset.digest,
         "extractor": extractor.sha256,
-        "images": count,
+        "images": others_count if limit else total,
         "floor_images": floor_images,
     }
     name = hashlib.sha256(json.dumps(key).encode()).hexdigest()
@@ -86,10 +88,10 @@ def real_images(
     frequencies = class_frequencies(dataset)
     if dist.run_on_main(look_up):
         return RealImages(Reference(cached[0][0], frequencies), cached[0][1], floor_images) if cached else None
-    first, others = measure(dist, dataset, extractor, count, floor_images, log)
+    first, others = measure(dist, dataset, extractor, floor_images, others_count, log)
     if not dist.is_main_process:
         return None
-    statistics, floor = others + first, {}
+    statistics, floor = others if limit else others + first, {}
     if floor_images > 10:  # fewer have no 5 nearest neighbours
         names = [name for name, metric in METRICS.items() if metric.needs in extractor.gives]
         floor = compute(names, first, Reference(others, frequencies), extractor.name)
@@ -101,11 +103,12 @@ def measure(
     dist: Distributed,
     dataset: ShardSet,
     extractor: Extractor,
-    count: int,
-    floor_images: int,
+    first_count: int,
+    others_count: int,
     log: Callable[[str], None] | None,
 ) -> tuple[Statistics, Statistics]:
-    """Statistics of the first `floor_images` of `count` random images of the dataset, and of the others."""
+    """Statistics of two disjoint random sets of images of the dataset."""
+    count = first_count + others_count
     order = rng(0, "reference").permutation(len(dataset.columns["label"]))[:count]
     position = np.full(len(dataset.columns["label"]), -1)
     position[order] = np.arange(count)
@@ -121,8 +124,8 @@ def measure(
             pixels = torch.from_numpy(images).permute(0, 3, 1, 2).contiguous().to(dist.device)
             features, logits = extract(extractor, pixels)
             positions = torch.from_numpy(position[chunk])
-            early = positions < floor_images
-            for accumulator, rows, offset in ((first, early, 0), (others, ~early, floor_images)):
+            early = positions < first_count
+            for accumulator, rows, offset in ((first, early, 0), (others, ~early, first_count)):
                 mine = logits[rows] if logits is not None and accumulator is first else None
                 accumulator.add(positions[rows] - offset, features[rows], mine)
             progress.update((number + 1) * CHUNK * dist.world_size)

@@ -17,6 +17,7 @@ from distgan.dataset_tool import make, sources
 from distgan.distributed import Distributed
 from distgan.metrics import classifier, features
 from distgan.metrics.evaluator import Evaluator, to_pixels
+from distgan.metrics.scores import METRICS
 from shared import noise, options, reset_accelerate
 
 
@@ -69,9 +70,7 @@ def real(dataset: ShardSet, keep: np.ndarray | slice = slice(None)) -> Table:
 
 
 def test_real_images_score_like_the_floor(digits, evaluate):
-    card = evaluate(metrics=["fid", "kid", "is", "precision_recall", "density_coverage", "modes"])(
-        real(digits), z_dim=1
-    )
+    card = evaluate(metrics=list(METRICS))(real(digits), z_dim=1)
     found, floor = card.metrics, card.floor
     assert found["modes"] == floor["modes"] == 10 and not card.missing
     assert found["kl"] < 0.03 and floor["kl"] < 0.03 and min(found["recall"], floor["recall"]) > 0.7
@@ -140,6 +139,14 @@ def test_statistics_of_other_images_are_not_used(digits, evaluate, tmp_path):
     prepare(100)
     prepare(90)
     assert len(lines) == 2 and "the sha256 of the tensors does not match" in lines[1]
+
+
+def test_fewer_reference_images_leave_the_floor_its_size(evaluate):
+    """The floor of KL depends on the number of images: it is that of the generated ones."""
+    evaluator = evaluate(reference_images=150)
+    evaluator.prepare()
+    assert evaluator.real is not None and evaluator.real.floor_images == 600
+    assert evaluator.real.reference.statistics.n == len(evaluator.real.reference.statistics.rows) == 150
 
 
 def test_rounding():

@@ -1,15 +1,19 @@
 """Metrics on features: equal to torch-fidelity's own pipeline, to the papers' formulae, and low for what is bad."""
 
+import io
+
 import numpy as np
 import pytest
 import torch
 import torch_fidelity
 from torch import Tensor
-from torch.utils.data import TensorDataset
+from torch.utils.data import Dataset
 from torch_fidelity.feature_extractor_base import FeatureExtractorBase
 
 from distgan.config import Config
+from distgan.data.shardset import LocalStorage, open_shardset
 from distgan.distributed import Distributed
+from distgan.metrics import features
 from distgan.metrics.scores import NEAREST_DC, Reference, class_histogram, compute
 from distgan.metrics.statistics import ROWS, Accumulator, Statistics
 from shared import reset_accelerate
@@ -24,8 +28,8 @@ class Projection(FeatureExtractorBase):
         super().__init__(name, features_list)
         self.weight = torch.randn(48, 12 + CLASSES, generator=torch.Generator().manual_seed(0)) / 400
 
-    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
-        out = images.flatten(1).float() @ self.weight
+    def forward(self, input: Tensor) -> tuple[Tensor, ...]:
+        out = input.flatten(1).float() @ self.weight
         found = {"features": out[:, :12].relu(), "logits": 4 * out[:, 12:]}
         return tuple(found[name] for name in self.features_list)
 
@@ -42,11 +46,17 @@ class Projection(FeatureExtractorBase):
         return False
 
 
-class Images(TensorDataset):
-    """A dataset whose items are images, not tuples."""
+class Images(Dataset):
+    """A dataset of torch-fidelity's interface: uint8 [C, S, S] each."""
 
-    def __getitem__(self, index):
-        return super().__getitem__(index)[0]
+    def __init__(self, images: Tensor) -> None:
+        self.images = images
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> Tensor:
+        return self.images[index]
 
 
 @pytest.fixture(scope="module")
@@ -59,13 +69,13 @@ def pixels(count: int, seed: int, low: int = 0) -> Tensor:
     return torch.randint(low, 256, (count, 3, 4, 4), dtype=torch.uint8, generator=torch.Generator().manual_seed(seed))
 
 
-def statistics(dist: Distributed, features: Tensor, logits: Tensor | None = None, chunk: int = 96) -> Statistics:
+def statistics(dist: Distributed, rows: Tensor, logits: Tensor | None = None, chunk: int = 96) -> Statistics:
     """Added up in chunks, the last first."""
-    accumulator = Accumulator(features.shape[1])
-    for start in reversed(range(0, len(features), chunk)):
+    accumulator = Accumulator(rows.shape[1])
+    for start in reversed(range(0, len(rows), chunk)):
         part = slice(start, start + chunk)
-        positions = torch.arange(len(features))[part]
-        accumulator.add(positions, features[part], None if logits is None else logits[part])
+        positions = torch.arange(len(rows))[part]
+        accumulator.add(positions, rows[part], None if logits is None else logits[part])
     return accumulator.reduce(dist)
 
 
@@ -106,8 +116,7 @@ def test_fid_kid_is_precision_and_recall_are_those_of_torch_fidelity(dist):
 
 
 def test_only_inception_gives_a_fid(dist):
-    features = torch.randn(300, 4)
-    stats = statistics(dist, features, torch.randn(300, 1, CLASSES))
+    stats = statistics(dist, torch.randn(300, 4), torch.randn(300, 1, CLASSES))
     values = compute(["fid", "kid", "is"], stats, Reference(stats, torch.empty(0)), "classifier")
     assert list(values) == ["fd_classifier", "kd_classifier", "kd_std_classifier", "is_classifier", "is_std_classifier"]
     assert values["fd_classifier"] == pytest.approx(0, abs=1e-6)
@@ -154,7 +163,45 @@ def test_classes_and_their_divergence(dist):
 
 
 def test_the_first_rows_are_kept_in_their_order(dist):
-    features = torch.arange(ROWS + 300.0)[:, None]
-    stats = statistics(dist, features, chunk=128)
-    assert torch.equal(stats.rows, features[:ROWS]) and stats.n == ROWS + 300
-    assert stats.covariance == pytest.approx(np.cov(features.double().numpy(), rowvar=False).reshape(1, 1), rel=1e-12)
+    rows = torch.arange(ROWS + 300.0)[:, None]
+    stats = statistics(dist, rows, chunk=128)
+    assert torch.equal(stats.rows, rows[:ROWS]) and stats.n == ROWS + 300
+    assert stats.covariance == pytest.approx(np.cov(rows.double().numpy(), rowvar=False).reshape(1, 1), rel=1e-12)
+
+
+@pytest.mark.slow
+def test_fid_and_is_with_the_inception_network_are_those_of_torch_fidelity(dist, tiny, tmp_path, monkeypatch):
+    """With random weights of the right shapes and scale, from a file in the cache."""
+    kind = torch_fidelity.FeatureExtractorInceptionV3
+    with monkeypatch.context() as patch:
+        patch.setattr(kind, "load_state_dict", lambda *_: None)
+        blank = io.BytesIO()
+        torch.save({}, blank)
+        blank.seek(0)
+        weights = kind("blank", ["2048"], blank).state_dict()
+    for tensor in (tensor for name, tensor in weights.items() if name.endswith(("conv.weight", "fc.weight"))):
+        torch.nn.init.kaiming_normal_(tensor, generator=torch.Generator().manual_seed(0))
+    file = tmp_path / "extractors" / features.INCEPTION_FILE
+    file.parent.mkdir()
+    torch.save(weights, file)
+    monkeypatch.setattr(features, "INCEPTION_SHA256", features.sha256_file(file))
+    dataset = open_shardset(LocalStorage(tiny), str(tiny))
+    extractor = features.open_extractor("inception", dataset, torch.device("cpu"), tmp_path)
+    images = [pixels(24, seed=1), pixels(24, seed=2, low=100)]
+    sets = [statistics(dist, *features.extract(extractor, part)) for part in images]
+    found = compute(["fid", "is"], sets[0], Reference(sets[1], torch.empty(0)), extractor.name)
+    theirs = torch_fidelity.calculate_metrics(
+        input1=Images(images[0]),
+        input2=Images(images[1]),
+        fid=True,
+        isc=True,
+        feature_extractor="inception-v3-compat",
+        feature_extractor_weights_path=str(file),
+        cuda=False,
+        save_cpu_ram=True,
+        cache=False,
+        verbose=False,
+    )
+    assert found["fid"] > 0.01 and found["is"] > 1.001
+    assert found["fid"] == pytest.approx(theirs["frechet_inception_distance"], rel=1e-3)
+    assert found["is"] == pytest.approx(theirs["inception_score_mean"], rel=1e-3)

@@ -20,10 +20,11 @@ def read_metrics(run: str) -> dict[str, tuple[list[int], list[float]]]:
     try:
         for line in path.read_text().splitlines():
             row = json.loads(line)
-            for name in row.keys() - NOT_PLOTTED:
-                images, values = curves.setdefault(name, ([], []))
-                images.append(row["images"])
-                values.append(row[name])
+            for name, value in {**row, **row.get("card", {}).get("metrics", {})}.items():
+                if isinstance(value, (int, float)) and name not in NOT_PLOTTED:
+                    images, values = curves.setdefault(name, ([], []))
+                    images.append(row["images"])
+                    values.append(value)
     except OSError as error:
         raise UsageError(f"{format_os_error(error)}; give a run folder") from None
     except (ValueError, KeyError, AttributeError):

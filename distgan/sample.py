@@ -70,7 +70,7 @@ def sample(
             sampling.save(G, z, [labels[i % len(labels)] for i in range(count)] if labels else [], Path(out), columns)
     except OSError as error:
         raise UsageError(f"out: {out} cannot be written: {format_os_error(error)}") from None
-    print(f"{out}: {count} {'rows' if interpolate and suffix not in LOOPS else 'images'} of {G.path}")
+    print(f"{out}: {count} {'rows' if interpolate and suffix not in LOOPS else 'images'} of {G.path}{G.note}")
 
 
 def main(argv: list[str] | None = None) -> int:

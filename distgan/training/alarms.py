@@ -72,9 +72,7 @@ class Alarms:
             if value is None:
                 continue
             if len(history) >= 5 and value > EXPLOSION * (usual := statistics.median(history)):
-                found[name] = (
-                    f"{name} is {value:.3g}, usually {usual:.3g}: try {name[0]}_optimizer.clip"
-                )
+                found[name] = f"{name} is {value:.3g}, usually {usual:.3g}: try {name[0]}_optimizer.clip"
             history.append(value)
         return found
 

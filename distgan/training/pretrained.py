@@ -19,7 +19,17 @@ class PretrainedGenerator(nn.Module):
     A run's EMA of G, if it has one, else G.
     """
 
-    def __init__(self, network: nn.Module, *, z_dim: int, classes: list[str], size: int, channels: int, path: Path):
+    def __init__(
+        self,
+        network: nn.Module,
+        *,
+        z_dim: int,
+        classes: list[str],
+        size: int,
+        channels: int,
+        path: Path,
+        note: str = "",
+    ):
         super().__init__()
         self.network = network
         self.z_dim = z_dim
@@ -28,6 +38,8 @@ class PretrainedGenerator(nn.Module):
         self.size, self.channels = size, channels
         self.path = path
         """The file that the weights come from."""
+        self.note = note
+        """Why that one, of a run with evaluations; empty otherwise."""
         self.eval().requires_grad_(False)
 
     def forward(self, z: Tensor, labels: Tensor | None = None) -> Tensor:
@@ -78,7 +90,7 @@ def load_generator(
 
     Of a run without evaluations, and with `newest`, the newest complete checkpoint.
     """
-    file = find_weights(Path(path), newest)
+    file, note = find_weights(Path(path), newest)
     weights, metadata = load_weights(file)
     try:
         model, classes = metadata["config"]["model"], metadata["classes"]
@@ -95,20 +107,21 @@ def load_generator(
         G = G.to(device)
     except RuntimeError as error:
         raise UsageError(f"device: {device} cannot be used: {str(error).splitlines()[0]}") from None
-    return PretrainedGenerator(G, z_dim=z_dim, classes=classes, **shape, path=file)
+    return PretrainedGenerator(G, z_dim=z_dim, classes=classes, **shape, path=file, note=note)
 
 
-def find_weights(path: Path, newest: bool = False) -> Path:
-    """The file to load: `path` itself, or the EMA of G, else G, in a run's best or newest complete checkpoint."""
+def find_weights(path: Path, newest: bool = False) -> tuple[Path, str]:
+    """The file to load, and a note: `path` itself, or the EMA of G, else G, in a run's best or newest checkpoint."""
     if not path.is_dir():
-        return path
+        return path, ""
+    note = ""
     with contextlib.closing(Checkpoints(path / "checkpoints")) as checkpoints:
         best = None if newest else checkpoints.best
         if best is not None and find_corruption(checkpoints.folder / str(best.images)) is None:
-            folder = checkpoints.folder / str(best.images)
+            folder, note = checkpoints.folder / str(best.images), f" ({best})"
         else:
             folder = checkpoints.newest() or path
     for name in ("ema.safetensors", "generator.safetensors"):
         if (folder / name).is_file():
-            return folder / name
+            return folder / name, note
     raise UsageError(f"{path} holds no checkpoint")

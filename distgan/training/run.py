@@ -23,6 +23,7 @@ from distgan.training.evaluation import Evaluate, describe_best, mark_best
 from distgan.training.logger import MetricsLogger, peak_memory
 from distgan.training.loop import augment_probability, loop_with_rollback, save_real_grid
 from distgan.training.profiling import describe_cost, largest_micro_batch
+from distgan.training.report_page import write_page
 from distgan.training.run_dir import Changes, open_run_dir, write_run_info
 from distgan.training.state import TrainState, restore_state
 from distgan.training.stop import StopRequest
@@ -199,6 +200,8 @@ def report_end(run: Run, state: TrainState, logger: MetricsLogger, reason: str |
         logger.print0(f"done: {state.images_seen:,} images; {grid}{checkpoint}")
         if run.dist.is_main_process and (best := describe_best(run, logger)):
             logger.print0(best)
+        if run.dist.is_main_process and run.config.report.page:
+            write_page(root)  # with the last card
         return
     progress = f"{state.images_seen:,} of {run.total_images:,} images"
     logger.print0(f"stopped at {progress} ({reason}); run the same command to resume")

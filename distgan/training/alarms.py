@@ -10,6 +10,8 @@ from torch import Tensor
 LINES = 3
 """Lines of the log in a row that must agree before an alarm is raised."""
 GAP, DIVERSITY, SHARE, EXPLOSION = 0.98, 0.25, 0.9, 100.0
+LATE = 20_000
+"""Images seen by which generated images should differ."""
 COLLAPSE = ("gap", "diversity")
 """Alarms that mean a collapse."""
 
@@ -22,9 +24,16 @@ class Alarms:
         self.penalties, self.absolute = penalties, absolute
         self.recent: deque[Mapping[str, float]] = deque(maxlen=LINES)
         self.norms: dict[str, deque[float]] = {name: deque(maxlen=50) for name in ("d_grad_norm", "g_grad_norm")}
-        self.diversity = 1.0
-        """Spread of generated images over that of real ones, in the last grid."""
+        self.diversities: list[float] = []
+        """Spread of generated images over that of real ones, in each grid."""
+        self.images_seen = 0
+        """At the last of them."""
         self.raised: set[str] = set()
+
+    def record_diversity(self, diversity: float, images_seen: int) -> None:
+        """Take in the spread of the images of a grid, relative to that of real ones."""
+        self.diversities.append(diversity)
+        self.images_seen = images_seen
 
     def check(self, row: Mapping[str, float]) -> list[str]:
         """Take in a line of the log; the warnings that are new."""
@@ -49,11 +58,13 @@ class Alarms:
         }
 
     def alike(self) -> dict[str, str]:
-        if self.diversity > DIVERSITY:
+        # an untrained G makes images that are alike, too
+        learned = max(self.diversities, default=0.0) > 2 * DIVERSITY or self.images_seen >= LATE
+        if not learned or self.diversities[-1] > DIVERSITY:
             return {}
         return {
-            "diversity": f"generated images are alike: their spread is {self.diversity:.0%} of that of real ones (mode "
-            "collapse); lower the learning rates, or use rpgan with r1 and r2"
+            "diversity": f"generated images are alike: their spread is {self.diversities[-1]:.0%} of that of real "
+            "ones (mode collapse); lower the learning rates, or use rpgan with r1 and r2"
         }
 
     def share(self) -> dict[str, str]:

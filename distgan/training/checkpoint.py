@@ -61,17 +61,18 @@ class Checkpoints:
     def best(self) -> Best | None:
         """The checkpoint that `mark_best` named last, if it is still there."""
         try:
-            best = Best(**json.loads((self.folder / BEST).read_text()))
+            best = Best(**json.loads((self.folder.parent / BEST).read_text()))
         except (OSError, ValueError, TypeError):
             return None
         return best if (self.folder / str(best.images)).is_dir() else None
 
     def mark_best(self, best: Best | None) -> None:
-        """Keep this checkpoint, whatever its age. Raises OSError."""
+        """Keep this checkpoint, whatever its age, while none is being written. Raises OSError."""
         if best is not None:
-            atomic_write(self.folder / BEST, (json.dumps(asdict(best)) + "\n").encode())
+            atomic_write(self.folder.parent / BEST, (json.dumps(asdict(best)) + "\n").encode())
+            self._remove_old(up_to=max(self.all()))
         else:
-            (self.folder / BEST).unlink(missing_ok=True)
+            (self.folder.parent / BEST).unlink(missing_ok=True)
 
     def all(self) -> list[int]:
         """Images seen of each checkpoint, oldest first."""
@@ -159,11 +160,15 @@ class Checkpoints:
             shutil.rmtree(temporary, ignore_errors=True)
             self.print_error(self._describe_failure(error))
             raise
-        if self.keep:  # newer ones than this are corrupt and were skipped
-            best = self.best
-            for images in [images for images in self.all() if images <= state["images"]][: -self.keep]:
-                if best is None or images != best.images:
-                    shutil.rmtree(self.folder / str(images), ignore_errors=True)
+        self._remove_old(up_to=state["images"])  # newer ones are corrupt and were skipped
+
+    def _remove_old(self, up_to: int) -> None:
+        if not self.keep:
+            return
+        best = self.best
+        for images in [images for images in self.all() if images <= up_to][: -self.keep]:
+            if best is None or images != best.images:
+                shutil.rmtree(self.folder / str(images), ignore_errors=True)
 
 
 def find_corruption(path: Path) -> str | None:

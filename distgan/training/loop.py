@@ -220,7 +220,8 @@ def save_fake_grid(run: Run, state: TrainState, logger: MetricsLogger) -> None:
     images = generate(run.G_for_sampling, z, labels)
     logger.save_grid(name, images)
     if len(images) >= LEAST_IMAGES:
-        logger.alarms.diversity = spread(images) / max(spread(first_images(run, len(images))), 1e-6)
+        diversity = spread(images) / max(spread(first_images(run, len(images))), 1e-6)
+        logger.alarms.record_diversity(diversity, state.images_seen)
     if config.report.page:
         write_page(Path(config.run_dir))
 

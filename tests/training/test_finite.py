@@ -46,8 +46,8 @@ def inject(monkeypatch, what: str, at: int = AT, once: bool = False) -> None:
     [
         ("D", "the weights D.layers.0.weight were not finite before it"),
         ("G", "the weights G.layers.0.weight were not finite before it"),
-        ("data", "(d_real, d_loss, g_loss): first in d_real"),
-        ("gradient", "(g_loss): first in g_loss: probably the update of D left non-finite weights"),
+        ("data", "(d_real, d_loss, d_grad_norm, g_loss, g_grad_norm): first in d_real"),
+        ("gradient", "(g_loss, g_grad_norm): first in g_loss: probably the update of D left non-finite weights"),
     ],
 )
 def test_the_run_stops_at_that_iteration_and_names_the_cause(tiny, tmp_path, monkeypatch, capsys, what, cause):

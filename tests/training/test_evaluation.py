@@ -1,0 +1,177 @@
+"""Evaluations during a run: cards, the best checkpoint, alarms, and what a kill leaves."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from distgan import evaluate, sample
+from distgan.training.alarms import Alarms, spread
+from distgan.training.checkpoint import Best, Checkpoints
+from distgan.training.evaluation import best_of
+from shared import TINY, computed, make_dataset, metrics, noise, train, weights
+
+
+@pytest.fixture(scope="module")
+def classifier(tiny, tmp_path_factory) -> Path:
+    """A classifier of the tiny dataset's labels."""
+    out = tmp_path_factory.mktemp("classifier") / "tiny.safetensors"
+    assert evaluate.main(["--train_extractor", str(tiny), "--train_images", "200", "--out", str(out)]) == 0
+    return out
+
+
+@pytest.fixture
+def words(tiny, tmp_path, classifier) -> list[object]:
+    cache = ["--evaluate.cache_dir", tmp_path / "cache", "--evaluate.extractor", classifier]
+    return ["--data.shards", tiny, *TINY, *cache, "--evaluate.samples", 40, "--evaluate.every_epochs", 1]
+
+
+def cards(run: Path) -> list[dict]:
+    return [row for row in metrics(run) if "card" in row]
+
+
+def without_times(run: Path) -> list[dict]:
+    rows = computed(run)
+    for row in rows:
+        if "card" in row:
+            del row["card"]["seconds"], row["card"]["time"]
+    return rows
+
+
+def test_cards_and_the_best_checkpoint(words, tmp_path, capsys):
+    run = tmp_path / "run"
+    assert train(*words, "--run_dir", run, "--epochs", 4, "--checkpoint.keep", 1, "--checkpoint.every_epochs", 9) == 0
+    out = capsys.readouterr().out
+    found = cards(run)
+    assert [row["images"] for row in found] == [80, 160, 240, 320]
+    assert all(row["card"]["generator"]["images"] == row["images"] for row in found)
+    values = {row["images"]: row["card"]["metrics"]["fd_classifier"] for row in found}
+    best = min(values, key=lambda images: values[images])
+    kept = {int(path.name) for path in (run / "checkpoints").iterdir() if path.name.isdigit()}
+    assert kept == {best, 320}
+    assert f"checkpoints/{best}: best by fd_classifier, {values[best]:.5g}" in out
+    assert sample.main([str(run), "--out", str(tmp_path / "a.png")]) == 0
+    assert f"checkpoints/{best}/ema.safetensors (best by fd_classifier" in capsys.readouterr().out
+    page = (run / "report.html").read_text()
+    assert "fd_classifier" in page
+
+
+def test_a_resumed_run_has_the_same_cards_and_best(words, tmp_path, monkeypatch):
+    """Killed in the middle of an evaluation: the checkpoint is there, the card is not; and after one."""
+    assert train(*words, "--run_dir", tmp_path / "whole", "--epochs", 4) == 0
+    run = tmp_path / "run"
+    from distgan.metrics.evaluator import Evaluator
+
+    evaluated, call = [0], Evaluator.__call__
+
+    def killed(self, *arguments, **keys):
+        evaluated[0] += 1
+        if evaluated[0] == 2:
+            raise KeyboardInterrupt
+        return call(self, *arguments, **keys)
+
+    monkeypatch.setattr(Evaluator, "__call__", killed)
+    assert train(*words, "--run_dir", run, "--epochs", 4) == 130
+    assert [row["images"] for row in cards(run)] == [80] and weights(run)["images"] == 160
+    assert train(*words, "--run_dir", run, "--epochs", 3) == 0  # evaluates at 160 first
+    assert [row["images"] for row in cards(run)] == [80, 160, 240]
+    assert train(*words, "--run_dir", run, "--epochs", 4) == 0
+    assert weights(run) == weights(tmp_path / "whole")
+    assert [row for row in without_times(run) if "card" in row] == [
+        row for row in without_times(tmp_path / "whole") if "card" in row
+    ]
+    bests = [json.loads((path / "best.json").read_text()) for path in (run, tmp_path / "whole")]
+    assert bests[0] == bests[1]
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--evaluate.extractor", "nowhere.safetensors"], "nowhere.safetensors"),
+        (["--evaluate.metrics", "[fidd]"], "metrics: unknown metric 'fidd'"),
+        (["--evaluate.best", "fid"], "evaluate.best: unknown metric 'fid'; choose from fd_classifier, precision"),
+    ],
+)
+def test_what_is_missing_is_said_at_the_start(words, tmp_path, capsys, more, message):
+    assert train(*words, "--run_dir", tmp_path / "run", *more) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1 and not (tmp_path / "run").exists()
+
+
+def test_best_of():
+    cards = [(10, {"kl": 2.0, "recall": 0.1}), (20, {"kl": 1.0, "recall": 0.3}), (30, {"kl": 1.5, "recall": 0.2})]
+    assert best_of(cards, None) == Best(20, "kl", 1.0) == best_of(cards, "kl")
+    assert best_of(cards, "recall") == Best(20, "recall", 0.3)
+    assert best_of([], None) is None
+
+
+def test_the_best_checkpoint_is_not_pruned(tmp_path):
+    checkpoints = Checkpoints(tmp_path / "checkpoints", keep=1)
+    for images in (10, 20, 30):
+        checkpoints.save({"generator": {"w": torch.ones(1)}}, {"images": images}, {})
+        checkpoints.wait()
+        if images == 10:
+            checkpoints.mark_best(Best(10, "kl", 1.0))
+    assert checkpoints.all() == [10, 30] and checkpoints.best == Best(10, "kl", 1.0)
+    checkpoints.mark_best(Best(30, "kl", 0.5))
+    assert checkpoints.all() == [30]
+    checkpoints.save({"generator": {"w": torch.ones(1)}}, {"images": 40}, {})
+    checkpoints.wait()
+    assert checkpoints.all() == [30, 40]
+    checkpoints.close()
+
+
+def row(**changes: float) -> dict[str, float]:
+    return {"d_real": 0.7, "d_fake": 0.3, "d_loss": 1.0, "r1": 0.1, "d_grad_norm": 1.0, "g_grad_norm": 1.0} | changes
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"d_real": 1.0, "d_fake": 0.001}, "D tells real from generated images without error"),
+        ({"d_loss": 0.01, "r1": 1.0}, "penalties are 99% of D's loss"),
+        ({"g_grad_norm": 1e4}, "g_grad_norm is 1e+04, usually 1"),
+    ],
+)
+def test_alarms_are_raised_once_and_again_after_they_cleared(changes, message):
+    alarms = Alarms(["r1"], absolute=True)
+    for _ in range(6):
+        assert alarms.check(row()) == []
+    lines = [alarms.check(row(**changes)) for _ in range(5)]
+    found = [line for line in lines if line]
+    assert len(found) == 1 and message in found[0][0]
+    for _ in range(60):
+        alarms.check(row())
+    assert any(alarms.check(row(**changes)) for _ in range(3))
+
+
+def test_images_that_are_alike_are_a_collapse():
+    alarms = Alarms([], absolute=False)
+    images = torch.rand(16, 3, 8, 8)
+    alarms.record_diversity(0.01, images_seen=500)  # nothing is learned yet
+    assert alarms.check(row()) == []
+    alarms.record_diversity(spread(images) / spread(torch.rand(16, 3, 8, 8)), 1000)
+    assert alarms.check(row()) == [] and not alarms.collapsed
+    alarms.record_diversity(spread(images[:1].expand(16, 3, 8, 8) + 0.01 * images) / spread(images), 1500)
+    assert "mode collapse" in alarms.check(row())[0] and alarms.collapsed
+    late = Alarms([], absolute=False)
+    late.record_diversity(0.01, 30_000)
+    assert "mode collapse" in late.check(row())[0]
+    assert alarms.check(row(d_real=1.0, d_fake=0.0)) == []  # only differences of logits mean anything
+
+
+def test_a_collapsed_run_ends_and_names_the_best_checkpoint(words, tmp_path, capsys):
+    """With a learning rate of D at which D wins at once; and without the key the run goes on."""
+    data = make_dataset(tmp_path / "set", noise(80) // 8, shards=2)
+    words = [*words, "--data.shards", data, "--d_optimizer.lr", 0.05, "--g_optimizer.lr", 1e-6, "--epochs", 12]
+    words += ["--report.every_images", 16, "--evaluate.extractor", "classifier"]
+    out = tmp_path / "c.safetensors"
+    assert evaluate.main(["--train_extractor", str(data), "--train_images", "100", "--out", str(out)]) == 0
+    words += ["--evaluate.extractor", out]
+    assert train(*words, "--run_dir", tmp_path / "on") == 0
+    assert any("warning" in line for line in metrics(tmp_path / "on"))
+    capsys.readouterr()
+    assert train(*words, "--run_dir", tmp_path / "stopped", "--guard.stop_on_collapse", "true") == 1
+    error = capsys.readouterr().err
+    assert "guard.stop_on_collapse: the run collapsed" in error and error.count("\n") == 1

@@ -122,36 +122,23 @@ def train_classifier(
     train_ids = torch.nonzero(~out)[:, 0].numpy()
     if not out.any() or not len(train_ids):
         raise UsageError(f"train_extractor: {len(inputs)} images are too few to train on some and test on others")
-    total = images or default_images(len(inputs))
+    steps = max(-(-(images or default_images(len(inputs))) // BATCH), 3)
     with torch.random.fork_rng():
         torch.manual_seed(derive_seed(seed, "classifier"))
         network = Classifier(size=dataset.size, channels=inputs.shape[1], num_classes=len(classes)).to(device)
         network = network.to(memory_format=torch.channels_last)
-        optimizer = torch.optim.AdamW(network.parameters(), LR, weight_decay=WEIGHT_DECAY)
-        steps = max(-(-total // BATCH), 3)
-        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LR, total_steps=steps)
         order = rng(seed, "classifier-order")
-        queue = np.empty(0, np.int64)
-        for step in range(steps):
-            while len(queue) < BATCH:
-                queue = np.concatenate([queue, order.permutation(train_ids)])
-            ids, queue = torch.from_numpy(queue[:BATCH]), queue[BATCH:]
-            loss = F.cross_entropy(network(shifted(inputs[ids].to(device), order))[1], targets[ids].to(device))
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            schedule.step()
-            progress(min((step + 1) * BATCH, total), total)
+        fit(network, inputs, targets, train_ids, steps, order, lambda done: progress(done, steps * BATCH))
     network.eval().requires_grad_(False)
-    right = [network(x.to(device))[1].argmax(1).cpu() == y for x, y in batched(inputs[out], targets[out])]
-    accuracy = float(torch.cat(right).double().mean())
+    parts = zip(inputs[out].split(500), targets[out].split(500), strict=True)
+    right = [network(x.to(device))[1].argmax(1).cpu() == y for x, y in parts]
     info = ClassifierInfo(
         VERSION,
         dataset.size,
         inputs.shape[1],
         classes,
         dataset.digest,
-        accuracy,
+        accuracy=float(torch.cat(right).double().mean()),
         held_out=int(out.sum()),
         images=steps * BATCH,
         seed=seed,
@@ -159,8 +146,30 @@ def train_classifier(
     return network, info
 
 
-def batched(images: Tensor, labels: Tensor, size: int = 500) -> zip:
-    return zip(images.split(size), labels.split(size), strict=True)
+def fit(
+    network: Classifier,
+    inputs: Tensor,
+    targets: Tensor,
+    train_ids: np.ndarray,
+    steps: int,
+    order: np.random.Generator,
+    progress: Callable[[int], None],
+) -> None:
+    """Minimize cross-entropy on the images `train_ids` in random order, epoch after epoch."""
+    device = next(network.parameters()).device
+    optimizer = torch.optim.AdamW(network.parameters(), LR, weight_decay=WEIGHT_DECAY)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LR, total_steps=steps)
+    queue = np.empty(0, np.int64)
+    for step in range(steps):
+        while len(queue) < BATCH:
+            queue = np.concatenate([queue, order.permutation(train_ids)])
+        ids, queue = torch.from_numpy(queue[:BATCH]), queue[BATCH:]
+        loss = F.cross_entropy(network(shifted(inputs[ids].to(device), order))[1], targets[ids].to(device))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+        progress((step + 1) * BATCH)
 
 
 def shifted(images: Tensor, generator: np.random.Generator) -> Tensor:

@@ -184,14 +184,7 @@ class Evaluator:
             seed=self.seed,
             histogram=histogram,
             missing=[name for name, count in zip(names, histogram, strict=False) if count == 0],
-            code={
-                "version": __version__,
-                "commit": git_commit(),
-                "torch": torch.__version__,
-                "torch_fidelity": importlib.metadata.version("torch-fidelity"),
-                "device": self.dist.device.type,
-                "processes": self.dist.world_size,
-            },
+            code=code_versions() | {"device": self.dist.device.type, "processes": self.dist.world_size},
             time=datetime.now(UTC).isoformat(timespec="seconds"),
             seconds=round(time.perf_counter() - start, 3),
         )
@@ -220,6 +213,12 @@ def evaluation_of(run: Run) -> Callable[[nn.Module, int], Card]:
         return evaluator(G, z_dim=z_dim, conditional=conditional, images=images_seen, ema=ema)
 
     return evaluate
+
+
+def code_versions() -> dict[str, Any]:
+    """Of distgan and of the libraries that the numbers depend on."""
+    fidelity = importlib.metadata.version("torch-fidelity")
+    return {"version": __version__, "commit": git_commit(), "torch": torch.__version__, "torch_fidelity": fidelity}
 
 
 def choose_metrics(metrics: Sequence[str], extractor: Extractor) -> list[str]:

@@ -18,6 +18,7 @@ from distgan import CorruptDataError, UsageError, cli
 from distgan.config import default_lanes
 from distgan.data.order import Lanes, rank_rows
 from distgan.data.remote import open_storage
+from distgan.data.schema import Manifest
 from distgan.data.shardset import ShardSet, open_shardset
 from distgan.dataset_tool.sources import open_source
 from distgan.images import grid, save_picture
@@ -137,7 +138,7 @@ def stats(dest: str, out: str | None = None, duplicates: int = 20, cache_dir: st
         print(f"{name}: {value}")
     print_duplicates(shards, statistics.duplicates, duplicates)
     for row in shards.classes:
-        print(f"class {row['name']}: {row['samples']}")
+        print(f"class {row.name}: {row.samples}")
     print(f"samples per shard: {shards.counts.min()} to {shards.counts.max()}")
     if out:
         save_picture(grid(statistics.images), Path(out))
@@ -193,19 +194,21 @@ def order(
 
 
 def open_dataset(dest: str, cache_dir: str | None) -> ShardSet:
-    return open_shardset(open_storage(dest, cache_dir), dest)
+    shards = open_shardset(open_storage(dest, cache_dir), dest)
+    shards.check_bounds()
+    return shards
 
 
-def summary(manifest: dict[str, Any]) -> str:
-    labels = f"{len(manifest['classes'])} classes" if manifest["classes"] else "no labels"
-    size = sum(row["bytes"] for row in manifest["shards"]) / 1e6
-    kind = f"{manifest['size']}x{manifest['size']}x{manifest['channels']} {manifest['encoding']}"
-    return f"{manifest['samples']:,} images {kind}, {labels}, {len(manifest['shards'])} shards, {size:.1f} MB"
+def summary(manifest: Manifest) -> str:
+    labels = f"{len(manifest.classes)} classes" if manifest.classes else "no labels"
+    size = sum(row.bytes for row in manifest.shards) / 1e6
+    kind = f"{manifest.size}x{manifest.size}x{manifest.channels} {manifest.encoding}"
+    return f"{manifest.samples:,} images {kind}, {labels}, {len(manifest.shards)} shards, {size:.1f} MB"
 
 
-def details(manifest: dict[str, Any]) -> Iterator[str]:
+def details(manifest: Manifest) -> Iterator[str]:
     """What `make` did to the images, one line for each kind of change."""
-    left_out, converted = manifest["left_out"], dict(manifest["converted"])
+    left_out, converted = manifest.left_out or [], dict(manifest.converted or {})
     if left_out:
         more = [f"and {len(left_out) - 3:,} more in manifest.json"] if len(left_out) > 3 else []
         yield f"left out: {len(left_out):,} ({'; '.join([*left_out[:3], *more])})"

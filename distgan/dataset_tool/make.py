@@ -29,7 +29,16 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from tqdm import tqdm
 
 from distgan import RunError, UsageError, __version__
-from distgan.data.shardset import COLUMNS, FORMAT, SOURCES, channel_stats, class_rows, commit
+from distgan.data.schema import FORMAT, File, Manifest, Shard
+from distgan.data.shardset import (
+    COLUMNS,
+    SOURCES,
+    channel_stats,
+    class_rows,
+    decode_manifest,
+    write_index,
+    write_manifest,
+)
 from distgan.dataset_tool.scan import Scan
 from distgan.dataset_tool.sources import Source, escape_name
 from distgan.files import atomic_write, sha256_file
@@ -93,7 +102,7 @@ def size_warning(size: int) -> str | None:
     return f"warning: no network takes {size}x{size} images; {' or '.join(f'--size {s}' for s in nearest)} would"
 
 
-def make(source: Source, dest: Path, options: Options, jobs: int, sources: bool = True) -> dict[str, Any]:
+def make(source: Source, dest: Path, options: Options, jobs: int, sources: bool = True) -> Manifest:
     """Write `source` as a dataset into the folder `dest` with `jobs` processes; returns the manifest.
 
     The images are ordered by the hash of (seed, name) before they are split into shards: a folder sorted by class gives
@@ -143,23 +152,23 @@ def exclusive_lock(dest: Path) -> Iterator[None]:
             dest.rmdir()
 
 
-def check_existing(dest: Path, options: Options, origin: dict[str, Any], fingerprint: str) -> dict[str, Any]:
+def check_existing(dest: Path, options: Options, origin: dict[str, Any], fingerprint: str) -> Manifest:
     """The manifest of the dataset in `dest`. Raises UsageError unless it is complete, with these options and source."""
     try:
-        manifest = json.loads((dest / "manifest.json").read_bytes())
-        same = (manifest.get("options"), manifest.get("source")) == (asdict(options), origin)
-    except (ValueError, AttributeError):
-        raise UsageError(f"{dest}: manifest.json is corrupt; delete the folder first") from None
-    if not same:
+        manifest = decode_manifest((dest / "manifest.json").read_bytes())
+    except ValueError as error:
+        raise UsageError(f"{dest}: {error}; delete the folder first") from None
+    if (manifest.options, manifest.source) != (asdict(options), origin):
         raise UsageError(f"{dest} holds another dataset; use another folder, or delete this one first")
     path = dest / FINGERPRINT
     if path.exists() and path.read_text().strip() != fingerprint:
         raise UsageError(f"{dest}: the images have changed since; use another folder, or delete this one first")
-    files = [{"name": SOURCES, **manifest["sources"]}] if "sources" in manifest else []
-    for row in [*manifest["shards"], *files]:
-        path = dest / row["name"]
-        if not path.exists() or path.stat().st_size != row["bytes"]:
-            raise UsageError(f"{dest}: {row['name']} is missing or truncated; delete the folder, then re-create it")
+    files = {row.name: row.bytes for row in manifest.shards}
+    if manifest.sources is not None:
+        files[SOURCES] = manifest.sources.bytes
+    for name, size in files.items():
+        if not (dest / name).exists() or (dest / name).stat().st_size != size:
+            raise UsageError(f"{dest}: {name} is missing or truncated; delete the folder, then re-create it")
     shutil.rmtree(dest / MAKING, ignore_errors=True)
     return manifest
 
@@ -392,7 +401,7 @@ def encode(pixels: np.ndarray, options: Options) -> bytes:
     return out.getvalue()
 
 
-def finish(source: Source, dest: Path, options: Options, plan: dict[str, Any], shards: int) -> dict[str, Any]:
+def finish(source: Source, dest: Path, options: Options, plan: dict[str, Any], shards: int) -> Manifest:
     """Write the index, sources.txt and the manifest from the rows in DEST/.making, and remove it.
 
     Returns the manifest. Raises UsageError, and removes what was written, if images cannot be used.
@@ -406,25 +415,28 @@ def finish(source: Source, dest: Path, options: Options, plan: dict[str, Any], s
         raise UsageError(f"{len(bad)} of {len(source)} images cannot be used; {fix}:\n  " + "\n  ".join(bad))
     samples = sum(info.samples for info in written)
     sums, squares = (np.array([getattr(info, name) for info in written]).sum(0) for name in ("sums", "squares"))
-    manifest = {
-        "format": FORMAT,
-        "samples": samples,
-        "size": options.size,
-        "channels": options.channels,
-        "encoding": options.format,
-        "classes": class_rows(source.classes, columns["label"]) if source.labels is not None else [],
-        **channel_stats(sums, squares, samples * (options.size or 0) ** 2),
-        "shards": [{key: getattr(info, key) for key in ("name", "samples", "bytes", "sha256")} for info in written],
-        "options": asdict(options),
-        "source": plan["source"],
-        "converted": dict(sorted(sum((Counter(info.converted) for info in written), Counter()).items())),
-        "left_out": bad,
-        "made_by": f"distgan {__version__}",
-    }
-    if plan["sources"]:
-        manifest["sources"] = write_sources(dest, [source.names[index] for info in written for index in info.images])
+    names = [source.names[index] for info in written for index in info.images]
+    stats = channel_stats(sums, squares, samples * (options.size or 0) ** 2)
+    manifest = Manifest(
+        format=FORMAT,
+        samples=samples,
+        size=options.size or 0,
+        channels=options.channels,  # type: ignore[arg-type]
+        encoding=options.format,  # type: ignore[arg-type]
+        classes=class_rows(source.classes, columns["label"]) if source.labels is not None else [],
+        mean=stats["mean"],
+        std=stats["std"],
+        shards=[Shard(info.name, info.samples, info.bytes, info.sha256) for info in written],
+        options=asdict(options),
+        source=plan["source"],
+        converted=dict(sorted(sum((Counter(info.converted) for info in written), Counter()).items())),
+        left_out=bad,
+        made_by=f"distgan {__version__}",
+        sources=write_sources(dest, names) if plan["sources"] else None,
+        index=write_index(dest, columns),
+    )
     atomic_write(dest / FINGERPRINT, (plan["fingerprint"] + "\n").encode())
-    commit(dest, manifest, columns)
+    write_manifest(dest, manifest)
     for info in infos:
         if not info.samples:
             (dest / info.name).unlink(missing_ok=True)
@@ -442,8 +454,8 @@ def read_rows(dest: Path, shards: int) -> tuple[list[ShardInfo], dict[str, np.nd
     return infos, {name: np.concatenate([part[name] for part in parts]) for name in COLUMNS}
 
 
-def write_sources(dest: Path, names: list[str]) -> dict[str, Any]:
+def write_sources(dest: Path, names: list[str]) -> File:
     """Write DEST/sources.txt; returns its row of the manifest."""
     data = "".join(f"{escape_name(name)}\n" for name in names).encode()
     atomic_write(dest / SOURCES, data)
-    return {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+    return File(len(data), hashlib.sha256(data).hexdigest())

@@ -2,6 +2,7 @@
 
 import io
 import json
+import math
 import mmap
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,8 @@ import xxhash
 from PIL import Image
 
 from distgan import CorruptDataError
-from distgan.data.shardset import COLUMNS, MAX_CLASSES, read_npy_header
+from distgan.data.schema import MAX_CLASSES, MAX_SIZE
+from distgan.data.shardset import COLUMNS, read_npy_header
 from distgan.data.tar import members, split_key
 from distgan.images import ENCODINGS, SHARD_PIL_FORMATS
 
@@ -61,10 +63,12 @@ class Scan:
         try:
             height, width, channels, header = read_image_header(data[offset : offset + size], encoding)
             label = read_label({e: data[o : o + n] for e, (o, n) in sample.items() if e in ("cls", "json")})
-        except (ValueError, KeyError, TypeError, OSError, SyntaxError, Image.DecompressionBombError) as error:
+        except Exception as error:  # decoders document no exceptions
             raise CorruptDataError(f"{self.path}: key {key}: {error}") from None
-        if height != width:
-            raise CorruptDataError(f"{self.path}: key {key} is {width}x{height}; images must be square")
+        if height != width or height > MAX_SIZE:
+            raise CorruptDataError(
+                f"{self.path}: key {key} is {width}x{height}; images must be square, with sides up to {MAX_SIZE}"
+            )
         kind = (height, channels, encoding)
         if self.kind not in (None, kind):
             raise CorruptDataError(
@@ -99,9 +103,9 @@ def read_image_header(data: bytes, encoding: str) -> tuple[int, int, int, int]:
     if encoding == "npy":
         file = io.BytesIO(data)
         shape, fortran, dtype = read_npy_header(file)
-        if dtype != np.uint8 or fortran or len(shape) != 3 or shape[2] not in (1, 3):
+        if dtype != "|u1" or fortran or len(shape) != 3 or shape[2] not in (1, 3):
             raise ValueError(f"an array of {dtype} {shape}; images are uint8 [height, width, 1 or 3]")
-        if len(data) - file.tell() != int(np.prod(shape)):
+        if len(data) - file.tell() != math.prod(shape):
             raise ValueError("the array's size in bytes does not match its shape")
         return (*shape, file.tell())
     with Image.open(io.BytesIO(data), formats=SHARD_PIL_FORMATS) as image:

@@ -59,7 +59,7 @@ def draw(run: Run, state: TrainState, images_seen: int) -> dict[str, Tensor]:
     z = by_position(normal_rows(stream_of("latents"), first, count, config.model.latent))
     random_inputs: dict[str, np.ndarray] = {"z": z}
     if config.data.labels:
-        frequencies = np.cumsum([row["samples"] for row in run.dataset.classes])
+        frequencies = np.cumsum([row.samples for row in run.dataset.classes])
         uniform = by_position(uniform_rows(stream_of("labels"), first, count, 1))[:, 0]
         random_inputs["fake_labels"] = np.searchsorted(frequencies, uniform * frequencies[-1], side="right")
     if config.data.flip:

@@ -96,13 +96,15 @@ def make(
         print(line)
 
 
-def index(dest: str) -> None:
+def index(dest: str, label_key: str = "label") -> None:
     """Write the manifest and the index of tars that another program wrote.
 
     Args:
-        dest: A folder of .tar files, with .npy, .png or .jpg images and .cls or .json labels.
+        dest: A folder of .tar files, with .npy, .png or .jpg images and .cls or .json labels, or a dataset.json of
+            labels; a classes.json names the classes.
+        label_key: The key of a .json that holds the label, a number or a name.
     """
-    manifest = distgan.dataset_tool.check.index(Path(dest), progress)
+    manifest = distgan.dataset_tool.check.index(Path(dest), progress, label_key)
     print(f"{dest}: {summary(manifest)}")
 
 

@@ -125,6 +125,7 @@ class Originals:
         for name in ("npy", "png"):
             make_dataset(folder / name, noise(8), shards=2, format=name)
             self.images[name] = read(folder / name)
+        (folder / "png" / "classes.json").write_text(json.dumps(["a", "b", "c"]))
         (folder / "labels").mkdir()
         names = [f"{i}.png" for i in range(3)]
         for name, image in zip(names, noise(3), strict=True):
@@ -173,9 +174,9 @@ def damage_dataset(case: Path, originals: Originals, rng: random.Random) -> str:
     name = rng.choice(("npy", "png"))
     folder = case / "dataset"
     shutil.copytree(originals.folder / name, folder)
-    file = rng.choice(("manifest.json", "manifest.json", "index.npz", "shard-000000.tar", "shard-000001.tar"))
+    file = rng.choice(("manifest.json", "manifest.json", *(path.name for path in sorted(folder.iterdir()))))
     data, path = (folder / file).read_bytes(), folder / file
-    if file == "manifest.json" and rng.random() < 0.8:
+    if path.suffix == ".json" and rng.random() < 0.8:
         path.write_text(mutate_json(data, rng))
     elif path.suffix == ".tar" and rng.random() < 0.5:
         path.write_bytes(mutate_tar(data, rng))

@@ -23,6 +23,8 @@ WeightsName = Annotated[str, Meta(pattern=r"^[A-Za-z0-9_-]+\.safetensors\Z")]
 Channels = Literal[1, 3]
 Size = Annotated[int, Meta(ge=1, le=MAX_SIZE)]
 Label = int | str
+ClassNames = list[str] | dict[str, int]
+"""classes.json: names by label, or labels by name."""
 
 
 class File(Struct, frozen=True):

@@ -11,9 +11,8 @@ import numpy as np
 
 from distgan import CorruptDataError, UsageError, __version__
 from distgan.data.order import Lanes
-from distgan.data.schema import FORMAT, Manifest, Shard
+from distgan.data.schema import FORMAT, Label, Manifest, Shard
 from distgan.data.shardset import (
-    COLUMNS,
     ShardSet,
     channel_stats,
     class_rows,
@@ -22,6 +21,7 @@ from distgan.data.shardset import (
     write_manifest,
 )
 from distgan.data.stream import Reader
+from distgan.dataset_tool.labels import labels_beside, number_labels
 from distgan.dataset_tool.scan import Scan
 from distgan.files import sha256_file
 
@@ -74,7 +74,7 @@ def verify_shard(
             yield str(error)
             break
     columns = Scan(path).arrays()
-    if any(not np.array_equal(columns[name], shards.columns[name][ids]) for name in COLUMNS):
+    if any(not np.array_equal(column, shards.columns[name][ids]) for name, column in columns.items()):
         yield f"{path}: its samples do not match the index"
 
 
@@ -88,16 +88,24 @@ def verify_image(reader: Reader, id: int, sources: list[str] | None) -> None:
         raise CorruptDataError(f"{error}; made from {sources[id]}") from None
 
 
-def index(folder: Path, progress: Progress = iter) -> Manifest:
-    """Write manifest.json and index.npz for the tars in `folder` (labels from .cls or .json); returns the manifest.
+def index(folder: Path, progress: Progress = iter, label_key: str = "label") -> Manifest:
+    """Write manifest.json and index.npz for the tars in `folder`; returns the manifest.
 
-    In a dataset that `shards make` wrote, only index.npz is written. Raises UsageError for a folder without tars, and
-    CorruptDataError if their images are not square or differ in size, channels or encoding.
+    Labels are those of .cls members, of .json members under `label_key`, or of a dataset.json in the folder; names of
+    classes those of its classes.json, or the labels themselves. In a dataset that `shards make` wrote, only index.npz
+    is written. Raises UsageError for a folder without tars, and CorruptDataError if their images are not square or
+    differ in size, channels or encoding.
     """
-    rows, columns, (size, channels, encoding) = scan_folder(folder, progress)
-    labels = columns["label"]
-    if labels.min() < 0 <= labels.max():
+    beside, names = labels_beside(folder)
+    rows, columns, found, (size, channels, encoding) = scan_folder(folder, progress, label_key, beside)
+    if None in found and any(label is not None for label in found):
         raise CorruptDataError(f"{folder}: some samples have a label and some have none")
+    if None in found and label_key != "label":
+        raise UsageError(f"--label_key: no .json in {folder} has a {label_key!r}")
+    try:
+        columns["label"], names = (np.full(len(found), -1), []) if None in found else number_labels(found, names)
+    except ValueError as error:
+        raise CorruptDataError(f"{folder}: {error}") from None
     path, existing = folder / "manifest.json", None
     if path.exists():
         try:
@@ -111,11 +119,11 @@ def index(folder: Path, progress: Progress = iter) -> Manifest:
     else:
         manifest = Manifest(
             format=FORMAT,
-            samples=len(labels),
+            samples=len(found),
             size=size,
             channels=channels,
             encoding=encoding,
-            classes=class_rows([str(i) for i in range(labels.max() + 1)], labels) if labels.min() >= 0 else [],
+            classes=class_rows(names, columns["label"]) if names else [],
             shards=rows,
             made_by=f"distgan {__version__}, index",
             index=write_index(folder, columns),
@@ -124,14 +132,16 @@ def index(folder: Path, progress: Progress = iter) -> Manifest:
     return manifest
 
 
-def scan_folder(folder: Path, progress: Progress) -> tuple[list[Shard], dict[str, np.ndarray], tuple[Any, Any, Any]]:
-    """The manifest's `shards`, the index columns, and the (size, channels, encoding) of the tars in `folder`."""
+def scan_folder(
+    folder: Path, progress: Progress, label_key: str, beside: dict[str, Label]
+) -> tuple[list[Shard], dict[str, Any], list[Any], tuple[Any, Any, Any]]:
+    """The manifest's `shards`, the index columns, the labels, and the (size, channels, encoding) of the tars."""
     paths = sorted(folder.rglob("*.tar")) if folder.is_dir() else []
     if not paths:
         raise UsageError(f"{folder}: there is no .tar in it")
-    rows, parts, kind = [], [], None
+    rows, parts, labels, kind = [], [], [], None
     for path in progress(paths):
-        scan = Scan(path)
+        scan = Scan(path, label_key)
         if scan.kind is None:
             raise CorruptDataError(f"{path}: holds no image")
         if kind not in (None, scan.kind):
@@ -141,10 +151,11 @@ def scan_folder(folder: Path, progress: Progress) -> tuple[list[Shard], dict[str
             )
         kind = scan.kind
         parts.append(scan.arrays())
+        labels += [beside.get(n) if label is None else label for label, n in zip(scan.labels, scan.names, strict=True)]
         name = path.relative_to(folder).as_posix()
-        rows.append(Shard(name, len(parts[-1]["label"]), path.stat().st_size, sha256_file(path)))
+        rows.append(Shard(name, len(scan.labels), path.stat().st_size, sha256_file(path)))
     assert kind is not None
-    return rows, {name: np.concatenate([part[name] for part in parts]) for name in COLUMNS}, kind
+    return rows, {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}, labels, kind
 
 
 class Statistics(NamedTuple):

@@ -310,6 +310,7 @@ def write_shard(shard: int, indices: list[int]) -> None:
         os.fsync(file.fileno())
     info.bytes, info.sha256 = temporary.stat().st_size, sha256_file(temporary)
     columns = Scan(temporary).arrays()
+    columns["label"] = np.full(info.samples, -1) if source.labels is None else source.labels[info.images]
     os.replace(temporary, dest / info.name)
     rows = io.BytesIO()
     np.savez(rows, meta=np.array(json.dumps(asdict(info))), **columns)  # type: ignore[arg-type]

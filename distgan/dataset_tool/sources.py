@@ -1,6 +1,5 @@
 """What `shards make` reads: folders, class-folder trees, zips, and built-in datasets by name."""
 
-import csv
 import gzip
 import io
 import os
@@ -16,7 +15,8 @@ import numpy as np
 from PIL import Image
 
 from distgan import UsageError
-from distgan.data.schema import MAX_CLASSES, Label, LabelFile, LabelRow, decode
+from distgan.data.schema import Label
+from distgan.dataset_tool.labels import number_labels, parse_labels
 from distgan.images import PIL_FORMATS
 from distgan.rng import rng
 
@@ -156,20 +156,6 @@ def add_labels(source: Source, labels: str, read: Callable[[str], bytes]) -> Sou
     return source
 
 
-def parse_labels(suffix: str, data: bytes, where: str) -> dict[str, Label]:
-    """{file name: label} of a CSV (two columns), JSONL ({"file_name", "label"}) or NVlabs dataset.json."""
-    try:
-        if suffix == ".csv":
-            rows = [row for row in csv.reader(io.StringIO(data.decode())) if row]
-            return {row[0]: row[1] for row in rows if row[:2] != ["file_name", "label"]}
-        if suffix == ".jsonl":
-            lines = [decode(line, LabelRow) for line in data.splitlines() if line.strip()]
-            return {row.file_name: row.label for row in lines}
-        return dict(decode(data, LabelFile).labels or [])
-    except (ValueError, IndexError, csv.Error) as error:
-        raise UsageError(f"{where}: not a list of file names and labels ({error})") from None
-
-
 def assign_labels(source: Source, rows: dict[str, Label], where: str) -> Source:
     if not rows:
         return source
@@ -181,19 +167,6 @@ def assign_labels(source: Source, rows: dict[str, Label], where: str) -> Source:
     except ValueError as error:
         raise UsageError(f"{where}: {error}") from None
     return source
-
-
-def number_labels(labels: Sequence[Label]) -> tuple[np.ndarray, list[str]]:
-    """Labels as numbers, int64 [N], and the classes' names: integers stay, names are sorted. Raises ValueError."""
-    if not all(isinstance(label, int) or label.isdecimal() for label in labels):
-        names = sorted({str(label) for label in labels})
-        index = {name: i for i, name in enumerate(names)}
-        return np.array([index[str(label)] for label in labels]), names
-    numbers = np.array([int(label) if len(str(label)) < 19 else MAX_CLASSES for label in labels])
-    outside = np.flatnonzero((numbers < 0) | (numbers >= MAX_CLASSES))
-    if len(outside):
-        raise ValueError(f"the label {labels[outside[0]]} is not in [0, {MAX_CLASSES:,})")
-    return numbers, [str(i) for i in range(int(numbers.max()) + 1)]
 
 
 def from_arrays(name: str, images: np.ndarray, labels: np.ndarray, classes: Sequence[str]) -> Source:

@@ -504,6 +504,66 @@ def test_shards_of_another_program_are_indexed(tmp_path):
     assert np.array_equal(read.images, images) and read.labels.tolist() == [i % 4 for i in range(20)]
 
 
+def foreign(folder: Path, fields: list[dict[str, Any]], **beside: Any) -> Path:
+    """A folder with a tar of 8x8 images that have these fields too, and JSON files beside it."""
+    folder.mkdir()
+    with open(folder / "0.tar", "wb") as file, wds.writer.TarWriter(file) as tar:
+        for i, image in enumerate(noise(len(fields))):
+            tar.write({"__key__": f"{i}", "png": image, **fields[i]})
+    for name, value in beside.items():
+        (folder / f"{name}.json").write_text(json.dumps(value))
+    return folder
+
+
+BESIDE = {"dataset": {"labels": [["0.png", "b"], ["1.png", "a"], ["2.png", "b"]]}}
+NUMBERS = [{"json": {"label": i, "kind": n}} for i, n in zip((1, 0, 1), ("cat", "ant", "cat"), strict=True)]
+
+
+@pytest.mark.parametrize(
+    ("fields", "beside", "words", "names", "labels"),
+    [
+        (NUMBERS, {}, [], ["0", "1"], [1, 0, 1]),
+        (NUMBERS, {"classes": ["bee", "cow", "dog"]}, [], ["bee", "cow", "dog"], [1, 0, 1]),
+        (NUMBERS, {"classes": {"cow": 1, "bee": 0}}, [], ["bee", "cow"], [1, 0, 1]),
+        (NUMBERS, {}, ["--label_key", "kind"], ["ant", "cat"], [1, 0, 1]),
+        (NUMBERS, {"classes": ["cat", "ant"]}, ["--label_key", "kind"], ["cat", "ant"], [0, 1, 0]),
+        ([{"cls": i} for i in (0, 2, 1)], {"classes": ["x", "y", "z"]}, [], ["x", "y", "z"], [0, 2, 1]),
+        (
+            [{}] * 3,
+            {"dataset": {"labels": [["0.png", "b"], ["1.png", "a"], ["2.png", "b"]]}},
+            [],
+            ["a", "b"],
+            [1, 0, 1],
+        ),
+        ([{}] * 3, {}, [], [], [-1] * 3),
+    ],
+)
+def test_foreign_shards_keep_the_names_of_their_classes(tmp_path, fields, beside, words, names, labels):
+    folder = foreign(tmp_path / "foreign", fields, **beside)
+    assert command("index", folder, *words) == 0 and command("verify", folder) == 0
+    dataset = open_dataset(folder)
+    assert [row.name for row in dataset.classes] == names and dataset.columns["label"].tolist() == labels
+
+
+@pytest.mark.parametrize(
+    ("beside", "words", "message"),
+    [
+        ({"classes": ["one"]}, [], "the label 1 is not in .0, 1."),
+        ({"classes": ["a", "a"]}, [], "classes.json: not the names of classes"),
+        ({"classes": {"a": 0, "b": 2}}, [], "classes.json: .*its numbers are not 0 to 1"),
+        ({"classes": 3}, [], "classes.json: .*Expected"),
+        ({"classes": ["cat"]}, ["--label_key", "kind"], "the label 'ant' is not one of the 1 classes"),
+        ({}, ["--label_key", "sort"], "--label_key: no .json in .* has a 'sort'"),
+        ({"dataset": {"labels": [[1, 2]]}}, [], "dataset.json: not a list of file names and labels"),
+    ],
+)
+def test_names_that_do_not_fit_are_reported(tmp_path, capsys, beside, words, message):
+    folder = foreign(tmp_path / "foreign", NUMBERS, **beside)
+    assert command("index", folder, *words) in (1, 2) and not (folder / "manifest.json").exists()
+    error = capsys.readouterr().err
+    assert re.search(message, error) and error.count("\n") == 1
+
+
 def test_order_prints_the_keys_of_each_rank(tiny, capsys):
     def printed(*args: object) -> list[list[str]]:
         assert command("order", tiny, "--batch", 16, "--seed", 3, "--count", 5, *args) == 0

@@ -1,6 +1,7 @@
-"""`distgan shards make|index|verify|stats|order`: write, check and inspect datasets of WebDataset shards."""
+"""`distgan shards make|join|index|verify|stats|order`: write, check and inspect datasets of WebDataset shards."""
 
 import os
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +14,7 @@ import jsonargparse
 from tqdm import tqdm
 
 import distgan.dataset_tool.check
+import distgan.dataset_tool.join
 import distgan.dataset_tool.make
 from distgan import CorruptDataError, UsageError, cli
 from distgan.config import default_lanes
@@ -43,6 +45,7 @@ def make(
     skip_bad: bool = False,
     record_paths: bool = True,
     jobs: int | None = None,
+    part: str | None = None,
 ) -> None:
     """Write the images of SRC as a dataset of shards into the folder DEST.
 
@@ -65,7 +68,10 @@ def make(
         skip_bad: Leave out images that cannot be used; default: fail with a list of them.
         record_paths: Write sources.txt, the path in the folder or zip of every sample.
         jobs: Number of processes; default: one per CPU core.
+        part: I/N: write only the I-th of N parts of the shards, from 1; the other parts on other machines, in any
+            order; `shards join` completes the dataset.
     """
+    which = parse_part(part)
     if size is not None and not 4 <= size <= 4096:
         raise UsageError(f"--size: {size} is not between 4 and 4096")
     if not 1 <= quality <= 95:
@@ -90,7 +96,31 @@ def make(
     if warning := distgan.dataset_tool.make.size_warning(options.size):
         print(warning, file=sys.stderr)
     jobs = jobs or len(os.sched_getaffinity(0))
-    manifest = distgan.dataset_tool.make.make(opened, Path(dest), options, jobs, record_paths)
+    manifest = distgan.dataset_tool.make.make(opened, Path(dest), options, jobs, record_paths, which)
+    if manifest is None:
+        print(f"{dest}: part {part} is written; when all are, `distgan shards join {dest}`")
+        return
+    print(f"{dest}: {summary(manifest)}")
+    for line in details(manifest):
+        print(line)
+
+
+def parse_part(part: str | None) -> tuple[int, int] | None:
+    if part is None:
+        return None
+    found = re.fullmatch(r"(\d{1,6})/(\d{1,6})", part)
+    if found is None or not 1 <= int(found[1]) <= int(found[2]):
+        raise UsageError(f"--part: {part!r} is not I/N with I from 1 to N, such as 2/4")
+    return int(found[1]), int(found[2])
+
+
+def join(dest: str) -> None:
+    """Complete a dataset whose parts `make --part I/N` wrote: check that all are there, write index and manifest.
+
+    Args:
+        dest: The folder of all parts.
+    """
+    manifest = distgan.dataset_tool.join.join(Path(dest))
     print(f"{dest}: {summary(manifest)}")
     for line in details(manifest):
         print(line)
@@ -228,7 +258,7 @@ def progress(items: Any) -> Any:
 
 
 PROG = "distgan shards"
-COMMANDS = {"make": make, "index": index, "verify": verify, "stats": stats, "order": order}
+COMMANDS = {"make": make, "join": join, "index": index, "verify": verify, "stats": stats, "order": order}
 FLAGS = ("--skip_bad", "--record_paths")
 """Options that mean true when none of BOOLS follows."""
 BOOLS = ("true", "false", "yes", "no", "on", "off")

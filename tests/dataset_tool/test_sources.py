@@ -131,8 +131,8 @@ def test_kill_between_sources_and_manifest(dataset, folder_of_images, tmp_path):
     args = [str(folder_of_images), str(tmp_path / "killed"), "--skip_bad", "--shard_mb", "0.007"]
     killed_before_the_manifest = """
 import os, signal, sys
-import distgan.dataset_tool.make, distgan.shards
-distgan.dataset_tool.make.write_manifest = lambda *args: os.kill(os.getpid(), signal.SIGKILL)
+import distgan.dataset_tool.join, distgan.shards
+distgan.dataset_tool.join.write_manifest = lambda *args: os.kill(os.getpid(), signal.SIGKILL)
 distgan.shards.main(["make", *sys.argv[1:]])
 """
     subprocess.run([sys.executable, "-c", killed_before_the_manifest, *args], cwd=ROOT, capture_output=True)

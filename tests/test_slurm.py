@@ -52,12 +52,17 @@ def slurm_env():
 @pytest.fixture(scope="module")
 def submit_dir(tmp_path_factory):
     """The directory to submit from, with a dataset and `reference`, an uninterrupted run on two processes."""
-    folder = tmp_path_factory.mktemp("submit")
-    (folder / "distgan").symlink_to(ROOT / "distgan")
-    shutil.copytree(ROOT / "launch", folder / "launch", ignore=shutil.ignore_patterns("*.out", "control"))
+    folder = copy_launch(tmp_path_factory.mktemp("submit"))
     make_dataset(folder / "dataset", noise(80))
     args = ["--data.shards", folder / "dataset", *TINY, "--images", IMAGES, *RARE_OUTPUT]
     launch(2, *args, "--run_dir", folder / "reference")
+    return folder
+
+
+def copy_launch(folder: Path) -> Path:
+    """Make `folder` one to submit from."""
+    (folder / "distgan").symlink_to(ROOT / "distgan")
+    shutil.copytree(ROOT / "launch", folder / "launch", ignore=shutil.ignore_patterns("*.out", "control"))
     return folder
 
 
@@ -355,16 +360,16 @@ def test_node_failure(slurm_env, submit_dir):
     assert int(fields["Restarts"]) >= 1 and "resuming from" in job.log() and equals_reference(job)
 
 
-def test_parts_of_a_dataset(slurm_env, submit_dir):
+def test_parts_of_a_dataset(slurm_env, tmp_path):
     """Four parts on two nodes, one of them killed and requeued: joined, the files are those of a set made in one go."""
-    folder = submit_dir / "parts"
-    (folder / "images").mkdir(parents=True)
+    folder = copy_launch(tmp_path)
+    (folder / "images").mkdir()
     for i, image in enumerate(noise(400, 128)):
         Image.fromarray(image).save(folder / "images" / f"{i}.png")
     words = [str(folder / "images"), str(folder / "dataset"), "--size", "256", "--format", "png", "--shard_mb", "2"]
-    options = ["--array=1-4", "--cpus-per-task=1", "--ntasks-per-node=1", "--time=10", "--parsable"]
+    options = ["--array=1-4", "--exclusive", "--cpus-per-task=1", "--ntasks-per-node=1", "--time=10", "--parsable"]
     command = ["sbatch", *options, "launch/make.sbatch", *words]
-    done = subprocess.run(command, cwd=submit_dir, env=slurm_env, capture_output=True, text=True, check=True)
+    done = subprocess.run(command, cwd=folder, env=slurm_env, capture_output=True, text=True, check=True)
     array, making = done.stdout.strip(), folder / "dataset" / ".making"
     deadline = time.monotonic() + 240
 
@@ -381,7 +386,7 @@ def test_parts_of_a_dataset(slurm_env, submit_dir):
         if re.findall(r"JobState=(\w+)", shown).count("COMPLETED") == 4:
             break
         time.sleep(0.5)
-    logs = "".join(path.read_text() for path in (submit_dir / "launch/logs").glob(f"distgan-make-{array}_*.out"))
+    logs = "".join(path.read_text() for path in (folder / "launch/logs").glob(f"distgan-make-{array}_*.out"))
     restarts = dict(zip(re.findall(r"ArrayTaskId=(\d)", shown), re.findall(r"Restarts=(\d)", shown), strict=True))
     assert restarts == {"1": "0", "2": "1", "3": "0", "4": "0"}, shown + logs
     total = len(list((folder / "dataset").glob("*.tar")))

@@ -10,6 +10,7 @@ import re
 import sys
 import time
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -41,6 +42,9 @@ RANGES = {
 
 
 INTERRUPTED = "distgan: interrupted"
+ECHO = 200
+"""Characters of what was given that a message repeats, at most."""
+MAX_DIGITS, MAX_DEPTH = 300, 20  # of a number, so that a float can hold it, and of lists and sections in each other
 
 
 def run(command: Callable[[list[str]], None], argv: Sequence[str] | None = None) -> int:
@@ -52,11 +56,12 @@ def run(command: Callable[[list[str]], None], argv: Sequence[str] | None = None)
     try:
         command(list(sys.argv[1:] if argv is None else argv))
     except DistganError as error:
-        report_to_launcher(f"distgan: {error}")
+        message = f"distgan: {shorten_values(str(error))}"
+        report_to_launcher(message)
         # All processes of a node read the same arguments and files: what is wrong there is printed once per node.
         printer = not isinstance(error, UsageError) or os.environ.get("LOCAL_RANK", "0") == "0"
         if os.environ.get("RANK", "0") == "0" or (printer and not error.on_all_ranks):
-            print(f"distgan: {error}", file=sys.stderr, flush=True)
+            print(message, file=sys.stderr, flush=True)
         return error.exit_code
     except KeyboardInterrupt:
         print(INTERRUPTED, file=sys.stderr, flush=True)
@@ -67,9 +72,44 @@ def run(command: Callable[[list[str]], None], argv: Sequence[str] | None = None)
     except BrokenPipeError:  # `distgan shards order ... | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except OSError as error:
-        print(f"distgan: {format_os_error(error)}", file=sys.stderr, flush=True)
+        print(f"distgan: {shorten_values(format_os_error(error))}", file=sys.stderr, flush=True)
+        return 1
+    except MemoryError:
+        print("distgan: out of memory", file=sys.stderr, flush=True)
         return 1
     return 0
+
+
+def check_value(key: str, value: Any, depth: int = 0) -> None:
+    """Raises UsageError, with the key, for what no key can take: a NUL byte, a number beyond 64 bits, deep nesting."""
+    key = shorten(key.lstrip("-").split("=")[0] or "the command line")
+    if depth > MAX_DEPTH:
+        raise UsageError(f"{key}: nested more than {MAX_DEPTH} deep")
+    if isinstance(value, str) and "\0" in value:
+        raise UsageError(f"{key}: a NUL byte in {shorten(value)!r}")
+    if isinstance(value, int) and not -(2**63) <= value < 2**63:
+        raise UsageError(f"{key}: a number beyond 64 bits")
+    if isinstance(value, dict | list | tuple):
+        for name, inner in value.items() if isinstance(value, dict) else enumerate(value):
+            check_value(f"{key}.{name}" if depth else str(name), inner, depth + 1)
+
+
+def is_file(path: str) -> bool:
+    try:
+        return Path(path).is_file()
+    except (OSError, ValueError):  # too long, or with a NUL byte
+        return False
+
+
+def shorten(text: str, limit: int = ECHO) -> str:
+    """The start and the end of `text`, together at most `limit` characters."""
+    return text if len(text) <= limit else f"{text[: limit // 2]} ... {text[5 - limit // 2 :]}"
+
+
+def shorten_values(message: str) -> str:
+    """`message` with its long words and quotations shortened, and then its long lines."""
+    message = re.sub(rf"\S{{{ECHO + 1},}}|'[^'\n]{{{ECHO},}}'", lambda found: shorten(found[0]), message)
+    return "\n".join(shorten(line, 3 * ECHO) for line in message.split("\n"))
 
 
 def report_to_launcher(message: str) -> None:
@@ -103,6 +143,24 @@ class Parser(jsonargparse.ArgumentParser):
         kwargs["allow_abbrev"] = False  # an abbreviated key is a typing error
         super().__init__(*args, **kwargs)
 
+    def parse_args(self, args: Any = None, *more: Any, **options: Any) -> Any:
+        """As argparse; refuses what no key can take, before and after. Raises UsageError."""
+        words = list(sys.argv[1:] if args is None else args)
+        given = [
+            word.removeprefix("--config=") for flag, word in pairwise(["", *words]) if "--config" in (flag, word[:8])
+        ]
+        for text in ["\n".join(words), *(Path(path).read_text() for path in given if is_file(path))]:
+            if number := re.search(rf"([\w.]+)\W+\d{{{MAX_DIGITS},}}", text):
+                raise UsageError(f"{shorten(number[1])}: a number of more than {MAX_DIGITS} digits")
+        for flag, word in pairwise(["", *words]):
+            check_value(word if word.startswith("--") else flag, word)
+        try:
+            namespace = super().parse_args(words, *more, **options)
+            check_value("", namespace.as_dict())
+        except RecursionError:
+            raise UsageError("the configuration is nested too deep") from None
+        return namespace
+
     def error(self, message: str, ex: Exception | None = None) -> Any:
         raise UsageError(self.one_line(message)) from None
 
@@ -110,21 +168,21 @@ class Parser(jsonargparse.ArgumentParser):
         message = " ".join(message.split())
         if message.startswith("Unexpected config:"):
             found = message.removeprefix("Unexpected config:").strip()
-            return f"--config: {found or 'an empty file'} sets no key"
+            return f"--config: {shorten(found) or 'an empty file'} sets no key"
         unknown = re.search(r"(?i)^Unrecognized arguments: --(\S+)|^Option '(.+)' is not accepted", message)
         in_group = re.search(r"^Group '(.+)' does not accept option '(.+)'", message)
         found = unknown or in_group
         if found:
             key = ".".join(name for name in found.groups() if name).split("=")[0]
-            return f"{key}: no such key; {self.suggest(key)}"
+            return f"{shorten(key)}: no such key; {self.suggest(key)}"
         number = re.search(r'^Parser key "([^"]+)":.*Not of type (\w+): (.*)', message)
         if number and number[2] in RANGES:
             value = re.search(r"Given value: (.*)|'(.*)'$|^(\S+) (?:does not conform|not a)", number[3])
             got = next((text for text in value.groups() if text is not None), "") if value else number[3]
-            return f"{number[1]}: expected {RANGES[number[2]]}, got {got}"
+            return f"{number[1]}: expected {RANGES[number[2]]}, got {shorten(got)}"
         message = re.sub(r"^Parser key \"([^\"]+)\": ", r"\1: ", message)
         message = re.sub(r"<class '(\w+)'>|typing\.Literal", lambda found: found[1] or "one of ", message)
-        return message.replace("Expected a ", "expected ").replace(". Got value: ", ", got ")
+        return shorten(message.replace("Expected a ", "expected ").replace(". Got value: ", ", got "))
 
     def suggest(self, key: str) -> str:
         known = [action.dest for action in self._actions if action.dest not in ("help", "print_shtab")]

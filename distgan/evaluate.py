@@ -94,14 +94,14 @@ def evaluate_generator(run_or_file: str, data: str | None, options: dict[str, An
     data = data or trained_on(run)
     dist = Distributed(Config())
     G = dist.run_on_all(lambda: load_generator(run_or_file, dist.device, newest=True))
-    images = load_weights(G.path)[1].get("images")
+    images = load_weights(G.path)[1].images
     dataset = dist.run_on_all(lambda: open_dataset(data))
     if (G.size, G.channels) != (dataset.size, dataset.channels):
         raise UsageError(
             f"data: {data} has images {dataset.size}x{dataset.size}x{dataset.channels}, the generator makes "
             f"{G.size}x{G.size}x{G.channels}"
         )
-    if G.classes and G.classes != [row["name"] for row in dataset.classes]:
+    if G.classes and G.classes != [row.name for row in dataset.classes]:
         raise UsageError(f"data: the classes of {data} are not those that the generator was trained with")
     evaluator = Evaluator(dist, dataset, path=data, **options)
     about = {"images": images, "ema": G.path.stem == "ema", "file": str(G.path)}

@@ -1,6 +1,7 @@
-"""`distgan shards make|index|verify|stats|order`: write, check and inspect datasets of WebDataset shards."""
+"""`distgan shards make|join|index|verify|stats|order`: write, check and inspect datasets of WebDataset shards."""
 
 import os
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,11 +14,13 @@ import jsonargparse
 from tqdm import tqdm
 
 import distgan.dataset_tool.check
+import distgan.dataset_tool.join
 import distgan.dataset_tool.make
 from distgan import CorruptDataError, UsageError, cli
 from distgan.config import default_lanes
 from distgan.data.order import Lanes, rank_rows
 from distgan.data.remote import open_storage
+from distgan.data.schema import Manifest
 from distgan.data.shardset import ShardSet, open_shardset
 from distgan.dataset_tool.sources import open_source
 from distgan.images import grid, save_picture
@@ -42,6 +45,7 @@ def make(
     skip_bad: bool = False,
     record_paths: bool = True,
     jobs: int | None = None,
+    part: str | None = None,
 ) -> None:
     """Write the images of SRC as a dataset of shards into the folder DEST.
 
@@ -64,7 +68,10 @@ def make(
         skip_bad: Leave out images that cannot be used; default: fail with a list of them.
         record_paths: Write sources.txt, the path in the folder or zip of every sample.
         jobs: Number of processes; default: one per CPU core.
+        part: I/N: write only the I-th of N parts of the shards, from 1; the other parts on other machines, in any
+            order; `shards join` completes the dataset.
     """
+    which = parse_part(part)
     if size is not None and not 4 <= size <= 4096:
         raise UsageError(f"--size: {size} is not between 4 and 4096")
     if not 1 <= quality <= 95:
@@ -89,19 +96,45 @@ def make(
     if warning := distgan.dataset_tool.make.size_warning(options.size):
         print(warning, file=sys.stderr)
     jobs = jobs or len(os.sched_getaffinity(0))
-    manifest = distgan.dataset_tool.make.make(opened, Path(dest), options, jobs, record_paths)
+    manifest = distgan.dataset_tool.make.make(opened, Path(dest), options, jobs, record_paths, which)
+    if manifest is None:
+        print(f"{dest}: part {part} is written; when all are, `distgan shards join {dest}`")
+        return
     print(f"{dest}: {summary(manifest)}")
     for line in details(manifest):
         print(line)
 
 
-def index(dest: str) -> None:
+def parse_part(part: str | None) -> tuple[int, int] | None:
+    if part is None:
+        return None
+    found = re.fullmatch(r"(\d{1,6})/(\d{1,6})", part)
+    if found is None or not 1 <= int(found[1]) <= int(found[2]):
+        raise UsageError(f"--part: {part!r} is not I/N with I from 1 to N, such as 2/4")
+    return int(found[1]), int(found[2])
+
+
+def join(dest: str) -> None:
+    """Complete a dataset whose parts `make --part I/N` wrote: check that all are there, write index and manifest.
+
+    Args:
+        dest: The folder of all parts.
+    """
+    manifest = distgan.dataset_tool.join.join(Path(dest))
+    print(f"{dest}: {summary(manifest)}")
+    for line in details(manifest):
+        print(line)
+
+
+def index(dest: str, label_key: str = "label") -> None:
     """Write the manifest and the index of tars that another program wrote.
 
     Args:
-        dest: A folder of .tar files, with .npy, .png or .jpg images and .cls or .json labels.
+        dest: A folder of .tar files, with .npy, .png or .jpg images and .cls or .json labels, or a dataset.json of
+            labels; a classes.json names the classes.
+        label_key: The key of a .json that holds the label, a number or a name.
     """
-    manifest = distgan.dataset_tool.check.index(Path(dest), progress)
+    manifest = distgan.dataset_tool.check.index(Path(dest), progress, label_key)
     print(f"{dest}: {summary(manifest)}")
 
 
@@ -137,7 +170,7 @@ def stats(dest: str, out: str | None = None, duplicates: int = 20, cache_dir: st
         print(f"{name}: {value}")
     print_duplicates(shards, statistics.duplicates, duplicates)
     for row in shards.classes:
-        print(f"class {row['name']}: {row['samples']}")
+        print(f"class {row.name}: {row.samples}")
     print(f"samples per shard: {shards.counts.min()} to {shards.counts.max()}")
     if out:
         save_picture(grid(statistics.images), Path(out))
@@ -193,19 +226,21 @@ def order(
 
 
 def open_dataset(dest: str, cache_dir: str | None) -> ShardSet:
-    return open_shardset(open_storage(dest, cache_dir), dest)
+    shards = open_shardset(open_storage(dest, cache_dir), dest)
+    shards.check_bounds()
+    return shards
 
 
-def summary(manifest: dict[str, Any]) -> str:
-    labels = f"{len(manifest['classes'])} classes" if manifest["classes"] else "no labels"
-    size = sum(row["bytes"] for row in manifest["shards"]) / 1e6
-    kind = f"{manifest['size']}x{manifest['size']}x{manifest['channels']} {manifest['encoding']}"
-    return f"{manifest['samples']:,} images {kind}, {labels}, {len(manifest['shards'])} shards, {size:.1f} MB"
+def summary(manifest: Manifest) -> str:
+    labels = f"{len(manifest.classes)} classes" if manifest.classes else "no labels"
+    size = sum(row.bytes for row in manifest.shards) / 1e6
+    kind = f"{manifest.size}x{manifest.size}x{manifest.channels} {manifest.encoding}"
+    return f"{manifest.samples:,} images {kind}, {labels}, {len(manifest.shards)} shards, {size:.1f} MB"
 
 
-def details(manifest: dict[str, Any]) -> Iterator[str]:
+def details(manifest: Manifest) -> Iterator[str]:
     """What `make` did to the images, one line for each kind of change."""
-    left_out, converted = manifest["left_out"], dict(manifest["converted"])
+    left_out, converted = manifest.left_out or [], dict(manifest.converted or {})
     if left_out:
         more = [f"and {len(left_out) - 3:,} more in manifest.json"] if len(left_out) > 3 else []
         yield f"left out: {len(left_out):,} ({'; '.join([*left_out[:3], *more])})"
@@ -223,7 +258,7 @@ def progress(items: Any) -> Any:
 
 
 PROG = "distgan shards"
-COMMANDS = {"make": make, "index": index, "verify": verify, "stats": stats, "order": order}
+COMMANDS = {"make": make, "join": join, "index": index, "verify": verify, "stats": stats, "order": order}
 FLAGS = ("--skip_bad", "--record_paths")
 """Options that mean true when none of BOOLS follows."""
 BOOLS = ("true", "false", "yes", "no", "on", "off")

@@ -1,6 +1,7 @@
 """The configuration: the contract's keys and defaults, overrides, and one line for each mistake."""
 
 import dataclasses
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -8,8 +9,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from distgan import UsageError
+from distgan import UsageError, cli
 from distgan.config import Config, flatten, read_config, to_dict
+from distgan.training.build import build
 from shared import ROOT
 
 CONTRACT = """
@@ -199,3 +201,52 @@ def test_help_config_and_refusals_do_not_import_torch(tmp_path):
     ):
         done = subprocess.run([sys.executable, "-c", block, *words], capture_output=True, text=True, cwd=ROOT)
         assert done.returncode == code and "Traceback" not in done.stderr, done.stderr
+
+
+def run(argv: list[str]) -> int:
+    return cli.run(lambda argv: build(parse(*argv), None), argv)  # type: ignore[arg-type] - refused before it is used
+
+
+DIGITS, LONG = "1" + "0" * 400, "x" * 10_000
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('run_dir: "a\\0b"', "run_dir: a NUL byte in 'a.x00b'"),
+        ('data: {shards: "a\\0b"}', "data.shards: a NUL byte"),
+        (f"augment: {'[' * 3000}{']' * 3000}", "nested too deep"),
+        (f"model: {{options: {'{a: ' * 40}1{'}' * 40}}}", "model.options.a.*: nested more than 20 deep"),
+        ("a: &a [*a]", "nested too deep"),
+        (f"seed: {DIGITS}", "seed: a number of more than 300 digits"),
+        (f"seed: {DIGITS}{'0' * 5000}", "seed: a number of more than 300 digits"),
+        (f"g_optimizer: {{lr: {DIGITS}}}", "lr: a number of more than 300 digits"),
+        (f"g_optimizer: {{betas: [0, {DIGITS}]}}", "a number of more than 300 digits"),
+        (f"batch: {DIGITS[:30]}", "batch: a number beyond 64 bits"),
+        (f"loss: {LONG}", "loss: unknown loss 'x*"),
+        (f"loss: {'x y ' * 3000}", "loss: unknown loss 'x y"),
+        (f"seed: {LONG}", "seed: expected an integer, 0 or more, got x*"),
+        (f"precision: {LONG}", "precision: expected one of"),
+        (f"data: {LONG}", "data: "),
+        (f"? {LONG}\n: 3", "x*: no such key"),
+        (f"g_optimizer: {{betas: {list(range(3000))}}}", "g_optimizer.betas: expected tuple"),
+    ],
+)
+def test_hostile_values_are_one_short_line(tmp_path, capsys, text, message):
+    """Of what was given a message repeats 200 characters at most."""
+    (tmp_path / "config.yaml").write_text(text)
+    assert run(["--config", str(tmp_path / "config.yaml")]) == 2
+    error = capsys.readouterr().err
+    assert re.search(message, error) and error.count("\n") == 1 and len(error) < 620, error
+    assert "x" * 201 not in error and "x y " * 51 not in error
+
+
+@pytest.mark.parametrize(
+    "words",
+    [["--seed", DIGITS], ["--config", "a\0b"], ["--config=a\0b"], ["--run_dir", "a\0b"], ["--augment", "[" * 3000]]
+    + [[f"--{LONG}", "3"], ["--seed", LONG], ["--config", LONG], ["--augment", "[" * 3000 + "]" * 3000]],
+)
+def test_hostile_words_are_one_short_line(capsys, words):
+    assert run(words) in (1, 2)
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and len(error) < 620 and "x" * 201 not in error, error

@@ -146,9 +146,7 @@ def test_flipped_bit_of_a_header(folder):
     write_at(path, found.offset - 512 + 3, bytes([data[found.offset - 512 + 3] ^ 1]))
     assert [batch.tobytes() for batch in read_epoch(folder)[0]] == expected
     assert any(path.name in line and "checksum" in line for line in check.verify(open_dataset(folder)))
-    with pytest.raises(
-        CorruptDataError, match=rf"{path.name}: header at byte {found.offset - 512} has a wrong checksum"
-    ):
+    with pytest.raises(CorruptDataError, match=rf"{path.name}: header at byte {found.offset - 512}: bad checksum"):
         Scan(path)
 
 
@@ -271,7 +269,7 @@ def test_pickles_are_not_executed(tmp_path):
     array = io.BytesIO()
     np.save(array, np.array([Bomb()], dtype=object), allow_pickle=True)
     tar(tmp_path / "objects" / "0.tar", [("0.npy", array.getvalue())])
-    with pytest.raises(CorruptDataError, match="an array of object"):
+    with pytest.raises(CorruptDataError, match="an array of .O"):
         check.index(tmp_path / "objects")
     assert os.environ["WDS_SECURE"] == "1" and not (tmp_path / "executed").exists()
 
@@ -311,7 +309,7 @@ def test_tar_size_that_is_not_octal_is_refused(folder, size):
     header[156:157], header[124 : 124 + len(size)], header[148:156] = b"g", size, b" " * 8
     header[148:156] = b"%06o\0 " % sum(header)
     write_at(path, found.offset - 512, bytes(header))
-    with pytest.raises(CorruptDataError, match="is not a tar header"):
+    with pytest.raises(CorruptDataError, match=rf"header at byte {found.offset - 512}: "):
         list(members(path))
 
 
@@ -322,7 +320,7 @@ def test_invalid_pax_record_is_refused(folder, record):
     header[156:157], header[124:136], header[148:156] = b"x", b"%011o\0" % len(record), b" " * 8
     header[148:156] = b"%06o\0 " % sum(header)
     write_at(path, found.offset - 512, bytes(header) + record.ljust(512, b"\0"))
-    with pytest.raises(CorruptDataError, match="invalid pax header at byte"):
+    with pytest.raises(CorruptDataError, match=rf"header at byte {found.offset - 512}: "):
         list(members(path))
 
 
@@ -350,15 +348,15 @@ def test_threads_keep_the_order_of_minibatches(tmp_path, threads):
         (lambda folder: (folder / "manifest.json").write_bytes(b"\xff"), "manifest.json is corrupt"),
         (
             lambda folder: edit_manifest(folder, lambda manifest: manifest.pop("channels")),
-            "manifest.json is corrupt .KeyError",
+            "manifest.json is corrupt .Object missing required field `channels`",
         ),
         (
             lambda folder: edit_manifest(folder, lambda manifest: manifest["shards"][0].update(name="../x.tar")),
-            "file '../x.tar'",
+            "manifest.json is corrupt .*shards.0..name",
         ),
         (
             lambda folder: edit_manifest(folder, lambda manifest: manifest["shards"][0].update(sha256="/etc/x")),
-            "sha256 '/etc/x'",
+            "manifest.json is corrupt .*shards.0..sha256",
         ),
     ],
 )

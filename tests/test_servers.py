@@ -272,7 +272,8 @@ def test_sources_are_downloaded_and_checked(scripted_server, shards, tmp_path):
     dataset = open_remote(address, tmp_path / "cache")
     assert dataset.sources() == (shards / "sources.txt").read_text().splitlines()
     assert sorted(dataset.sources() or []) == sorted(f"{i % 3}/{i}.png" for i in range(96))
-    copy = tmp_path / "cache" / f"{dataset.manifest['sources']['sha256']}.txt"
+    assert dataset.manifest.sources is not None
+    copy = tmp_path / "cache" / f"{dataset.manifest.sources.sha256}.txt"
     copy.write_bytes(copy.read_bytes().replace(b"1", b"2"))
     with pytest.raises(CorruptDataError, match="the sha256 does not match the manifest"):
         dataset.sources()
@@ -301,7 +302,7 @@ def test_cache_evicts_the_least_recently_used_shards(scripted_server, shards, tm
     dataset = open_shardset(open_storage(address, str(tmp_path / "cache"), cache_gb=3.5 * size / 1e9), address)
     assert hash_images(dataset) == hash_images(open_local(shards))
     kept = {path.stem for path in (tmp_path / "cache").glob("*.tar")}
-    assert kept == {row["sha256"] for row in dataset.manifest["shards"][-3:]}  # read in this order
+    assert kept == {row.sha256 for row in dataset.manifest.shards[-3:]}  # read in this order
 
 
 def test_truncated_copy_is_downloaded_again(scripted_server, tmp_path):

@@ -12,7 +12,10 @@ import time
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
+from distgan import shards
+from distgan.files import sha256_file
 from shared import ROOT, TINY, launch, make_dataset, noise, weights
 
 pytestmark = pytest.mark.slurm
@@ -49,12 +52,17 @@ def slurm_env():
 @pytest.fixture(scope="module")
 def submit_dir(tmp_path_factory):
     """The directory to submit from, with a dataset and `reference`, an uninterrupted run on two processes."""
-    folder = tmp_path_factory.mktemp("submit")
-    (folder / "distgan").symlink_to(ROOT / "distgan")
-    shutil.copytree(ROOT / "launch", folder / "launch", ignore=shutil.ignore_patterns("*.out", "control"))
+    folder = copy_launch(tmp_path_factory.mktemp("submit"))
     make_dataset(folder / "dataset", noise(80))
     args = ["--data.shards", folder / "dataset", *TINY, "--images", IMAGES, *RARE_OUTPUT]
     launch(2, *args, "--run_dir", folder / "reference")
+    return folder
+
+
+def copy_launch(folder: Path) -> Path:
+    """Make `folder` one to submit from."""
+    (folder / "distgan").symlink_to(ROOT / "distgan")
+    shutil.copytree(ROOT / "launch", folder / "launch", ignore=shutil.ignore_patterns("*.out", "control"))
     return folder
 
 
@@ -350,3 +358,43 @@ def test_node_failure(slurm_env, submit_dir):
     subprocess.run(["slurmd", "-N", "127.0.0.12"], env=env, check=True)
     fields = job.wait("COMPLETED", seconds=200)
     assert int(fields["Restarts"]) >= 1 and "resuming from" in job.log() and equals_reference(job)
+
+
+def test_parts_of_a_dataset(slurm_env, tmp_path):
+    """Four parts on two nodes, one of them killed and requeued: joined, the files are those of a set made in one go."""
+    folder = copy_launch(tmp_path)
+    (folder / "images").mkdir()
+    for i, image in enumerate(noise(400, 128)):
+        Image.fromarray(image).save(folder / "images" / f"{i}.png")
+    words = [str(folder / "images"), str(folder / "dataset"), "--size", "256", "--format", "png", "--shard_mb", "2"]
+    options = ["--array=1-4", "--exclusive", "--cpus-per-task=1", "--ntasks-per-node=1", "--time=10", "--parsable"]
+    command = ["sbatch", *options, "launch/make.sbatch", *words]
+    done = subprocess.run(command, cwd=folder, env=slurm_env, capture_output=True, text=True, check=True)
+    array, making = done.stdout.strip(), folder / "dataset" / ".making"
+    deadline = time.monotonic() + 240
+
+    def mine() -> int:
+        """The shards of part 2 that are written: every fourth, from the second on."""
+        return sum(int(path.name[6:12]) % 4 == 1 for path in making.glob("shard-*.npz"))
+
+    while time.monotonic() < deadline and not mine():
+        time.sleep(0.05)
+    subprocess.run(["scontrol", "requeue", f"{array}_2"], env=slurm_env, check=True)
+    written, shown = mine(), ""
+    while time.monotonic() < deadline:
+        shown = subprocess.run(["scontrol", "show", "job", array], env=slurm_env, capture_output=True, text=True).stdout
+        if re.findall(r"JobState=(\w+)", shown).count("COMPLETED") == 4:
+            break
+        time.sleep(0.5)
+    logs = "".join(path.read_text() for path in (folder / "launch/logs").glob(f"distgan-make-{array}_*.out"))
+    restarts = dict(zip(re.findall(r"ArrayTaskId=(\d)", shown), re.findall(r"Restarts=(\d)", shown), strict=True))
+    assert restarts == {"1": "0", "2": "1", "3": "0", "4": "0"}, shown + logs
+    total = len(list((folder / "dataset").glob("*.tar")))
+    assert 0 < written < total / 4 and {"on 127.0.0.11", "on 127.0.0.12"} <= set(re.findall(r"on 127[\d.]+\d", logs))
+    assert (
+        shards.main(["join", words[1]]) == 0 and shards.main(["make", words[0], str(folder / "whole"), *words[2:]]) == 0
+    )
+    joined, whole = (
+        {path.name: sha256_file(path) for path in (folder / name).iterdir()} for name in ("dataset", "whole")
+    )
+    assert joined == whole and len(whole) == total + 4

@@ -1,28 +1,29 @@
 """A dataset on disk: manifest.json (shards, counts, hashes), index.npz (where each image is), and the tars."""
 
 import bisect
+import functools
 import hashlib
 import io
 import json
 import os
 import re
+import struct
 import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
-from typing import Any, BinaryIO, Protocol
+from pathlib import Path
+from typing import BinaryIO, Protocol
 
+import msgspec
 import numpy as np
 
 from distgan import CorruptDataError, UsageError
+from distgan.data.schema import FORMAT, ClassCount, File, Format, Manifest, decode
 from distgan.data.tar import members, split_key
 from distgan.files import atomic_write, sha256_file
-from distgan.images import ENCODINGS
 
-FORMAT = "distgan-shards-1"
-COLUMNS = {"offset": np.int64, "size": np.uint32, "label": np.int32, "check": np.uint64}
+COLUMNS = {"offset": "<i8", "size": "<u4", "label": "<i4", "check": "<u8"}
 """Columns of index.npz, 24 bytes per image; `check` is the xxh3 of the image's bytes."""
-MAX_CLASSES = 1_000_000
 SOURCES = "sources.txt"
 """Line i is the path of the image of sample id i in the folder or zip that it was made from."""
 
@@ -57,7 +58,7 @@ class ShardSet:
     """An opened dataset. Sample ids count along the shards in the manifest's order."""
 
     storage: Storage
-    manifest: dict[str, Any]
+    manifest: Manifest
     digest: str
     """sha256 of manifest.json; identifies the dataset."""
     columns: dict[str, np.ndarray]
@@ -68,58 +69,78 @@ class ShardSet:
 
     @property
     def size(self) -> int:
-        return self.manifest["size"]
+        return self.manifest.size
 
     @property
     def channels(self) -> int:
-        return self.manifest["channels"]
+        return self.manifest.channels
 
     @property
     def encoding(self) -> str:
-        return self.manifest["encoding"]
+        return self.manifest.encoding
 
     @property
-    def classes(self) -> list[dict[str, Any]]:
-        """[{"name": ..., "samples": ...}, ...], or [] for a dataset without labels."""
-        return self.manifest["classes"]
+    def classes(self) -> list[ClassCount]:
+        """Names and numbers of samples, by label; [] for a dataset without labels."""
+        return self.manifest.classes
 
     def check_index(self) -> None:
-        """Raises UsageError if the sha256 of index.npz is not the one in the manifest; reads all of it."""
-        row = self.manifest["index"]
-        path = self.storage.path("index.npz", row["bytes"], row["sha256"])
-        if sha256_file(path) != row["sha256"]:
+        """Raises UsageError if index.npz is not the one in the manifest, or is invalid; reads all of it."""
+        row = self.manifest.index
+        path = self.storage.path("index.npz", row.bytes, row.sha256)
+        if sha256_file(path) != row.sha256:
             raise UsageError(
                 f"data.shards: {path} does not match the manifest; re-create it with `distgan shards index`"
             )
+        self.check_bounds()
+
+    def check_bounds(self) -> None:
+        """Raises UsageError unless all images are inside of their shards, and all labels are among the classes."""
+        samples, manifest = np.concatenate([[0], np.cumsum(self.counts)]), self.manifest
+        lengths = np.array([row.bytes for row in manifest.shards])
+        fault = None
+        for first in range(0, len(lengths), 1000):
+            some, rows = slice(first, first + 1000), slice(samples[first], samples[first : first + 1001][-1])
+            offsets, sizes, labels = (self.columns[name][rows] for name in ("offset", "size", "label"))
+            ends = np.repeat(lengths[some], self.counts[some])
+            if offsets.min() < 0 or (offsets > ends - sizes).any():
+                fault = "an image is outside of its shard"
+            elif manifest.encoding == "npy" and (sizes != manifest.size**2 * manifest.channels).any():
+                fault = "an image does not have the size in the manifest"
+            elif manifest.classes and (labels.min() < 0 or labels.max() >= len(manifest.classes)):
+                fault = f"a label is not one of the {len(manifest.classes)} classes"
+            if fault:
+                path = self.storage.path("index.npz", manifest.index.bytes, manifest.index.sha256)
+                raise UsageError(f"data.shards: {path}: {fault}; re-create it with `distgan shards index`")
 
     def sources(self) -> list[str] | None:
         """The lines of sources.txt, [samples]; None if the dataset has no such file.
 
         Raises CorruptDataError if it is missing or is not the one in the manifest.
         """
-        row = self.manifest.get("sources")
+        row = self.manifest.sources
         if row is None:
             return None
-        path = self.storage.path(SOURCES, row["bytes"], row["sha256"])
+        path = self.storage.path(SOURCES, row.bytes, row.sha256)
         try:
             data = path.read_bytes()
         except OSError as error:
             raise CorruptDataError(f"{path}: {error.strerror}") from None
-        if hashlib.sha256(data).hexdigest() != row["sha256"]:
+        if hashlib.sha256(data).hexdigest() != row.sha256:
             raise CorruptDataError(f"{path}: the sha256 does not match the manifest")
         lines = data.decode().split("\n")[:-1]
-        if len(lines) != self.manifest["samples"]:
-            raise CorruptDataError(f"{path}: {len(lines)} lines, {self.manifest['samples']} samples in the manifest")
+        if len(lines) != self.manifest.samples:
+            raise CorruptDataError(f"{path}: {len(lines)} lines, {self.manifest.samples} samples in the manifest")
         return lines
 
     def missing(self) -> list[str]:
         """Names of the missing shards; [] for a server, whose shards cannot be listed."""
         existing = self.storage.names()
-        return [row["name"] for row in self.manifest["shards"] if existing is not None and row["name"] not in existing]
+        return [row.name for row in self.manifest.shards if existing is not None and row.name not in existing]
 
     def shard_path(self, shard: int) -> Path:
-        row = self.manifest["shards"][shard]
-        return self.storage.path(row["name"], row["bytes"], row["sha256"])
+        row = self.manifest.shards[shard]
+        return self.storage.path(row.name, row.bytes, row.sha256)
 
     def keys(self, shard: int) -> Callable[[int], str]:
         """A function from a byte offset in a shard to the key of the sample there; reads the shard's headers once."""
@@ -148,51 +169,51 @@ def open_shardset(storage: Storage, name: str) -> ShardSet:
         what = f"{name} has no manifest.json" if folder.is_dir() else f"there is nothing at {name}"
         raise UsageError(f"data.shards: {what}; create it with `distgan shards {fix}`") from None
     try:
-        manifest = json.loads(data)
-        if manifest["format"] != FORMAT:
-            raise UsageError(f"{name}: manifest.json has format {manifest['format']!r}; this version reads {FORMAT!r}")
-        check_manifest(manifest)
-        row = manifest["index"]
-        columns = map_columns(storage.path("index.npz", row["bytes"], row["sha256"]))
-        counts = np.array([shard["samples"] for shard in manifest["shards"]], dtype=np.int64)
-    except (KeyError, TypeError, AttributeError, json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UsageError(
-            f"{name}: manifest.json is corrupt ({error!r}); restore it, or re-create the dataset"
-        ) from None
-    except (OSError, ValueError, zipfile.BadZipFile) as error:
-        if isinstance(error, UsageError):
-            raise
+        manifest = decode_manifest(data)
+    except ValueError as error:
+        raise UsageError(f"{name}: {error}; restore it, or re-create the dataset") from None
+    try:
+        path = storage.path("index.npz", manifest.index.bytes, manifest.index.sha256)
+        columns = map_columns(path, manifest.samples)
+        counts = np.array([row.samples for row in manifest.shards], dtype=np.int64)
+    except UsageError:
+        raise
+    except INVALID_INDEX as error:
         raise UsageError(
             f"{name}: index.npz is missing or corrupt ({error}); re-create it with `distgan shards index`"
         ) from None
-    if counts.sum() != len(columns["offset"]):
-        raise UsageError(f"{name}: index.npz does not match the manifest; `distgan shards index` re-creates it")
     return ShardSet(storage, manifest, hashlib.sha256(data).hexdigest(), columns, counts)
 
 
-def check_manifest(manifest: dict[str, Any]) -> None:
-    """Raises KeyError or TypeError for missing keys, wrong types and unsafe file names."""
-    for key, kind in {"samples": int, "size": int, "channels": int, "encoding": str, "classes": list}.items():
-        if not isinstance(manifest[key], kind):
-            raise TypeError(f"{key}: {manifest[key]!r}")
-    if manifest["encoding"] not in ENCODINGS.values() or manifest["channels"] not in (1, 3):
-        raise TypeError(f"encoding: {manifest['encoding']!r}, channels: {manifest['channels']}")
-    files = [manifest["index"] | {"name": "index.npz", "samples": 0}, *manifest["shards"]]
-    if "sources" in manifest:
-        files.append(manifest["sources"] | {"name": SOURCES, "samples": 0})
-    for row in files:
-        path = PurePosixPath(row["name"])
-        if path.is_absolute() or ".." in path.parts or not re.fullmatch("[0-9a-f]{64}", row["sha256"]):
-            raise TypeError(f"file {row['name']!r} with sha256 {row['sha256']!r}")
-        if not isinstance(row["bytes"], int) or not isinstance(row["samples"], int):
-            raise TypeError(f"file {row['name']!r} with {row['bytes']!r} bytes, {row['samples']!r} samples")
+def decode_manifest(data: bytes) -> Manifest:
+    """Raises ValueError, with one line about what is wrong."""
+    try:
+        found = decode(data, Format).format
+        manifest = decode(data, Manifest) if found == FORMAT else None
+    except ValueError as error:
+        raise ValueError(f"manifest.json is corrupt ({error})") from None
+    if manifest is None:
+        raise ValueError(f"manifest.json has format {found!r}; this version reads {FORMAT!r}")
+    for key, rows in (("shards", manifest.shards), ("classes", manifest.classes)):
+        if (rows or key == "shards") and sum(row.samples for row in rows) != manifest.samples:
+            raise ValueError(f"manifest.json is corrupt (its {key} do not have {manifest.samples} samples)")
+    return manifest
 
 
-def map_columns(path: Path) -> dict[str, np.ndarray]:
-    """Memory-map the arrays of an uncompressed .npz (numpy maps only single .npy files).
+INVALID_INDEX = (
+    OSError,
+    ValueError,
+    ArithmeticError,
+    LookupError,
+    NotImplementedError,
+    struct.error,
+    zipfile.BadZipFile,
+)
+"""What zipfile and numpy raise for a file that is no index."""
 
-    Raises OSError, ValueError or BadZipFile.
-    """
+
+def map_columns(path: Path, samples: int) -> dict[str, np.ndarray]:
+    """Memory-map the arrays of an uncompressed .npz (numpy maps only single .npy files). Raises INVALID_INDEX."""
     columns = {}
     with zipfile.ZipFile(path) as archive, open(path, "rb") as file:
         for name, dtype in COLUMNS.items():
@@ -201,34 +222,53 @@ def map_columns(path: Path) -> dict[str, np.ndarray]:
             name_length, extra_length = (int.from_bytes(file.read(2), "little") for _ in range(2))
             file.seek(name_length + extra_length, os.SEEK_CUR)
             shape, _, found = read_npy_header(file)
-            if found != dtype or len(shape) != 1 or member.compress_type != zipfile.ZIP_STORED:
-                raise ValueError(f"column {name} is not a stored {np.dtype(dtype)} array")
-            count = shape[0]
-            columns[name] = np.memmap(file, dtype, "r", file.tell(), (count,)) if count else np.empty(0, dtype)
+            if (found, shape) != (dtype, (samples,)) or member.compress_type != zipfile.ZIP_STORED:
+                raise ValueError(f"column {name} is {found} {shape}; the manifest needs {dtype} {(samples,)}, stored")
+            columns[name] = np.memmap(file, dtype, "r", file.tell(), (samples,))
     return columns
 
 
-def read_npy_header(file: BinaryIO) -> tuple[tuple[int, ...], bool, np.dtype]:
+def read_npy_header(file: BinaryIO) -> tuple[tuple[int, ...], bool, str]:
     """Shape, whether it is in Fortran order, and dtype of a .npy; leaves `file` at the data. Raises ValueError."""
-    version = np.lib.format.read_magic(file)
-    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-    return read(file)
+    magic = file.read(8)
+    width = 2 if magic[6:7] == b"\1" else 4
+    length = int.from_bytes(file.read(width), "little")
+    if magic[:6] != b"\x93NUMPY" or length > 10_000:
+        raise ValueError("not a .npy array")
+    return parse_npy_header(file.read(length))
 
 
-def commit(folder: Path, manifest: dict[str, Any], columns: dict[str, np.ndarray]) -> None:
-    """Write index.npz, then manifest.json, each atomically. The manifest completes the dataset."""
+@functools.lru_cache(1024)
+def parse_npy_header(header: bytes) -> tuple[tuple[int, ...], bool, str]:
+    found = [re.search(rb"'" + key + rb"': *" + value, header) for key, value in NPY_KEYS.items()]
+    if None in found:
+        raise ValueError("not the header of a .npy array")
+    shape, fortran, dtype = (match[1] for match in found if match)
+    return tuple(int(n) for n in shape.split(b",") if n.strip()), fortran == b"True", dtype.decode()
+
+
+NPY_KEYS = {b"shape": rb"\(([\d, ]{0,80})\)", b"fortran_order": rb"(True|False)", b"descr": rb"'([ -&(-~]{1,20})'"}
+"""Of the header's Python dict, which numpy reads with its parser for Python."""
+
+
+def write_index(folder: Path, columns: dict[str, np.ndarray]) -> File:
+    """Write index.npz atomically; returns its row of the manifest."""
     buffer = io.BytesIO()
     arrays = {name: np.asarray(columns[name], dtype) for name, dtype in COLUMNS.items()}
     np.savez(buffer, **arrays)  # type: ignore[arg-type]
     atomic_write(folder / "index.npz", buffer.getvalue())
-    manifest["index"] = {"bytes": buffer.tell(), "sha256": hashlib.sha256(buffer.getvalue()).hexdigest()}
-    atomic_write(folder / "manifest.json", (json.dumps(manifest, indent=1) + "\n").encode())
+    return File(buffer.tell(), hashlib.sha256(buffer.getvalue()).hexdigest())
 
 
-def class_rows(names: Sequence[str], labels: np.ndarray) -> list[dict[str, Any]]:
-    """The manifest's `classes`: [{"name": ..., "samples": ...}, ...]."""
+def write_manifest(folder: Path, manifest: Manifest) -> None:
+    """Write manifest.json atomically; it completes the dataset, so that it is written last."""
+    atomic_write(folder / "manifest.json", (json.dumps(msgspec.to_builtins(manifest), indent=1) + "\n").encode())
+
+
+def class_rows(names: Sequence[str], labels: np.ndarray) -> list[ClassCount]:
+    """The manifest's `classes`."""
     counts = np.bincount(labels, minlength=len(names)) if len(names) else []
-    return [{"name": name, "samples": int(count)} for name, count in zip(names, counts, strict=True)]
+    return [ClassCount(name, int(count)) for name, count in zip(names, counts, strict=True)]
 
 
 def channel_stats(sums: np.ndarray, squares: np.ndarray, count: int) -> dict[str, list[float]]:

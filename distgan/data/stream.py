@@ -135,7 +135,7 @@ class OpenFile:
 
 def open_shard(shards: ShardSet, shard: int) -> OpenFile:
     """Open a shard. Raises CorruptDataError if that fails, or if its size does not match the manifest."""
-    expected = shards.manifest["shards"][shard]["bytes"]
+    expected = shards.manifest.shards[shard].bytes
     for attempt in range(3):  # a cached copy can be evicted between its download and its opening
         path = shards.shard_path(shard)
         try:

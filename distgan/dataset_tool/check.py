@@ -2,17 +2,26 @@
 
 import functools
 import hashlib
-import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import msgspec
 import numpy as np
 
 from distgan import CorruptDataError, UsageError, __version__
 from distgan.data.order import Lanes
-from distgan.data.shardset import COLUMNS, FORMAT, ShardSet, channel_stats, class_rows, commit
+from distgan.data.schema import FORMAT, Label, Manifest, Shard
+from distgan.data.shardset import (
+    ShardSet,
+    channel_stats,
+    class_rows,
+    decode_manifest,
+    write_index,
+    write_manifest,
+)
 from distgan.data.stream import Reader
+from distgan.dataset_tool.labels import labels_beside, number_labels
 from distgan.dataset_tool.scan import Scan
 from distgan.files import sha256_file
 
@@ -23,7 +32,7 @@ Progress = Callable[[Any], Any]
 def verify(shards: ShardSet, progress: Progress = iter) -> Iterator[str]:
     """Every error of a dataset, one line each: sizes, hashes, tar headers, and every image is decoded."""
     index = shards.storage.path("index.npz")
-    if sha256_file(index) != shards.manifest["index"]["sha256"]:
+    if sha256_file(index) != shards.manifest.index.sha256:
         yield f"{index}: the sha256 does not match the manifest"
     sources = None
     try:
@@ -31,27 +40,27 @@ def verify(shards: ShardSet, progress: Progress = iter) -> Iterator[str]:
     except CorruptDataError as error:
         yield str(error)
     reader, start = Reader(shards), 0
-    for shard, row in enumerate(progress(shards.manifest["shards"])):
-        ids = np.arange(start, start + row["samples"])
-        start += row["samples"]
+    for shard, row in enumerate(progress(shards.manifest.shards)):
+        ids = np.arange(start, start + row.samples)
+        start += row.samples
         try:
             yield from verify_shard(shards, reader, shard, ids, sources)
         except CorruptDataError as error:
             yield str(error)
         except OSError as error:
-            yield f"{row['name']}: {error.strerror}"
+            yield f"{row.name}: {error.strerror}"
 
 
 def verify_shard(
     shards: ShardSet, reader: Reader, shard: int, ids: np.ndarray, sources: list[str] | None
 ) -> Iterator[str]:
-    row, path = shards.manifest["shards"][shard], shards.shard_path(shard)
+    row, path = shards.manifest.shards[shard], shards.shard_path(shard)
     if not path.exists():
         yield f"{path}: missing"
         return
-    if path.stat().st_size != row["bytes"]:
-        yield f"{path}: {path.stat().st_size} bytes, {row['bytes']} in the manifest"
-    elif sha256_file(path) != row["sha256"]:
+    if path.stat().st_size != row.bytes:
+        yield f"{path}: {path.stat().st_size} bytes, {row.bytes} in the manifest"
+    elif sha256_file(path) != row.sha256:
         yield f"{path}: the sha256 does not match the manifest"
     else:
         for id in ids:
@@ -65,7 +74,7 @@ def verify_shard(
             yield str(error)
             break
     columns = Scan(path).arrays()
-    if any(not np.array_equal(columns[name], shards.columns[name][ids]) for name in COLUMNS):
+    if any(not np.array_equal(column, shards.columns[name][ids]) for name, column in columns.items()):
         yield f"{path}: its samples do not match the index"
 
 
@@ -79,47 +88,60 @@ def verify_image(reader: Reader, id: int, sources: list[str] | None) -> None:
         raise CorruptDataError(f"{error}; made from {sources[id]}") from None
 
 
-def index(folder: Path, progress: Progress = iter) -> dict[str, Any]:
-    """Write manifest.json and index.npz for the tars in `folder` (labels from .cls or .json); returns the manifest.
+def index(folder: Path, progress: Progress = iter, label_key: str = "label") -> Manifest:
+    """Write manifest.json and index.npz for the tars in `folder`; returns the manifest.
 
-    In a dataset that `shards make` wrote, only index.npz is written. Raises UsageError for a folder without tars, and
-    CorruptDataError if their images are not square or differ in size, channels or encoding.
+    Labels are those of .cls members, of .json members under `label_key`, or of a dataset.json in the folder; names of
+    classes those of its classes.json, or the labels themselves. In a dataset that `shards make` wrote, only index.npz
+    is written. Raises UsageError for a folder without tars, and CorruptDataError if their images are not square or
+    differ in size, channels or encoding.
     """
-    rows, columns, (size, channels, encoding) = scan_folder(folder, progress)
-    labels = columns["label"]
-    if labels.min() < 0 <= labels.max():
+    beside, names = labels_beside(folder)
+    rows, columns, found, (size, channels, encoding) = scan_folder(folder, progress, label_key, beside)
+    if None in found and any(label is not None for label in found):
         raise CorruptDataError(f"{folder}: some samples have a label and some have none")
-    manifest = {
-        "format": FORMAT,
-        "samples": len(labels),
-        "size": size,
-        "channels": channels,
-        "encoding": encoding,
-        "classes": class_rows([str(i) for i in range(labels.max() + 1)], labels) if labels.min() >= 0 else [],
-        "shards": rows,
-        "made_by": f"distgan {__version__}, index",
-    }
-    path = folder / "manifest.json"
+    if None in found and label_key != "label":
+        raise UsageError(f"--label_key: no .json in {folder} has a {label_key!r}")
+    try:
+        columns["label"], names = (np.full(len(found), -1), []) if None in found else number_labels(found, names)
+    except ValueError as error:
+        raise CorruptDataError(f"{folder}: {error}") from None
+    path, existing = folder / "manifest.json", None
     if path.exists():
-        existing = json.loads(path.read_text())
-        if "options" in existing:  # written by `shards make`; it has class names and more that the tars do not
-            if existing["shards"] != rows:
-                raise UsageError(f"{folder}: its shards are not those of `shards make`; re-create the dataset")
-            manifest = existing
-    commit(folder, manifest, columns)
+        try:
+            existing = decode_manifest(path.read_bytes())
+        except ValueError as error:
+            raise UsageError(f"{folder}: {error}; restore it, or delete it to index the tars alone") from None
+    if existing and existing.options is not None:  # `shards make` wrote class names and more that the tars do not have
+        if existing.shards != rows:
+            raise UsageError(f"{folder}: its shards are not those of `shards make`; re-create the dataset")
+        manifest = msgspec.structs.replace(existing, index=write_index(folder, columns))
+    else:
+        manifest = Manifest(
+            format=FORMAT,
+            samples=len(found),
+            size=size,
+            channels=channels,
+            encoding=encoding,
+            classes=class_rows(names, columns["label"]) if names else [],
+            shards=rows,
+            made_by=f"distgan {__version__}, index",
+            index=write_index(folder, columns),
+        )
+    write_manifest(folder, manifest)
     return manifest
 
 
 def scan_folder(
-    folder: Path, progress: Progress
-) -> tuple[list[dict[str, Any]], dict[str, np.ndarray], tuple[int, int, str]]:
-    """The manifest's `shards`, the index columns, and the (size, channels, encoding) of the tars in `folder`."""
+    folder: Path, progress: Progress, label_key: str, beside: dict[str, Label]
+) -> tuple[list[Shard], dict[str, Any], list[Any], tuple[Any, Any, Any]]:
+    """The manifest's `shards`, the index columns, the labels, and the (size, channels, encoding) of the tars."""
     paths = sorted(folder.rglob("*.tar")) if folder.is_dir() else []
     if not paths:
         raise UsageError(f"{folder}: there is no .tar in it")
-    rows, parts, kind = [], [], None
+    rows, parts, labels, kind = [], [], [], None
     for path in progress(paths):
-        scan = Scan(path)
+        scan = Scan(path, label_key)
         if scan.kind is None:
             raise CorruptDataError(f"{path}: holds no image")
         if kind not in (None, scan.kind):
@@ -129,11 +151,11 @@ def scan_folder(
             )
         kind = scan.kind
         parts.append(scan.arrays())
+        labels += [beside.get(n) if label is None else label for label, n in zip(scan.labels, scan.names, strict=True)]
         name = path.relative_to(folder).as_posix()
-        samples, size = len(parts[-1]["label"]), path.stat().st_size
-        rows.append({"name": name, "samples": samples, "bytes": size, "sha256": sha256_file(path)})
+        rows.append(Shard(name, len(scan.labels), path.stat().st_size, sha256_file(path)))
     assert kind is not None
-    return rows, {name: np.concatenate([part[name] for part in parts]) for name in COLUMNS}, kind
+    return rows, {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}, labels, kind
 
 
 class Statistics(NamedTuple):
@@ -152,8 +174,8 @@ def statistics(shards: ShardSet, progress: Progress = iter, preview: int = 64) -
     first_ids: dict[bytes, int] = {}
     groups: dict[int, list[int]] = {}
     first: list[np.ndarray] = []
-    for row in progress(shards.manifest["shards"]):
-        stop = start + row["samples"]
+    for row in progress(shards.manifest.shards):
+        stop = start + row.samples
         for at in range(start, stop, 256):
             images = reader.read(np.arange(at, min(at + 256, stop))).images
             flat = images.reshape(-1, shards.channels).astype(np.float64)

@@ -1,26 +1,22 @@
-"""Writing datasets: shards in parallel, each written atomically, and the same bytes for the same input.
+"""Writing datasets: shards in parallel, in parts on many machines if wanted, and the same bytes for the same input.
 
-A shard is written to a temporary file, fsynced, scanned and renamed; its rows of the index are kept in DEST/.making
-until all shards are written. After a kill the same command writes the missing shards. The manifest is written last.
+A shard is written to a temporary file, fsynced, scanned and renamed. After a kill the same command writes the missing
+shards. The manifest is written last, from what join.py keeps of every shard.
 """
 
-import contextlib
 import dataclasses
-import fcntl
 import hashlib
 import io
 import json
 import multiprocessing
 import os
-import shutil
 import threading
 import time
 import warnings
-from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,14 +24,29 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 from tqdm import tqdm
 
-from distgan import RunError, UsageError, __version__
-from distgan.data.shardset import COLUMNS, FORMAT, SOURCES, channel_stats, class_rows, commit
+from distgan import RunError, UsageError
+from distgan.data.schema import Manifest
+from distgan.data.shardset import SOURCES
+from distgan.dataset_tool.join import (
+    FINGERPRINT,
+    Plan,
+    ShardInfo,
+    check_images,
+    finish,
+    is_written,
+    lock,
+    own_name,
+    read_info,
+    read_manifest,
+    remove_making,
+    shard_name,
+    start_or_resume,
+    write_info,
+)
 from distgan.dataset_tool.scan import Scan
 from distgan.dataset_tool.sources import Source, escape_name
-from distgan.files import atomic_write, sha256_file
+from distgan.files import sha256_file
 
-MAKING = ".making"
-FINGERPRINT = ".source"  # not in the manifest: modification times are not part of a dataset
 RESIZES = {
     "lanczos": Image.Resampling.LANCZOS,
     "bicubic": Image.Resampling.BICUBIC,
@@ -59,26 +70,6 @@ class Options:
     skip_bad: bool
 
 
-@dataclass
-class ShardInfo:
-    """What was written into a shard."""
-
-    name: str
-    samples: int = 0
-    bytes: int = 0
-    sha256: str = ""
-    sums: list[int] = field(default_factory=list)
-    """Of the pixels, per channel."""
-    squares: list[int] = field(default_factory=list)
-    """Sums of the squared pixels, per channel."""
-    images: list[int] = field(default_factory=list)
-    """The index in the source of each sample."""
-    bad: list[str] = field(default_factory=list)
-    """Images that cannot be used, with the reason."""
-    converted: dict[str, int] = field(default_factory=dict)
-    """Images by conversion."""
-
-
 def network_sizes() -> list[int]:
     """The image sizes that the networks of distgan take: b * 2^n up to 256, with b = 4, 5, 6 or 7 and n >= 1."""
     return sorted(b * 2**n for b in (4, 5, 6, 7) for n in range(1, 7) if b * 2**n <= 256)
@@ -93,11 +84,19 @@ def size_warning(size: int) -> str | None:
     return f"warning: no network takes {size}x{size} images; {' or '.join(f'--size {s}' for s in nearest)} would"
 
 
-def make(source: Source, dest: Path, options: Options, jobs: int, sources: bool = True) -> dict[str, Any]:
+def make(
+    source: Source,
+    dest: Path,
+    options: Options,
+    jobs: int,
+    sources: bool = True,
+    part: tuple[int, int] | None = None,
+) -> Manifest | None:
     """Write `source` as a dataset into the folder `dest` with `jobs` processes; returns the manifest.
 
     The images are ordered by the hash of (seed, name) before they are split into shards: a folder sorted by class gives
-    mixed shards. With `sources`, the paths of the images of a folder or zip are written to sources.txt. If images
+    mixed shards. With `sources`, the paths of the images of a folder or zip are written to sources.txt. With `part`
+    (i, n), only every n-th shard from the i-th on is written; returns None, unless the dataset is complete. If images
     cannot be used, raises UsageError with a list of all of them.
     """
     options = resolve_options(source, options)
@@ -106,61 +105,48 @@ def make(source: Source, dest: Path, options: Options, jobs: int, sources: bool 
     ]
     order = sorted(range(len(source)), key=hashes.__getitem__)
     listing = [source.names, source.labels.tolist() if source.labels is not None else None, source.classes]
-    origin = {"name": source.name, "images": len(source), "sha256": sha256_json(listing)}
-    fingerprint = sha256_json(source.fingerprint)
-    with exclusive_lock(dest):
+    shards = split_into_shards(source, order, options)
+    plan = Plan(
+        options=asdict(options),
+        source={"name": source.name, "images": len(source), "sha256": sha256_json(listing)},
+        fingerprint=sha256_json(source.fingerprint),
+        sources=sources and source.has_paths,
+        classes=None if source.labels is None else source.classes,
+        shards=len(shards),
+    )
+    with lock(dest, shared=part is not None):
         if (dest / "manifest.json").exists():
-            return check_existing(dest, options, origin, fingerprint)
-        parts = split_into_shards(source, order, options)
-        sources = sources and source.has_paths
-        plan = {"options": asdict(options), "source": origin, "fingerprint": fingerprint, "sources": sources}
+            return check_existing(dest, plan)
         start_or_resume(dest, plan)
-        write_shards(source, dest, options, parts, jobs)
-        return finish(source, dest, options, plan, len(parts))
+        first, step = part or (1, 1)
+        mine = range(first - 1, len(shards), step)
+        write_shards(source, dest, options, plan, {shard: shards[shard] for shard in mine}, jobs)
+        if part is None:
+            return finish(dest, plan)
+        if not options.skip_bad:
+            check_images(plan, [read_info(dest, plan, shard)[0] for shard in mine])
+        return None
 
 
 def sha256_json(value: Any) -> str:
     return hashlib.sha256(json.dumps(value).encode()).hexdigest()
 
 
-@contextlib.contextmanager
-def exclusive_lock(dest: Path) -> Iterator[None]:
-    """Create and lock the folder `dest`; removes it if it stays empty. Raises UsageError if it is locked."""
-    try:
-        dest.mkdir(parents=True, exist_ok=True)
-        fd = os.open(dest, os.O_RDONLY | os.O_DIRECTORY)
-    except OSError as error:
-        raise UsageError(f"{dest} cannot be written: {error.strerror}") from None
-    try:
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UsageError(f"{dest}: another `shards make` is writing to it; wait for it to finish") from None
-        yield
-    finally:
-        os.close(fd)
-        with contextlib.suppress(OSError):
-            dest.rmdir()
-
-
-def check_existing(dest: Path, options: Options, origin: dict[str, Any], fingerprint: str) -> dict[str, Any]:
-    """The manifest of the dataset in `dest`. Raises UsageError unless it is complete, with these options and source."""
-    try:
-        manifest = json.loads((dest / "manifest.json").read_bytes())
-        same = (manifest.get("options"), manifest.get("source")) == (asdict(options), origin)
-    except (ValueError, AttributeError):
-        raise UsageError(f"{dest}: manifest.json is corrupt; delete the folder first") from None
-    if not same:
+def check_existing(dest: Path, plan: Plan) -> Manifest:
+    """The manifest of the dataset in `dest`. Raises UsageError unless it is complete, and of this plan."""
+    manifest = read_manifest(dest)
+    if (manifest.options, manifest.source) != (plan.options, plan.source):
         raise UsageError(f"{dest} holds another dataset; use another folder, or delete this one first")
     path = dest / FINGERPRINT
-    if path.exists() and path.read_text().strip() != fingerprint:
+    if path.exists() and path.read_text().strip() != plan.fingerprint:
         raise UsageError(f"{dest}: the images have changed since; use another folder, or delete this one first")
-    files = [{"name": SOURCES, **manifest["sources"]}] if "sources" in manifest else []
-    for row in [*manifest["shards"], *files]:
-        path = dest / row["name"]
-        if not path.exists() or path.stat().st_size != row["bytes"]:
-            raise UsageError(f"{dest}: {row['name']} is missing or truncated; delete the folder, then re-create it")
-    shutil.rmtree(dest / MAKING, ignore_errors=True)
+    files = {row.name: row.bytes for row in manifest.shards}
+    if manifest.sources is not None:
+        files[SOURCES] = manifest.sources.bytes
+    for name, size in files.items():
+        if not (dest / name).exists() or (dest / name).stat().st_size != size:
+            raise UsageError(f"{dest}: {name} is missing or truncated; delete the folder, then re-create it")
+    remove_making(dest)
     return manifest
 
 
@@ -197,54 +183,25 @@ def split_into_shards(source: Source, order: list[int], options: Options) -> lis
     return [part.tolist() for part in np.array_split(np.array(order), shards)]
 
 
-def start_or_resume(dest: Path, plan: dict[str, Any]) -> None:
-    """Create DEST/.making, or check that it is of the same plan. Raises UsageError."""
-    making, text = dest / MAKING, json.dumps(plan, sort_keys=True)
-    plan_file = making / "plan.json"
-    if plan_file.exists():
-        if plan_file.read_text() != text:
-            raise UsageError(f"{dest} holds an unfinished dataset of another source or other options; delete it first")
-        return
-    foreign = [path.name for path in dest.iterdir() if path != making]
-    if foreign:
-        raise UsageError(f"{dest} is not empty (it contains {foreign[0]}); use a new folder")
-    making.mkdir(exist_ok=True)
-    atomic_write(plan_file, text.encode())
-
-
-def shard_name(shard: int) -> str:
-    return f"shard-{shard:06d}.tar"
-
-
-def is_written(dest: Path, shard: int) -> bool:
-    return (dest / MAKING / f"{shard_name(shard)}.npz").exists() and (dest / shard_name(shard)).exists()
-
-
-def remove_written(dest: Path, shards: int) -> None:
-    """Remove what `make` wrote into `dest`, and nothing else."""
-    for shard in range(shards):
-        (dest / shard_name(shard)).unlink(missing_ok=True)
-        (dest / f".{shard_name(shard)}.tmp").unlink(missing_ok=True)
-    shutil.rmtree(dest / MAKING, ignore_errors=True)
-
-
-def write_shards(source: Source, dest: Path, options: Options, parts: list[list[int]], jobs: int) -> None:
-    """Write the missing shards. Raises RunError if a worker is killed."""
+def write_shards(
+    source: Source, dest: Path, options: Options, plan: Plan, shards: dict[int, list[int]], jobs: int
+) -> None:
+    """Write those of `shards`, image indices by shard, that are missing. Raises RunError if a worker is killed."""
     import webdataset  # noqa: F401 - imports torch, which takes a second: here once, before the workers are forked
 
-    pending = [shard for shard in range(len(parts)) if not is_written(dest, shard)]
-    written = len(source) - sum(len(parts[shard]) for shard in pending)
-    bar = tqdm(total=len(source), initial=written, unit=" images", disable=None)
+    pending = [shard for shard in shards if not is_written(dest, shard)]
+    total = sum(map(len, shards.values()))
+    bar = tqdm(total=total, initial=total - sum(len(shards[shard]) for shard in pending), unit=" images", disable=None)
     # The workers inherit the source by fork, so that it need not be picklable.
     pool = ProcessPoolExecutor(
         jobs,
         multiprocessing.get_context("fork"),
         initializer=start_worker,
-        initargs=(os.getpid(), source, dest, options),
+        initargs=(os.getpid(), source, dest, options, plan.digest()),
     )
     try:
         with bar, pool:
-            futures = {pool.submit(write_shard, shard, parts[shard]): len(parts[shard]) for shard in pending}
+            futures = {pool.submit(write_shard, shard, shards[shard]): len(shards[shard]) for shard in pending}
             for future in as_completed(futures):
                 future.result()
                 bar.update(futures[future])
@@ -253,12 +210,12 @@ def write_shards(source: Source, dest: Path, options: Options, parts: list[list[
         raise RunError(f"{dest}: {reason}; re-run the same command to resume") from None
 
 
-WORKER: tuple[Source, Path, Options]  # set once per worker by start_worker
+WORKER: tuple[Source, Path, Options, str]  # set once per worker by start_worker
 
 
-def start_worker(parent: int, source: Source, dest: Path, options: Options) -> None:
+def start_worker(parent: int, source: Source, dest: Path, options: Options, plan: str) -> None:
     global WORKER
-    WORKER = source, dest, options
+    WORKER = source, dest, options, plan
     threading.Thread(target=exit_with_parent, args=(parent,), daemon=True).start()
 
 
@@ -273,9 +230,10 @@ def write_shard(shard: int, indices: list[int]) -> None:
     """Write the images `indices` as one shard, then its rows of the index."""
     from webdataset.writer import TarWriter
 
-    source, dest, options = WORKER
-    info = ShardInfo(shard_name(shard), sums=[0] * options.channels, squares=[0] * options.channels)
-    temporary = dest / f".{info.name}.tmp"
+    source, dest, options, plan = WORKER
+    info = ShardInfo(plan, shard_name(shard), sums=[0] * options.channels, squares=[0] * options.channels)
+    kept: list[int] = []
+    temporary = own_name(dest / info.name)
     with open(temporary, "wb") as file:
         with TarWriter(file, encoder=False, mtime=0, user="root", group="root") as tar:
             for index in indices:
@@ -286,7 +244,7 @@ def write_shard(shard: int, indices: list[int]) -> None:
                 except Exception as error:  # decoders and archives document no exceptions
                     info.bad.append(f"{escape_name(source.names[index])}: {reason(error)}")
                     continue
-                info.images.append(index)
+                kept.append(index)
                 for name in conversions:
                     info.converted[name] = info.converted.get(name, 0) + 1
                 sample: dict[str, Any] = {"__key__": f"{index:09d}", options.format: encode(pixels, options)}
@@ -301,10 +259,11 @@ def write_shard(shard: int, indices: list[int]) -> None:
         os.fsync(file.fileno())
     info.bytes, info.sha256 = temporary.stat().st_size, sha256_file(temporary)
     columns = Scan(temporary).arrays()
+    columns["label"] = np.full(info.samples, -1) if source.labels is None else source.labels[kept]
+    if source.has_paths:
+        info.paths = [escape_name(source.names[index]) for index in kept]
     os.replace(temporary, dest / info.name)
-    rows = io.BytesIO()
-    np.savez(rows, meta=np.array(json.dumps(asdict(info))), **columns)  # type: ignore[arg-type]
-    atomic_write(dest / MAKING / f"{info.name}.npz", rows.getvalue())
+    write_info(dest, info, columns)
 
 
 def reason(error: Exception) -> str:
@@ -390,60 +349,3 @@ def encode(pixels: np.ndarray, options: Options) -> bytes:
     else:
         Image.fromarray(pixels.squeeze()).save(out, "JPEG", quality=options.quality, subsampling=0)
     return out.getvalue()
-
-
-def finish(source: Source, dest: Path, options: Options, plan: dict[str, Any], shards: int) -> dict[str, Any]:
-    """Write the index, sources.txt and the manifest from the rows in DEST/.making, and remove it.
-
-    Returns the manifest. Raises UsageError, and removes what was written, if images cannot be used.
-    """
-    infos, columns = read_rows(dest, shards)
-    bad = [line for info in infos for line in info.bad]
-    written = [info for info in infos if info.samples]
-    if not written or (bad and not options.skip_bad):
-        remove_written(dest, shards)
-        fix = "fix them, or leave them out with --skip_bad" if written else "fix them"
-        raise UsageError(f"{len(bad)} of {len(source)} images cannot be used; {fix}:\n  " + "\n  ".join(bad))
-    samples = sum(info.samples for info in written)
-    sums, squares = (np.array([getattr(info, name) for info in written]).sum(0) for name in ("sums", "squares"))
-    manifest = {
-        "format": FORMAT,
-        "samples": samples,
-        "size": options.size,
-        "channels": options.channels,
-        "encoding": options.format,
-        "classes": class_rows(source.classes, columns["label"]) if source.labels is not None else [],
-        **channel_stats(sums, squares, samples * (options.size or 0) ** 2),
-        "shards": [{key: getattr(info, key) for key in ("name", "samples", "bytes", "sha256")} for info in written],
-        "options": asdict(options),
-        "source": plan["source"],
-        "converted": dict(sorted(sum((Counter(info.converted) for info in written), Counter()).items())),
-        "left_out": bad,
-        "made_by": f"distgan {__version__}",
-    }
-    if plan["sources"]:
-        manifest["sources"] = write_sources(dest, [source.names[index] for info in written for index in info.images])
-    atomic_write(dest / FINGERPRINT, (plan["fingerprint"] + "\n").encode())
-    commit(dest, manifest, columns)
-    for info in infos:
-        if not info.samples:
-            (dest / info.name).unlink(missing_ok=True)
-    shutil.rmtree(dest / MAKING)
-    return manifest
-
-
-def read_rows(dest: Path, shards: int) -> tuple[list[ShardInfo], dict[str, np.ndarray]]:
-    """What was written into each shard, and the columns of the index, from DEST/.making."""
-    infos, parts = [], []
-    for shard in range(shards):
-        with np.load(dest / MAKING / f"{shard_name(shard)}.npz") as stored:
-            infos.append(ShardInfo(**json.loads(str(stored["meta"]))))
-            parts.append({name: stored[name] for name in COLUMNS})
-    return infos, {name: np.concatenate([part[name] for part in parts]) for name in COLUMNS}
-
-
-def write_sources(dest: Path, names: list[str]) -> dict[str, Any]:
-    """Write DEST/sources.txt; returns its row of the manifest."""
-    data = "".join(f"{escape_name(name)}\n" for name in names).encode()
-    atomic_write(dest / SOURCES, data)
-    return {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}

@@ -1,31 +1,35 @@
 """Scanning a shard: one strict pass over a tar gives its rows of the index."""
 
 import io
-import json
+import math
 import mmap
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import xxhash
 from PIL import Image
 
 from distgan import CorruptDataError
-from distgan.data.shardset import COLUMNS, MAX_CLASSES, read_npy_header
+from distgan.data.schema import MAX_SIZE, Label
+from distgan.data.shardset import COLUMNS, read_npy_header
 from distgan.data.tar import members, split_key
+from distgan.dataset_tool.labels import read_label
 from distgan.images import ENCODINGS, SHARD_PIL_FORMATS
 
 
 class Scan:
-    """The index columns of one shard, and the (size, channels, encoding) of its images.
+    """The index columns and labels of one shard, and the (size, channels, encoding) of its images.
 
     Raises CorruptDataError for a corrupt tar, a sample without exactly one image, a duplicate key, and images that
     differ in size, channels or encoding.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.columns: dict[str, list[int]] = {name: [] for name in COLUMNS}
+    def __init__(self, path: Path, label_key: str = "label") -> None:
+        self.path, self.label_key = path, label_key
+        self.columns: dict[str, list[int]] = {name: [] for name in COLUMNS if name != "label"}
+        self.labels: list[Label | None] = []
+        self.names: list[str] = []
+        """The members that are the images."""
         self.kind: tuple[int, int, str] | None = None
         """(size, channels, encoding); None if the shard has no images."""
         seen: set[str] = set()
@@ -60,11 +64,14 @@ class Scan:
         offset, size = sample[images[0]]
         try:
             height, width, channels, header = read_image_header(data[offset : offset + size], encoding)
-            label = read_label({e: data[o : o + n] for e, (o, n) in sample.items() if e in ("cls", "json")})
-        except (ValueError, KeyError, TypeError, OSError, SyntaxError, Image.DecompressionBombError) as error:
+            fields = {e: data[o : o + n] for e, (o, n) in sample.items() if e in ("cls", "json")}
+            self.labels.append(read_label(fields, self.label_key))
+        except Exception as error:  # decoders document no exceptions
             raise CorruptDataError(f"{self.path}: key {key}: {error}") from None
-        if height != width:
-            raise CorruptDataError(f"{self.path}: key {key} is {width}x{height}; images must be square")
+        if height != width or height > MAX_SIZE:
+            raise CorruptDataError(
+                f"{self.path}: key {key} is {width}x{height}; images must be square, with sides up to {MAX_SIZE}"
+            )
         kind = (height, channels, encoding)
         if self.kind not in (None, kind):
             raise CorruptDataError(
@@ -74,24 +81,13 @@ class Scan:
         self.kind = kind
         offset, size = offset + header, size - header
         xxh3 = xxhash.xxh3_64_intdigest(data[offset : offset + size])
-        for name, value in {"offset": offset, "size": size, "label": label, "check": xxh3}.items():
+        self.names.append(f"{key}.{images[0]}")
+        for name, value in {"offset": offset, "size": size, "check": xxh3}.items():
             self.columns[name].append(value)
 
     def arrays(self) -> dict[str, np.ndarray]:
-        """The index columns, [samples] each."""
-        return {name: np.array(self.columns[name], dtype) for name, dtype in COLUMNS.items()}
-
-
-def read_label(fields: dict[str, bytes]) -> int:
-    """The label in a sample's .cls or .json; -1 if it has none. Raises ValueError."""
-    label: Any = -1
-    if "cls" in fields:
-        label = int(fields["cls"])
-    elif "json" in fields:
-        label = json.loads(fields["json"]).get("label", -1)
-    if not isinstance(label, int) or not -1 <= label < MAX_CLASSES:
-        raise ValueError(f"the label {label!r} is not an integer in [0, {MAX_CLASSES:,})")
-    return label
+        """The index columns, [samples] each, without that of the labels."""
+        return {name: np.array(column, COLUMNS[name]) for name, column in self.columns.items()}
 
 
 def read_image_header(data: bytes, encoding: str) -> tuple[int, int, int, int]:
@@ -99,9 +95,9 @@ def read_image_header(data: bytes, encoding: str) -> tuple[int, int, int, int]:
     if encoding == "npy":
         file = io.BytesIO(data)
         shape, fortran, dtype = read_npy_header(file)
-        if dtype != np.uint8 or fortran or len(shape) != 3 or shape[2] not in (1, 3):
+        if dtype != "|u1" or fortran or len(shape) != 3 or shape[2] not in (1, 3):
             raise ValueError(f"an array of {dtype} {shape}; images are uint8 [height, width, 1 or 3]")
-        if len(data) - file.tell() != int(np.prod(shape)):
+        if len(data) - file.tell() != math.prod(shape):
             raise ValueError("the array's size in bytes does not match its shape")
         return (*shape, file.tell())
     with Image.open(io.BytesIO(data), formats=SHARD_PIL_FORMATS) as image:

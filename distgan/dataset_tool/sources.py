@@ -1,9 +1,7 @@
 """What `shards make` reads: folders, class-folder trees, zips, and built-in datasets by name."""
 
-import csv
 import gzip
 import io
-import json
 import os
 import sys
 import zipfile
@@ -17,7 +15,8 @@ import numpy as np
 from PIL import Image
 
 from distgan import UsageError
-from distgan.data.shardset import MAX_CLASSES
+from distgan.data.schema import Label
+from distgan.dataset_tool.labels import number_labels, parse_labels
 from distgan.images import PIL_FORMATS
 from distgan.rng import rng
 
@@ -157,41 +156,16 @@ def add_labels(source: Source, labels: str, read: Callable[[str], bytes]) -> Sou
     return source
 
 
-def parse_labels(suffix: str, data: bytes, where: str) -> dict[str, Any]:
-    """{file name: label} of a CSV (two columns), JSONL ({"file_name", "label"}) or NVlabs dataset.json."""
-    try:
-        text = data.decode()
-        if suffix == ".csv":
-            rows = [row for row in csv.reader(io.StringIO(text)) if row]
-            return {row[0]: row[1] for row in rows if row[:2] != ["file_name", "label"]}
-        if suffix == ".jsonl":
-            objects = [json.loads(line) for line in text.splitlines() if line.strip()]
-            return {row["file_name"]: row["label"] for row in objects}
-        return dict(json.loads(text)["labels"] or {})
-    except (ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
-        raise UsageError(f"{where}: not a list of file names and labels ({error!r})") from None
-
-
-def assign_labels(source: Source, rows: dict[str, Any], where: str) -> Source:
+def assign_labels(source: Source, rows: dict[str, Label], where: str) -> Source:
     if not rows:
         return source
     missing = [name for name in source.names if name not in rows]
     if missing:
         raise UsageError(f"{where}: {len(missing)} images have no label, the first is {missing[0]}")
-    values = [rows[name] for name in source.names]
-    if all(isinstance(value, int) or str(value).isdecimal() for value in values):
-        integers = [int(value) for value in values]
-        bad = next((i for i, label in enumerate(integers) if not 0 <= label < MAX_CLASSES), None)
-        if bad is not None:
-            raise UsageError(
-                f"{where}: the label {integers[bad]} of {source.names[bad]} is not in [0, {MAX_CLASSES:,})"
-            )
-        source.labels = np.array(integers)
-        source.classes = [str(i) for i in range(int(source.labels.max()) + 1)]
-    else:
-        source.classes = sorted({str(value) for value in values})
-        index = {name: i for i, name in enumerate(source.classes)}
-        source.labels = np.array([index[str(value)] for value in values])
+    try:
+        source.labels, source.classes = number_labels([rows[name] for name in source.names])
+    except ValueError as error:
+        raise UsageError(f"{where}: {error}") from None
     return source
 
 

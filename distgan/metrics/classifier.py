@@ -72,7 +72,7 @@ class Classifier(nn.Module):
 
 def is_stacked(dataset: ShardSet) -> bool:
     """Whether a label is three digits, one a channel (StackedMNIST): the classifier then sees one channel at a time."""
-    return dataset.channels == 3 and [row["name"] for row in dataset.classes] == [f"{i:03d}" for i in range(1000)]
+    return dataset.channels == 3 and [row.name for row in dataset.classes] == [f"{i:03d}" for i in range(1000)]
 
 
 def load_units(dataset: ShardSet, seed: int) -> tuple[Tensor, Tensor, list[str]]:
@@ -89,7 +89,7 @@ def load_units(dataset: ShardSet, seed: int) -> tuple[Tensor, Tensor, list[str]]
     batch = Reader(dataset).read(ids)
     images, targets = torch.from_numpy(batch.images).permute(0, 3, 1, 2), torch.from_numpy(batch.labels)
     if not is_stacked(dataset):
-        return images, targets, [row["name"] for row in dataset.classes]
+        return images, targets, [row.name for row in dataset.classes]
     digits = torch.stack([targets // 100, targets // 10 % 10, targets % 10], dim=1)
     return images.reshape(-1, 1, dataset.size, dataset.size), digits.flatten(), [str(i) for i in range(10)]
 

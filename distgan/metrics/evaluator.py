@@ -146,7 +146,7 @@ class Evaluator:
         z = torch.from_numpy(normal_rows(philox(self.seed, "evaluate"), first, count, z_dim)).to(device)
         if not conditional:
             return z, None
-        counts = torch.tensor([row["samples"] for row in self.dataset.classes], dtype=torch.float64)
+        counts = torch.tensor([row.samples for row in self.dataset.classes], dtype=torch.float64)
         uniform = torch.from_numpy(uniform_rows(philox(self.seed, "evaluate-labels"), first, count, 1)[:, 0])
         labels = torch.searchsorted(counts.cumsum(0), uniform * counts.sum(), right=True)
         return z, labels.to(device)
@@ -157,7 +157,7 @@ class Evaluator:
         real, dataset = self.real, self.dataset
         values = compute(self.metrics, generated, real.reference, self.extractor.name)
         histogram = class_histogram(generated).long().tolist() if "modes" in self.metrics else []
-        names = [row["name"] for row in dataset.classes]
+        names = [row.name for row in dataset.classes]
         return Card(
             metrics=values,
             floor={name: value for name, value in real.floor.items() if name in values},
@@ -177,7 +177,7 @@ class Evaluator:
             data={
                 "path": self.path,
                 "manifest": dataset.digest,
-                "resize": dataset.manifest.get("options", {}).get("resize"),
+                "resize": (dataset.manifest.options or {}).get("resize"),
                 "kl_to": "uniform" if is_stacked(dataset) else "the dataset's labels",
             },
             generator=generator,

@@ -137,7 +137,7 @@ def default_classifier(dataset: ShardSet, cache: Path) -> Path:
 def open_classifier(dataset: ShardSet, path: Path) -> Extractor:
     network, info = load_classifier(path)
     per_channel = is_stacked(dataset) and info.channels == 1
-    names = [str(i) for i in range(10)] if per_channel else [row["name"] for row in dataset.classes]
+    names = [str(i) for i in range(10)] if per_channel else [row.name for row in dataset.classes]
     found, needed = (info.size, info.channels), (dataset.size, 1 if per_channel else dataset.channels)
     if found != needed:
         raise UsageError(

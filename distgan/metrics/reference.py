@@ -44,7 +44,7 @@ class RealImages:
 
 def class_frequencies(dataset: ShardSet) -> Tensor:
     """What the classes of generated images are compared with: uniform for StackedMNIST, else the dataset's labels."""
-    counts = torch.tensor([row["samples"] for row in dataset.classes], dtype=torch.float64)
+    counts = torch.tensor([row.samples for row in dataset.classes], dtype=torch.float64)
     counts = torch.ones_like(counts) if is_stacked(dataset) else counts.clamp(min=1)
     return counts / counts.sum()
 

@@ -114,7 +114,7 @@ def draw(run: Run, state: TrainState, images_seen: int) -> dict[str, Tensor]:
     if paired:
         random_inputs["g_z"] = normal("latents of G", config.model.latent)
     if config.data.labels and not (paired or interpolates):
-        frequencies = np.cumsum([row["samples"] for row in run.dataset.classes])
+        frequencies = np.cumsum([row.samples for row in run.dataset.classes])
         shares = uniform("labels")[:, 0]
         random_inputs["fake_labels"] = np.searchsorted(frequencies, shares * frequencies[-1], side="right")
     if config.data.flip:

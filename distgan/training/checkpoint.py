@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from distgan import RunError, UsageError
+from distgan.data.schema import CheckpointState, WeightsMetadata, decode
 from distgan.files import atomic_write, fsync_dir, sha256_file
 
 METADATA, BEST = "distgan", "best.json"
@@ -171,35 +172,47 @@ class Checkpoints:
                 shutil.rmtree(self.folder / str(images), ignore_errors=True)
 
 
+def read_state(path: Path) -> CheckpointState:
+    """state.json of a checkpoint. Raises OSError, or ValueError."""
+    return decode((path / "state.json").read_bytes(), CheckpointState)
+
+
 def find_corruption(path: Path) -> str | None:
     """What is wrong with a checkpoint, or None."""
     try:
-        state = json.loads((path / "state.json").read_text())
-        for name, expected in state["files"].items():
+        state = read_state(path)
+        if str(state.images) != path.name:
+            return f"state.json is of {state.images} images"
+        for name, expected in state.files.items():
             if sha256_file(path / name) != expected:
                 return f"the sha256 of {name} does not match state.json"
     except FileNotFoundError as error:
         return f"{Path(error.filename).name} is missing"
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError) as error:
         return f"state.json is unreadable ({error})"
     return None
 
 
-def load(path: Path) -> tuple[dict[str, Tensors], dict[str, Any]]:
-    """The tensors of a checkpoint by file, and its state."""
-    state = json.loads((path / "state.json").read_text())
-    return {Path(name).stem: load_file(path / name) for name in state["files"]}, state
+def load(path: Path) -> tuple[dict[str, Tensors], CheckpointState]:
+    """The tensors of a checkpoint by file, and its state. Raises RunError."""
+    try:
+        state = read_state(path)
+        return {Path(name).stem: load_file(path / name) for name in state.files}, state
+    except (safetensors.SafetensorError, OSError, ValueError) as error:
+        raise RunError(f"checkpoint {path} is corrupt ({error})") from None
 
 
-def load_weights(path: Path) -> tuple[Tensors, dict[str, Any]]:
+def load_weights(path: Path) -> tuple[Tensors, WeightsMetadata]:
     """The tensors and the metadata of one .safetensors file of a checkpoint. Raises UsageError."""
     try:
         with safetensors.safe_open(path, framework="pt") as file:
-            metadata = json.loads((file.metadata() or {})[METADATA])
+            metadata = decode((file.metadata() or {})[METADATA], WeightsMetadata)
             return {name: file.get_tensor(name) for name in file.keys()}, metadata  # noqa: SIM118 - no mapping
     except FileNotFoundError:
         raise UsageError(f"no such file: {path}; give a run folder or a .safetensors file") from None
     except (safetensors.SafetensorError, OSError) as error:
         raise UsageError(f"{path} is not a complete .safetensors file: {error}") from None
-    except (KeyError, json.JSONDecodeError):
+    except KeyError:
         raise UsageError(f"{path} is not a distgan checkpoint (its metadata has no {METADATA!r})") from None
+    except ValueError as error:
+        raise UsageError(f"{path}: its metadata does not describe a distgan network ({error})") from None

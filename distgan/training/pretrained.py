@@ -1,7 +1,9 @@
 """A trained generator for inference: from one .safetensors file, or from a run folder."""
 
 import contextlib
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -72,7 +74,7 @@ class PretrainedGenerator(nn.Module):
         """The number of a class given by number or name. Raises UsageError."""
         if label in self.classes:
             return self.classes.index(str(label))
-        number = int(label) if str(label).isdecimal() else -1
+        number = int(label) if str(label).isdecimal() and len(str(label)) < 19 else -1
         if not 0 <= number < len(self.classes):
             choices = ", ".join(self.classes[:20]) + (", ..." if len(self.classes) > 20 else "")
             raise UsageError(
@@ -92,22 +94,30 @@ def load_generator(
     """
     file, note = find_weights(Path(path), newest)
     weights, metadata = load_weights(file)
+    model, classes = metadata.config.model, metadata.classes
+    shape: dict[str, Any] = {"size": metadata.size, "channels": metadata.channels}
+    arguments = shape | {"num_classes": len(classes), "z_dim": model.latent, "options": model.options, "seed": 0}
     try:
-        model, classes = metadata["config"]["model"], metadata["classes"]
-        name, z_dim, options = model["name"], model["latent"], model["options"]
-        shape = {"size": metadata["size"], "channels": metadata["channels"]}
-    except (KeyError, TypeError):
-        raise UsageError(f"{file}: its metadata does not describe a distgan network") from None
-    G, _ = models.build(name, **shape, num_classes=len(classes), z_dim=z_dim, options=options, seed=0)
-    try:
-        G.load_state_dict(weights)
-    except RuntimeError:
-        raise UsageError(f"{file} does not hold a generator; give generator.safetensors or ema.safetensors") from None
+        with torch.device("meta"):  # without memory: the metadata may name a network that no machine can hold
+            G, _ = models.build(model.name, **arguments)
+    except UsageError:
+        raise
+    except Exception as error:  # an architecture documents no exceptions for options that it cannot take
+        reason = (str(error).splitlines() or [""])[0]
+        raise UsageError(f"{file}: its metadata does not describe a {model.name} network ({reason})") from None
+    if shapes(G.state_dict()) != shapes(weights):
+        raise UsageError(f"{file} does not hold a generator; give generator.safetensors or ema.safetensors")
+    G, _ = models.build(model.name, **arguments)
+    G.load_state_dict(weights)
     try:
         G = G.to(device)
     except RuntimeError as error:
         raise UsageError(f"device: {device} cannot be used: {str(error).splitlines()[0]}") from None
-    return PretrainedGenerator(G, z_dim=z_dim, classes=classes, **shape, path=file, note=note)
+    return PretrainedGenerator(G, z_dim=model.latent, classes=classes, **shape, path=file, note=note)
+
+
+def shapes(tensors: Mapping[str, Tensor]) -> dict[str, torch.Size]:
+    return {name: tensor.shape for name, tensor in tensors.items()}
 
 
 def find_weights(path: Path, newest: bool = False) -> tuple[Path, str]:

@@ -171,7 +171,7 @@ def log_run_header(run: Run, logger: MetricsLogger, facts: dict[str, Any]) -> No
     for line in unused_launcher_settings(run.config):
         logger.print0(line)
     logger.print0(
-        f"{run.config.data.shards}: {dataset.manifest['samples']:,} images {dataset.size}x{dataset.size}x"
+        f"{run.config.data.shards}: {dataset.manifest.samples:,} images {dataset.size}x{dataset.size}x"
         f"{dataset.channels}, {run.order.lanes} lanes, {run.order.epoch_images:,} images per epoch; "
         f"parameters: {parameter_counts(run)}"
     )

@@ -18,7 +18,7 @@ from distgan import UsageError, __version__
 from distgan.config import Config, flatten, to_dict
 from distgan.files import atomic_write
 from distgan.training.build import Run
-from distgan.training.checkpoint import Checkpoints
+from distgan.training.checkpoint import Checkpoints, read_state
 
 LIBRARIES = ("torch", "torchvision", "accelerate", "webdataset", "safetensors", "jsonargparse", "numpy", "pillow")
 
@@ -97,17 +97,17 @@ def config_changes(run: Run, root: Path) -> Changes:
     checkpoints = Checkpoints(root / "checkpoints")
     for images in reversed(checkpoints.all()):
         try:
-            state = json.loads((checkpoints.folder / str(images) / "state.json").read_text())
-            saved, manifest = flatten(state["config"]), state["manifest"]
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            state = read_state(checkpoints.folder / str(images))
+        except (OSError, ValueError):
             continue  # `Checkpoints.newest` reports corrupt ones
+        saved = flatten(state.config)
         then = flatten(Config().fingerprint()) | saved  # defaults, for keys that are newer than the saved run
         now = flatten(run.config.fingerprint())
         keys = [key for key in sorted(saved.keys() | now.keys()) if then.get(key) != now.get(key)]
         changes = {key: [then.get(key), now.get(key)] for key in keys}
-        if manifest != run.dataset.digest:
+        if state.manifest != run.dataset.digest:
             changes["the images of data.shards"] = [
-                manifest[:12],
+                state.manifest[:12],
                 f"{run.dataset.digest[:12]} ({run.config.data.shards})",
             ]
         return changes

@@ -9,6 +9,7 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
+from distgan import UsageError
 from distgan.gan.step import generate
 from distgan.images import grid, save_picture, to_uint8
 from distgan.training.pretrained import PretrainedGenerator
@@ -57,7 +58,10 @@ def batches(G: PretrainedGenerator, z: Tensor, labels: Sequence[int]) -> Iterato
     for start in starts:
         part = slice(start, start + BATCH)
         label = torch.tensor(labels[part], device=device) if labels else None
-        yield to_uint8(generate(G.network, z[part].to(device), label).numpy())
+        images = generate(G.network, z[part].to(device), label)
+        if not images.isfinite().all():
+            raise UsageError(f"{G.path} generates NaN or Inf")
+        yield to_uint8(images.numpy())
 
 
 def save(G: PretrainedGenerator, z: Tensor, labels: Sequence[int], out: Path, columns: int | None) -> None:

@@ -38,7 +38,7 @@ def save_state(run: Run, state: TrainState, checkpoints: Checkpoints) -> None:
         "config": run.config.fingerprint(),
         "size": run.dataset.size,
         "channels": run.dataset.channels,
-        "classes": [row["name"] for row in run.dataset.classes] if run.config.data.labels else [],
+        "classes": [row.name for row in run.dataset.classes] if run.config.data.labels else [],
         "manifest": run.dataset.digest,
         "images": state.images_seen,
     }
@@ -57,15 +57,15 @@ def restore_state(run: Run, state: TrainState, path: Path) -> None:
         gan.raw_D.load_state_dict(files["discriminator"])
         if run.ema:
             run.ema.module.load_state_dict(files.get("ema", files["generator"]))
-    except RuntimeError as error:
+        set_optimizer_tensors(files["optimizers"], "generator", run.raw_G, gan.g_optimizer)
+        set_optimizer_tensors(files["optimizers"], "discriminator", gan.raw_D, gan.d_optimizer)
+    except (KeyError, RuntimeError) as error:
         first = str(error).splitlines()[-1].strip()
         raise UsageError(f"run_dir: the networks in {path} do not match this configuration: {first}") from None
-    set_optimizer_tensors(files["optimizers"], "generator", run.raw_G, gan.g_optimizer)
-    set_optimizer_tensors(files["optimizers"], "discriminator", gan.raw_D, gan.d_optimizer)
-    if accelerator.scaler is not None and saved["scaler"]:
-        accelerator.scaler.load_state_dict(saved["scaler"])
-    state.images_seen, state.skipped, state.rollbacks = saved["images"], saved["skipped"], saved["rollbacks"]
-    state.augment_p = saved.get("augment_p", 0.0)  # absent in older checkpoints
+    if accelerator.scaler is not None and saved.scaler:
+        accelerator.scaler.load_state_dict(saved.scaler)
+    state.images_seen, state.skipped, state.rollbacks = saved.images, saved.skipped, saved.rollbacks
+    state.augment_p = saved.augment_p
 
 
 def copy_weights(network: nn.Module) -> Tensors:

@@ -11,23 +11,39 @@ from pathlib import Path
 import numpy as np
 
 from distgan.data.order import Lanes
-from distgan.data.shardset import COLUMNS, FORMAT, LocalStorage, commit, open_shardset
+from distgan.data.schema import FORMAT, Manifest, Shard
+from distgan.data.shardset import COLUMNS, LocalStorage, open_shardset, write_index, write_manifest
 
 
 def main() -> None:
     shards, each = 100_000, 1_000
     with tempfile.TemporaryDirectory() as folder:
-        rows = [{"name": f"{i:06d}.tar", "samples": each, "bytes": 10**7, "sha256": "0" * 64} for i in range(shards)]
-        manifest = {"format": FORMAT, "samples": shards * each, "size": 64, "channels": 3, "encoding": "npy"}
-        manifest |= {"classes": [], "shards": rows}
+        rows = [Shard(f"{i:06d}.tar", each, 10**8, "0" * 64) for i in range(shards)]
         columns = {name: np.zeros(shards * each, dtype) for name, dtype in COLUMNS.items()}
-        commit(Path(folder), manifest, columns)
+        columns["size"] += 64 * 64 * 3
+        columns["label"] -= 1
+        write_manifest(
+            Path(folder),
+            Manifest(
+                format=FORMAT,
+                samples=shards * each,
+                size=64,
+                channels=3,
+                encoding="npy",
+                classes=[],
+                shards=rows,
+                index=write_index(Path(folder), columns),
+            ),
+        )
         del columns
         index = Path(folder) / "index.npz"
         start = time.perf_counter()
         dataset = open_shardset(LocalStorage(Path(folder)), folder)
         seconds = time.perf_counter() - start
         print(f"open {shards * each:,} images in {shards:,} shards: {seconds:.2f} s")
+        start = time.perf_counter()
+        dataset.check_bounds()
+        print(f"check its index: {time.perf_counter() - start:.2f} s")
         print(f"index: {index.stat().st_size / (shards * each):.1f} bytes per image")
         start = time.perf_counter()
         Lanes(dataset.counts, 0, 64).ids(10**8 - 64, 64)

@@ -20,6 +20,7 @@ import webdataset as wds
 from PIL import Image
 
 from distgan import UsageError, models, shards
+from distgan.data.schema import ClassCount
 from distgan.data.stream import Reader
 from distgan.dataset_tool import make
 from shared import ROOT, make_dataset, noise, options
@@ -31,6 +32,10 @@ def command(*args: object) -> int:
 
 def open_dataset(folder: Path):
     return shards.open_dataset(str(folder), None)
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "manifest.json").read_text())
 
 
 def read_images(folder: Path) -> np.ndarray:
@@ -49,9 +54,9 @@ def test_images_and_labels_are_read_back_unchanged(tmp_path):
     originals = {image.tobytes(): i % 3 for i, image in enumerate(images)}
     assert len(dataset.counts) == 4 and max(dataset.counts) - min(dataset.counts) <= 1
     assert {i.tobytes(): int(label) for i, label in zip(read.images, read.labels, strict=True)} == originals
-    assert dataset.classes == [{"name": n, "samples": 17 - (n == "c")} for n in "abc"]
-    np.testing.assert_allclose(dataset.manifest["mean"], images.mean((0, 1, 2)), atol=1e-3)
-    np.testing.assert_allclose(dataset.manifest["std"], images.std((0, 1, 2)), atol=1e-3)
+    assert dataset.classes == [ClassCount(n, 17 - (n == "c")) for n in "abc"]
+    np.testing.assert_allclose(read_manifest(tmp_path / "dataset")["mean"], images.mean((0, 1, 2)), atol=1e-3)
+    np.testing.assert_allclose(read_manifest(tmp_path / "dataset")["std"], images.std((0, 1, 2)), atol=1e-3)
 
 
 @pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")  # webdataset does not close its files
@@ -79,7 +84,7 @@ def test_same_input_gives_the_same_bytes_for_any_number_of_jobs(tmp_path):
 def test_class_folders_become_labels(folder_of_images, tmp_path, capsys):
     assert command("make", folder_of_images, tmp_path / "dataset") == 0
     assert "10 images 8x8x3 npy, 2 classes" in capsys.readouterr().out
-    assert [row["name"] for row in open_dataset(tmp_path / "dataset").classes] == ["a", "b"]
+    assert [row.name for row in open_dataset(tmp_path / "dataset").classes] == ["a", "b"]
     assert command("make", folder_of_images, tmp_path / "plain", "--labels", "none") == 0
     assert open_dataset(tmp_path / "plain").classes == []
 
@@ -110,14 +115,14 @@ def test_labels_from_a_file(folder_of_images, tmp_path, kind):
     }[kind]
     (tmp_path / f"labels.{kind}").write_text(text)
     assert command("make", folder_of_images, tmp_path / "dataset", "--labels", tmp_path / f"labels.{kind}") == 0
-    assert [row["samples"] for row in open_dataset(tmp_path / "dataset").classes] == [2] * 5
+    assert [row.samples for row in open_dataset(tmp_path / "dataset").classes] == [2] * 5
 
 
 def test_dataset_json_takes_precedence_over_class_folders(folder_of_images, tmp_path):
     names = sorted(p.relative_to(folder_of_images).as_posix() for p in folder_of_images.rglob("*.png"))
     (folder_of_images / "dataset.json").write_text(json.dumps({"labels": [[name, 3] for name in names]}))
     assert command("make", folder_of_images, tmp_path / "dataset") == 0
-    assert [row["samples"] for row in open_dataset(tmp_path / "dataset").classes] == [0, 0, 0, 10]
+    assert [row.samples for row in open_dataset(tmp_path / "dataset").classes] == [0, 0, 0, 10]
 
 
 def idx_files(folder: Path, images: np.ndarray, labels: np.ndarray) -> None:
@@ -167,17 +172,17 @@ def test_transparent_images_are_composited_onto_white(tmp_path):
     image.paste((0, 0, 255, 255), (0, 0, 4, 8))
     pixels = make_one(tmp_path, image)
     assert pixels[0, 0].tolist() == [0, 0, 255] and pixels[0, 7].tolist() == [255, 255, 255]
-    assert open_dataset(tmp_path / "dataset").manifest["converted"] == {"transparent": 1}
+    assert read_manifest(tmp_path / "dataset")["converted"] == {"transparent": 1}
 
 
 def test_16_bit_images_are_divided_by_257(tmp_path):
     assert make_one(tmp_path, Image.fromarray(np.full((8, 8), 257 * 100, np.uint16)))[0, 0].tolist() == [100] * 3
-    assert open_dataset(tmp_path / "dataset").manifest["converted"]["16-bit"] == 1
+    assert read_manifest(tmp_path / "dataset")["converted"]["16-bit"] == 1
 
 
 def test_cmyk_images_are_converted(tmp_path):
     assert make_one(tmp_path, Image.new("CMYK", (8, 8), (0, 0, 0, 255)), "jpg")[0, 0].max() < 10
-    assert open_dataset(tmp_path / "dataset").manifest["converted"] == {"from CMYK": 1}
+    assert read_manifest(tmp_path / "dataset")["converted"] == {"from CMYK": 1}
 
 
 @pytest.mark.parametrize("suffix", ["gif", "webp", "tiff", "png"])
@@ -186,14 +191,14 @@ def test_first_frame_of_animated_images_is_taken(tmp_path, suffix):
     lossless = {"lossless": True} if suffix == "webp" else {}
     pixels = make_one(tmp_path, frames[0], suffix, save_all=True, append_images=frames[1:], **lossless)
     assert (pixels == [255, 0, 0]).all()
-    assert open_dataset(tmp_path / "dataset").manifest["converted"]["animated, first frame"] == 1
+    assert read_manifest(tmp_path / "dataset")["converted"]["animated, first frame"] == 1
 
 
 def test_jpeg_with_a_second_picture_is_not_animated(tmp_path):
     """Phones append depth and gain maps to a JPEG."""
     image = Image.new("RGB", (8, 8), "red")
     make_one(tmp_path, image, "jpg", format="MPO", save_all=True, append_images=[image])
-    assert open_dataset(tmp_path / "dataset").manifest["converted"] == {}
+    assert read_manifest(tmp_path / "dataset")["converted"] == {}
 
 
 def test_animated_image_that_ends_after_its_first_frame(tmp_path):
@@ -212,7 +217,7 @@ def test_images_are_rotated_by_exif(tmp_path):
     exif[0x0112] = 6  # rotate clockwise by 90 degrees: the bright top becomes the right side
     pixels = make_one(tmp_path, image, "jpg", exif=exif)
     assert pixels[4, 7].min() > 200 and pixels[4, 0].max() < 50
-    assert open_dataset(tmp_path / "dataset").manifest["converted"]["EXIF-rotated"] == 1
+    assert read_manifest(tmp_path / "dataset")["converted"]["EXIF-rotated"] == 1
 
 
 def test_crop_and_antialiased_resize(tmp_path):
@@ -220,7 +225,7 @@ def test_crop_and_antialiased_resize(tmp_path):
     stripes[:, ::2] = 255
     pixels = make_one(tmp_path, Image.fromarray(stripes))
     assert 115 < pixels.mean() < 140 and pixels.std() < 20  # aliasing would give 0 and 255
-    recorded = open_dataset(tmp_path / "dataset").manifest["options"]
+    recorded = read_manifest(tmp_path / "dataset")["options"]
     assert recorded["resize"] == "lanczos" and recorded["crop"] == "center"
     assert command("make", tmp_path / "one", tmp_path / "other", "--size", 8, "--crop", "none") == 2
 
@@ -233,7 +238,7 @@ def test_corrupt_images_are_listed(folder_of_images, tmp_path, capsys):
     assert "2 of 12 images cannot be used" in error and "a/cut.png" in error and "b/page.png" in error
     assert not (tmp_path / "dataset").exists()
     assert command("make", folder_of_images, tmp_path / "dataset", "--skip_bad") == 0
-    manifest = open_dataset(tmp_path / "dataset").manifest
+    manifest = read_manifest(tmp_path / "dataset")
     assert manifest["samples"] == 10 and len(manifest["left_out"]) == 2
 
 
@@ -246,7 +251,7 @@ def test_reason_is_the_same_each_time(folder_of_images, tmp_path):
     for name in ("a", "b"):
         assert command("make", tmp_path / "images.zip", tmp_path / name, "--skip_bad") == 0
     assert files(tmp_path / "a") == files(tmp_path / "b")
-    assert open_dataset(tmp_path / "a").manifest["left_out"] == ["a/page.png: cannot identify image file"]
+    assert read_manifest(tmp_path / "a")["left_out"] == ["a/page.png: cannot identify image file"]
 
 
 def test_make_prints_what_it_did_to_the_images(folder_of_images, tmp_path, capsys):
@@ -262,7 +267,7 @@ def test_make_prints_what_it_did_to_the_images(folder_of_images, tmp_path, capsy
     Image.new("F", (8, 12)).save(folder_of_images / "b" / "float.tiff")
     assert command("make", folder_of_images, tmp_path / "dataset", "--size", 8, "--skip_bad") == 0
     out = capsys.readouterr().out.splitlines()
-    manifest = open_dataset(tmp_path / "dataset").manifest
+    manifest = read_manifest(tmp_path / "dataset")
     first = "; ".join(manifest["left_out"][:3])
     assert out[1:] == [
         f"left out: 6 ({first}; and 3 more in manifest.json)",
@@ -393,7 +398,7 @@ def test_links_are_followed_and_broken_ones_are_reported(folder_of_images, tmp_p
     (folder_of_images / "c" / "loop").symlink_to(folder_of_images)
     assert command("make", folder_of_images, tmp_path / "dataset") == 0
     dataset = open_dataset(tmp_path / "dataset")
-    assert [row["name"] for row in dataset.classes] == ["a", "b", "c"] and dataset.counts.sum() == 11
+    assert [row.name for row in dataset.classes] == ["a", "b", "c"] and dataset.counts.sum() == 11
     (folder_of_images / "a" / "broken.png").symlink_to(tmp_path / "nowhere.png")
     assert command("make", folder_of_images, tmp_path / "other") == 2
     error = capsys.readouterr().err
@@ -497,6 +502,66 @@ def test_shards_of_another_program_are_indexed(tmp_path):
     dataset = open_dataset(folder)
     read = Reader(dataset).read(np.arange(20))
     assert np.array_equal(read.images, images) and read.labels.tolist() == [i % 4 for i in range(20)]
+
+
+def foreign(folder: Path, fields: list[dict[str, Any]], **beside: Any) -> Path:
+    """A folder with a tar of 8x8 images that have these fields too, and JSON files beside it."""
+    folder.mkdir()
+    with open(folder / "0.tar", "wb") as file, wds.writer.TarWriter(file) as tar:
+        for i, image in enumerate(noise(len(fields))):
+            tar.write({"__key__": f"{i}", "png": image, **fields[i]})
+    for name, value in beside.items():
+        (folder / f"{name}.json").write_text(json.dumps(value))
+    return folder
+
+
+BESIDE = {"dataset": {"labels": [["0.png", "b"], ["1.png", "a"], ["2.png", "b"]]}}
+NUMBERS = [{"json": {"label": i, "kind": n}} for i, n in zip((1, 0, 1), ("cat", "ant", "cat"), strict=True)]
+
+
+@pytest.mark.parametrize(
+    ("fields", "beside", "words", "names", "labels"),
+    [
+        (NUMBERS, {}, [], ["0", "1"], [1, 0, 1]),
+        (NUMBERS, {"classes": ["bee", "cow", "dog"]}, [], ["bee", "cow", "dog"], [1, 0, 1]),
+        (NUMBERS, {"classes": {"cow": 1, "bee": 0}}, [], ["bee", "cow"], [1, 0, 1]),
+        (NUMBERS, {}, ["--label_key", "kind"], ["ant", "cat"], [1, 0, 1]),
+        (NUMBERS, {"classes": ["cat", "ant"]}, ["--label_key", "kind"], ["cat", "ant"], [0, 1, 0]),
+        ([{"cls": i} for i in (0, 2, 1)], {"classes": ["x", "y", "z"]}, [], ["x", "y", "z"], [0, 2, 1]),
+        (
+            [{}] * 3,
+            {"dataset": {"labels": [["0.png", "b"], ["1.png", "a"], ["2.png", "b"]]}},
+            [],
+            ["a", "b"],
+            [1, 0, 1],
+        ),
+        ([{}] * 3, {}, [], [], [-1] * 3),
+    ],
+)
+def test_foreign_shards_keep_the_names_of_their_classes(tmp_path, fields, beside, words, names, labels):
+    folder = foreign(tmp_path / "foreign", fields, **beside)
+    assert command("index", folder, *words) == 0 and command("verify", folder) == 0
+    dataset = open_dataset(folder)
+    assert [row.name for row in dataset.classes] == names and dataset.columns["label"].tolist() == labels
+
+
+@pytest.mark.parametrize(
+    ("beside", "words", "message"),
+    [
+        ({"classes": ["one"]}, [], "the label 1 is not in .0, 1."),
+        ({"classes": ["a", "a"]}, [], "classes.json: not the names of classes"),
+        ({"classes": {"a": 0, "b": 2}}, [], "classes.json: .*its numbers are not 0 to 1"),
+        ({"classes": 3}, [], "classes.json: .*Expected"),
+        ({"classes": ["cat"]}, ["--label_key", "kind"], "the label 'ant' is not one of the 1 classes"),
+        ({}, ["--label_key", "sort"], "--label_key: no .json in .* has a 'sort'"),
+        ({"dataset": {"labels": [[1, 2]]}}, [], "dataset.json: not a list of file names and labels"),
+    ],
+)
+def test_names_that_do_not_fit_are_reported(tmp_path, capsys, beside, words, message):
+    folder = foreign(tmp_path / "foreign", NUMBERS, **beside)
+    assert command("index", folder, *words) in (1, 2) and not (folder / "manifest.json").exists()
+    error = capsys.readouterr().err
+    assert re.search(message, error) and error.count("\n") == 1
 
 
 def test_order_prints_the_keys_of_each_rank(tiny, capsys):

@@ -1,5 +1,6 @@
 """sources.txt: the file that each sample was made from; in datasets without it, everything else works as before."""
 
+import hashlib
 import json
 import os
 import shutil
@@ -48,7 +49,8 @@ def test_line_is_the_file_of_the_sample(dataset, folder_of_images):
     for image, line in zip(images, lines, strict=True):
         with Image.open(folder_of_images / line) as original:
             assert np.array_equal(image, np.asarray(original))
-    assert opened.manifest["sources"]["bytes"] == (dataset / "sources.txt").stat().st_size
+    row = opened.manifest.sources
+    assert row is not None and row.bytes == (dataset / "sources.txt").stat().st_size
 
 
 def test_zip_has_the_sources_of_its_folder(dataset, folder_of_images, tmp_path):
@@ -64,7 +66,8 @@ def test_sources_can_be_left_out(folder_of_images, tmp_path, capsys):
     assert command("make", folder_of_images, tmp_path / "with", "--record_paths") == 0
     assert not (tmp_path / "without" / "sources.txt").exists() and (tmp_path / "with" / "sources.txt").exists()
     without = open_dataset(tmp_path / "without")
-    assert "sources" not in without.manifest and without.sources() is None
+    assert without.manifest.sources is None and without.sources() is None
+    assert "sources" not in json.loads((tmp_path / "without" / "manifest.json").read_text())
     for args in (["verify"], ["stats"], ["order", "--batch", 5], ["index"]):
         assert command(args[0], tmp_path / "without", *args[1:]) == 0
     # Datasets made before sources.txt existed look the same: the same command accepts them and adds nothing.
@@ -108,8 +111,10 @@ def test_verify_checks_the_sources(dataset, capsys, corrupt, message):
 
 
 def test_wrong_number_of_sources_is_corrupt(dataset):
-    edit_manifest(dataset, samples=9)
-    with pytest.raises(CorruptDataError, match="sources.txt: 10 lines, 9 samples in the manifest"):
+    lines = (dataset / "sources.txt").read_bytes().replace(b"a/", b"a\n/", 1)
+    (dataset / "sources.txt").write_bytes(lines)
+    edit_manifest(dataset, sources={"bytes": len(lines), "sha256": hashlib.sha256(lines).hexdigest()})
+    with pytest.raises(CorruptDataError, match="sources.txt: 11 lines, 10 samples in the manifest"):
         open_dataset(dataset).sources()
 
 
@@ -126,8 +131,8 @@ def test_kill_between_sources_and_manifest(dataset, folder_of_images, tmp_path):
     args = [str(folder_of_images), str(tmp_path / "killed"), "--skip_bad", "--shard_mb", "0.007"]
     killed_before_the_manifest = """
 import os, signal, sys
-import distgan.dataset_tool.make, distgan.shards
-distgan.dataset_tool.make.commit = lambda *args: os.kill(os.getpid(), signal.SIGKILL)
+import distgan.dataset_tool.join, distgan.shards
+distgan.dataset_tool.join.write_manifest = lambda *args: os.kill(os.getpid(), signal.SIGKILL)
 distgan.shards.main(["make", *sys.argv[1:]])
 """
     subprocess.run([sys.executable, "-c", killed_before_the_manifest, *args], cwd=ROOT, capture_output=True)

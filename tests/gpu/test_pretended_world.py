@@ -244,7 +244,7 @@ def test_a_process_draws_its_own_random_numbers_only(monkeypatch, processes, lan
         config=config,
         order=SimpleNamespace(lanes=lanes, local_lanes=range(processes // 2 * local, (processes // 2 + 1) * local)),
         dist=SimpleNamespace(rank=processes // 2, world_size=processes, to_pinned=torch.from_numpy),
-        dataset=SimpleNamespace(classes=[{"samples": 500}] * 2),
+        dataset=SimpleNamespace(classes=[SimpleNamespace(samples=500)] * 2),
         gan=SimpleNamespace(loss=LOSSES["bce"]),
         penalties={},
         augment_columns=0,

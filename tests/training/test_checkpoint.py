@@ -3,12 +3,12 @@
 import contextlib
 import errno
 import fcntl
-import json
 import os
 import subprocess
 import time
 from pathlib import Path
 
+import msgspec
 import pytest
 import torch
 
@@ -119,16 +119,17 @@ def test_a_failed_write_is_printed_at_once_and_ends_the_run_if_the_next_fails_to
     folder = tmp_path / "checkpoints"
     checkpoints = Checkpoints(folder, 3, print_error=printed.append)
     files = {"generator": {"w": torch.zeros(3)}}
+    rest = {"config": {}, "manifest": "", "skipped": 0, "rollbacks": 0}
     with contextlib.closing(checkpoints):
         folder.write_text("a file, not a folder")
-        checkpoints.save(files, {"images": 1}, {})
+        checkpoints.save(files, {"images": 1} | rest, {})
         with pytest.raises(RunError, match="a checkpoint could not be written"):
-            checkpoints.save(files, {"images": 2}, {})
+            checkpoints.save(files, {"images": 2} | rest, {})
         assert len(printed) == 2 and "Not a directory" in printed[0]
-        checkpoints.save(files, {"images": 3}, {})
+        checkpoints.save(files, {"images": 3} | rest, {})
         assert checkpoints.writing is not None and checkpoints.writing.exception() is not None
         folder.unlink()
-        checkpoints.save(files, {"images": 4}, {})  # writing works again: this one is saved
+        checkpoints.save(files, {"images": 4} | rest, {})  # writing works again: this one is saved
         checkpoints.wait()
     assert checkpoints.newest() == folder / "4"
 
@@ -161,7 +162,7 @@ def test_a_checkpoint_does_not_depend_on_the_number_of_processes(tiny, tmp_path)
     files, state = load(tmp_path / "run" / "checkpoints" / "80")
     assert set(files) == {"generator", "discriminator", "ema", "optimizers"}
     assert not any("module." in name for tensors in files.values() for name in tensors)
-    text = json.dumps(state)
+    text = msgspec.json.encode(state).decode()
     assert "rank" not in text and "world" not in text
 
 

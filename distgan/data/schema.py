@@ -1,0 +1,130 @@
+"""What is read from files of others, as typed structs: a dataset's manifest.json and labels, checkpoints, weights.
+
+`decode` is the one way in: a missing key, a wrong type, a number out of range or an unsafe file name is a ValueError.
+"""
+
+from typing import Annotated, Any, Literal, TypeVar
+
+import msgspec
+from msgspec import Meta, Struct
+
+FORMAT = "distgan-shards-1"
+MAX_CLASSES = 1_000_000
+MAX_SIZE = 4096
+"""Side of an image, in pixels."""
+
+T = TypeVar("T")
+Count = Annotated[int, Meta(ge=0, le=2**63 - 1)]
+Positive = Annotated[int, Meta(ge=1, le=2**63 - 1)]
+Sha256 = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}\Z")]
+ShardName = Annotated[str, Meta(pattern=r"(?s)^(?!/|(.*/)?\.\./)[^\0]+\.tar\Z")]
+"""A path below the dataset's folder."""
+WeightsName = Annotated[str, Meta(pattern=r"^[A-Za-z0-9_-]+\.safetensors\Z")]
+Channels = Literal[1, 3]
+Size = Annotated[int, Meta(ge=1, le=MAX_SIZE)]
+Label = int | str
+ClassNames = list[str] | dict[str, int]
+"""classes.json: names by label, or labels by name."""
+
+
+class File(Struct, frozen=True):
+    bytes: Count
+    sha256: Sha256
+
+
+class Shard(Struct, frozen=True):
+    name: ShardName
+    samples: Positive
+    bytes: Count
+    sha256: Sha256
+
+
+class ClassCount(Struct, frozen=True):
+    name: str
+    samples: Count
+
+
+class Format(Struct, frozen=True):
+    """What manifest.json of any version has."""
+
+    format: str
+
+
+class Manifest(Struct, kw_only=True, omit_defaults=True):
+    """manifest.json, in the order of its keys; those that only `shards make` writes are None otherwise."""
+
+    format: str = ""
+    samples: Positive
+    size: Size
+    channels: Channels
+    encoding: Literal["npy", "png", "jpg"]
+    classes: list[ClassCount]
+    """[] for a dataset without labels."""
+    mean: list[float] | None = None
+    """Per channel, of pixels in [0, 255]."""
+    std: list[float] | None = None
+    shards: list[Shard]
+    options: dict[str, Any] | None = None
+    source: dict[str, Any] | None = None
+    converted: dict[str, Count] | None = None
+    """Images by conversion."""
+    left_out: list[str] | None = None
+    """Images that could not be used, with the reason."""
+    made_by: str = ""
+    sources: File | None = None
+    """Of sources.txt."""
+    index: File
+    """Of index.npz."""
+
+
+class LabelFile(Struct, frozen=True):
+    """dataset.json of NVlabs' tools."""
+
+    labels: list[tuple[str, Label]] | None
+
+
+class LabelRow(Struct, frozen=True):
+    """A line of a JSONL file of labels."""
+
+    file_name: str
+    label: Label
+
+
+class CheckpointState(Struct, frozen=True):
+    """state.json of a checkpoint."""
+
+    images: Count
+    config: dict[str, Any]
+    manifest: str
+    skipped: Count
+    rollbacks: Count
+    files: dict[WeightsName, Sha256]
+    scaler: dict[str, Any] | None = None
+    augment_p: Annotated[float, Meta(ge=0, le=1)] = 0.0
+
+
+class ModelMetadata(Struct, frozen=True):
+    name: str
+    latent: Annotated[int, Meta(ge=1, le=2**31)]
+    options: dict[str, Any]
+
+
+class ConfigMetadata(Struct, frozen=True):
+    model: ModelMetadata
+
+
+class WeightsMetadata(Struct, frozen=True):
+    """What a generator is built from: the metadata of a .safetensors file of a checkpoint."""
+
+    config: ConfigMetadata
+    size: Size
+    channels: Channels
+    classes: Annotated[list[str], Meta(max_length=MAX_CLASSES)]
+
+
+def decode(data: bytes | str, kind: type[T]) -> T:
+    """JSON as `kind`. Raises ValueError, whose message says what is wrong where in one line."""
+    try:
+        return msgspec.json.decode(data, type=kind)
+    except RecursionError:
+        raise ValueError("nested too deep") from None

@@ -1,0 +1,127 @@
+"""`shards make --part I/N` and `shards join`: the same bytes as a set made in one go, whatever happens to the parts."""
+
+import multiprocessing
+import os
+import shutil
+import signal
+import time
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from distgan import shards
+from shared import noise
+
+OPTIONS = ["--format", "png", "--shard_mb", "0.075", "--skip_bad"]
+
+
+def command(*args: object) -> int:
+    return shards.main([str(arg) for arg in args])
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory) -> Path:
+    """Two class folders of 60 images, and a bad one in each."""
+    folder = tmp_path_factory.mktemp("images")
+    for i, image in enumerate(noise(120, 32)):
+        path = folder / "ab"[i % 2] / f"{i}.png"
+        path.parent.mkdir(exist_ok=True)
+        Image.fromarray(image).save(path)
+    for name in "ab":
+        (folder / name / "bad.png").write_text("not an image")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def whole(images, tmp_path_factory) -> dict[str, bytes]:
+    """The files of a set made in one go."""
+    folder = tmp_path_factory.mktemp("whole") / "dataset"
+    assert command("make", images, folder, *OPTIONS, "--jobs", 1) == 0
+    assert len(list(folder.glob("*.tar"))) == 6
+    return files(folder)
+
+
+def start(images: Path, dest: Path, part: str) -> BaseProcess:
+    """A part in a process of its own, forked so that it imports nothing."""
+    words = ["make", images, dest, *OPTIONS, "--jobs", 1, "--part", part]
+    process = multiprocessing.get_context("fork").Process(target=lambda: os._exit(command(*words)))
+    process.start()
+    return process
+
+
+def test_parts_in_any_order_are_joined_to_the_same_bytes(images, whole, tmp_path, capsys):
+    for part in ("3/4", "1/4", "4/4"):
+        assert command("make", images, tmp_path / "dataset", *OPTIONS, "--jobs", 1, "--part", part) == 0
+    assert f"part 4/4 is written; when all are, `distgan shards join {tmp_path}/dataset`" in capsys.readouterr().out
+    assert command("join", tmp_path / "dataset") == 2
+    error = capsys.readouterr().err
+    assert "2 of 6 shards are missing (shard-000001.tar, shard-000005.tar)" in error and error.count("\n") == 1
+    assert command("make", images, tmp_path / "dataset", *OPTIONS, "--jobs", 1, "--part", "2/4") == 0
+    assert command("join", tmp_path / "dataset") == 0 and files(tmp_path / "dataset") == whole
+    assert "left out: 2" in capsys.readouterr().out
+    for again in (["join"], ["make", images]):  # both find the complete dataset
+        assert command(*again, tmp_path / "dataset", *(OPTIONS if len(again) > 1 else [])) == 0
+    assert files(tmp_path / "dataset") == whole
+
+
+def test_killed_parts_and_two_of_the_same_at_once_lose_nothing(images, whole, tmp_path):
+    dest = tmp_path / "dataset"
+    killed = start(images, dest, "1/2")
+    while killed.is_alive() and not list(dest.glob(".shard-*.tmp")):
+        time.sleep(0.001)
+    killed.kill()
+    running = [start(images, dest, part) for part in ("1/2", "2/2", "1/2", "2/2")]
+    for process in (killed, *running):
+        process.join()
+    assert [process.exitcode for process in running] == [0] * 4
+    assert killed.exitcode == -signal.SIGKILL and command("join", dest) == 0 and files(dest) == whole
+
+
+def test_parts_of_another_source_are_refused(images, tmp_path, capsys):
+    dest = tmp_path / "dataset"
+    part = ["--jobs", 1, "--part"]
+    assert command("make", images, dest, *OPTIONS, *part, "1/2") == 0
+    assert command("make", images, dest, "--format", "npy", *OPTIONS[2:], *part, "2/2") == 2
+    assert "of another source or other options" in capsys.readouterr().err
+    assert command("make", images, tmp_path / "other", *OPTIONS, "--seed", 1, *part, "2/2") == 0
+    for path in [*(tmp_path / "other").glob("*.tar"), *(tmp_path / "other" / ".making").glob("*.npz")]:
+        shutil.copy(path, dest / path.relative_to(tmp_path / "other"))  # made elsewhere, and copied together
+    assert command("join", dest) == 2
+    assert "shard-000001.tar is of another source or other options" in capsys.readouterr().err
+    os.truncate(dest / "shard-000000.tar", 1000)
+    assert command("join", dest) == 2 and "shard-000000.tar is truncated" in capsys.readouterr().err
+
+
+def test_join_waits_for_no_part_and_says_so(images, tmp_path, capsys):
+    assert command("join", tmp_path / "nowhere") == 2 and not (tmp_path / "nowhere").exists()
+    assert "there is nothing to join" in capsys.readouterr().err
+    running = start(images, tmp_path / "dataset", "1/1")
+    while running.is_alive() and not list((tmp_path / "dataset").glob(".shard-*.tmp")):
+        time.sleep(0.001)
+    assert running.pid is not None
+    os.kill(running.pid, signal.SIGSTOP)
+    try:
+        assert command("join", tmp_path / "dataset") == 2
+        assert "another `shards make` is writing to it" in capsys.readouterr().err
+    finally:
+        running.kill()
+        running.join()
+
+
+def test_images_that_cannot_be_used_fail_their_part(images, tmp_path, capsys):
+    codes = [command("make", images, tmp_path / "dataset", *OPTIONS[:-1], "--part", f"{i}/3") for i in (1, 2, 3)]
+    error = capsys.readouterr().err
+    assert 2 in codes and "a/bad.png" in error and "b/bad.png" in error
+    assert command("join", tmp_path / "dataset") == 2 and "2 of 122 images cannot be used" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("part", ["0/2", "3/2", "2", "a/b", "1/0", "-1/2", "1/2/3"])
+def test_a_part_is_one_of_n(images, tmp_path, capsys, part):
+    assert command("make", images, tmp_path / "dataset", f"--part={part}") == 2
+    assert "--part: " in capsys.readouterr().err and not (tmp_path / "dataset").exists()

@@ -17,7 +17,8 @@ from distgan.cli import Decay, NonNegativeFloat, NonNegativeInt, Parser, Positiv
 @dataclass(frozen=True)
 class DataConfig:
     shards: str = "data/digits"
-    """Dataset written by `distgan shards make`: a folder, or an http(s):// or s3:// URL."""
+    """Dataset written by `distgan shards make`: a folder, or an http(s)://, s3://, gs:// or az:// URL
+    (pip install 'distgan[remote]')."""
     threads: NonNegativeInt = 2
     """Threads that read and decode, in each process; raw datasets use one at most. 0: read in the loop. Changes the
     speed only."""

@@ -303,7 +303,9 @@ def test_cache_evicts_the_least_recently_used_shards(scripted_server, shards, tm
     size = next(shards.glob("*.tar")).stat().st_size
     address = scripted_server(lambda data, client: send(client, data))
     dataset = open_shardset(open_storage(address, str(tmp_path / "cache"), cache_gb=3.5 * size / 1e9), address)
-    assert hash_images(dataset) == hash_images(open_local(shards))
+    reader, local = Reader(dataset), Reader(open_local(shards))
+    for ids in np.split(np.arange(96), 6):
+        assert (reader.read(ids).images == local.read(ids).images).all()
     kept = {path.stem for path in (tmp_path / "cache").glob("*.tar")}
     assert kept == {row["sha256"] for row in dataset.manifest["shards"][-3:]}  # read in this order
 

@@ -8,6 +8,7 @@ import fcntl
 import hashlib
 import os
 import random
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,14 +18,19 @@ from distgan import CorruptDataError, RunError, UsageError
 from distgan.data.objectstore import check_address, explain, open_store
 from distgan.data.shardset import LocalStorage, Storage
 
+EXITING = threading.Event()
+"""Set when the interpreter exits: downloads end."""
 
-def open_storage(address: str, cache_dir: str | None = None, cache_gb: float = 0.0) -> Storage:
+
+def open_storage(
+    address: str, cache_dir: str | None = None, cache_gb: float = 0.0, fetch_ahead: int = 2, fetch_threads: int = 16
+) -> Storage:
     """A folder, or the server of an http(s)://, s3://, gs:// or az:// address. Raises UsageError."""
     if "://" not in address:
         return LocalStorage(Path(address))
     check_address(address)
     folder = Path(cache_dir) if cache_dir else Path.home() / ".cache" / "distgan" / "shards"
-    return RemoteStorage(address.rstrip("/"), folder, cache_gb)
+    return RemoteStorage(address.rstrip("/"), folder, cache_gb, fetch_ahead, fetch_threads)
 
 
 class RemoteStorage:
@@ -32,11 +38,18 @@ class RemoteStorage:
 
     A failed download is resumed with exponential backoff and jitter until `timeout` seconds pass without a new byte. A
     copy gets its name only if length and sha256 match the manifest. With `cache_gb`, the least recently used shards
-    are evicted.
+    are evicted; a file that a process has locked, because it reads or writes it, is not.
     """
 
-    def __init__(self, address: str, folder: Path, cache_gb: float = 0.0, timeout: float = 120.0) -> None:
-        self.address, self.folder, self.cache_bytes, self.timeout = address, folder, int(cache_gb * 1e9), timeout
+    def __init__(
+        self, address: str, folder: Path, cache_gb: float = 0.0, fetch_ahead: int = 2, fetch_threads: int = 16
+    ) -> None:
+        self.address, self.folder, self.timeout = address, folder, 120.0
+        self.processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+        """Processes of this node, which share the cache and the connections equally."""
+        self.cache_bytes = int(cache_gb * 1e9)
+        self.share = self.cache_bytes // self.processes
+        self.fetch_ahead, self.fetch_threads = fetch_ahead, max(1, fetch_threads // self.processes)
         self.store = open_store(address)
 
     def path(self, name: str, size: int | None = None, sha256: str | None = None) -> Path:
@@ -66,25 +79,22 @@ class RemoteStorage:
             if sha256 is not None and is_complete(copy, size):
                 return copy
             part.truncate(0)  # left by a killed process, perhaps not synced to disk
-            url = f"{self.address}/{name}"
-            self._download(url, name, part, size)
-            if sha256 is not None:
-                part.seek(0)
-                found = hashlib.file_digest(part, "sha256").hexdigest()
-                if found != sha256:
-                    part.truncate(0)
-                    raise CorruptDataError(f"{url}: the sha256 does not match the manifest")
-                self._evict(part.tell())
+            part.truncate(size or 0)  # counts in full in the cache from now on
+            self._make_room()
+            self._download(name, part, size)
+            part.seek(0)
+            if sha256 is not None and hashlib.file_digest(part, "sha256").hexdigest() != sha256:
+                raise CorruptDataError(f"{self.address}/{name}: the sha256 does not match the manifest")
             os.fsync(part.fileno())
             os.replace(part.name, copy)
         return copy
 
-    def _download(self, url: str, name: str, part: BinaryIO, size: int | None) -> None:
+    def _download(self, name: str, part: BinaryIO, size: int | None) -> None:
         """Write the file to `part`, from the last byte received on after each failure."""
         import obstore
         from obstore.exceptions import BaseError
 
-        received, most, last_byte, pause = 0, 0, time.monotonic(), 0.2
+        url, received, most, last_byte, pause = f"{self.address}/{name}", 0, 0, time.monotonic(), 0.2
         while True:
             try:
                 result = obstore.get(self.store, name, options={"range": {"offset": received}} if received else {})
@@ -92,12 +102,14 @@ class RemoteStorage:
                     raise CorruptDataError(f"{url}: {result.meta['size']} bytes on the server, {size} in the manifest")
                 for chunk in result.stream(min_chunk_size=1):  # as received: a cut loses what waits for a chunk's end
                     received += part.write(chunk)
+                    if EXITING.is_set():
+                        raise RunError(f"{url}: interrupted")
                 return
             except (BaseError, FileNotFoundError, ValueError) as error:
                 permanent, cause = explain(error)
             if received and "Range request not supported" in cause:
                 received, permanent = part.seek(0), False
-                part.truncate()
+                part.truncate(size or 0)
             if permanent:
                 kind = UsageError if name == "manifest.json" else RunError
                 raise kind(f"{url}: {cause}")
@@ -105,23 +117,21 @@ class RemoteStorage:
                 most, last_byte, pause = received, time.monotonic(), 0.2
             if time.monotonic() - last_byte + pause > self.timeout:
                 raise RunError(f"{url}: gave up after {self.timeout:.0f} s without a byte: {cause}")
-            time.sleep(pause * random.uniform(0.5, 1.5))
+            EXITING.wait(pause * random.uniform(0.5, 1.5))
             pause = min(2 * pause, 15.0)
 
-    def _evict(self, size: int) -> None:
-        """Remove the least recently used shards until `size` more bytes fit. A process that has one open can keep
-        reading it."""
+    def _make_room(self) -> None:
+        """Remove the least recently used shards, and what killed downloads left, until the cache keeps its limit."""
         if not self.cache_bytes:
             return
-        copies = sorted(
-            (stat.st_mtime, stat.st_size, path) for path in self.folder.glob("[!.]*.tar") if (stat := stat_of(path))
-        )
-        used = sum(bytes for _, bytes, _ in copies)
-        for _, bytes, path in copies:
-            if used + size <= self.cache_bytes:
+        paths = [path for path in self.folder.iterdir() if ".tar" in path.name]
+        files = sorted((stat.st_mtime, stat.st_size, path) for path in paths if (stat := stat_of(path)))
+        excess = sum(bytes for _, bytes, _ in files) - self.cache_bytes
+        for _, bytes, path in files:
+            if excess <= 0:
                 break
-            path.unlink(missing_ok=True)
-            used -= bytes
+            if remove_unused(path):
+                excess -= bytes
 
 
 def stat_of(path: Path) -> os.stat_result | None:
@@ -136,19 +146,36 @@ def is_complete(copy: Path, size: int | None) -> bool:
     return stat is not None and (size is None or stat.st_size == size)
 
 
+def is_at(path: Path, fd: int) -> bool:
+    """Whether the open file `fd` is the one at `path`."""
+    stat = stat_of(path)
+    return stat is not None and os.path.samestat(stat, os.fstat(fd))
+
+
+def remove_unused(path: Path) -> bool:
+    """Remove a file, unless a process has it locked."""
+    with contextlib.suppress(FileNotFoundError), open(path, "r+b") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        if is_at(path, file.fileno()):
+            path.unlink()
+    return True
+
+
 @contextlib.contextmanager
 def locked_file(path: Path) -> Iterator[Any]:
     """`path`, open for one thread of one process of this node at a time. The lock ends with the process."""
     while True:
         file = open(path, "r+b", buffering=0, opener=lambda name, flags: os.open(name, flags | os.O_CREAT, 0o666))
         fcntl.flock(file, fcntl.LOCK_EX)
-        stat = stat_of(path)
-        if stat is not None and stat.st_ino == os.fstat(file.fileno()).st_ino:
+        if is_at(path, file.fileno()):
             break
         file.close()  # the previous holder has renamed it: this is the finished copy
     try:
         yield file
     finally:
-        if (stat := stat_of(path)) is not None and stat.st_ino == os.fstat(file.fileno()).st_ino:
+        if is_at(path, file.fileno()):
             path.unlink()
         file.close()

@@ -26,6 +26,7 @@ def minibatches(run: Run, state: TrainState, on_read: Callable[[ImageBatch], Non
         batch=config.batch,
         position=state.images_seen,
         threads=config.data.threads,
+        stop=run.total_images,
     )
     for batch in batches:
         on_read(batch)

@@ -39,6 +39,8 @@ class MetricsLogger:
         self.start_images, self.start_time = state.images_seen, time.monotonic()
         self.save_seconds = 0.0
         """Time that the loop waited for checkpoints in this logging interval."""
+        self.data_wait_seconds = 0.0
+        """Time that the loop waited for images in this logging interval."""
         self.corrupt: list[str] = []
         """Corrupt images that this process skipped in this logging interval."""
         self.digest = 0
@@ -59,7 +61,7 @@ class MetricsLogger:
         self.count = 0
         self.last_images, self.last_time = self.state.images_seen, time.monotonic()
         self.corrupt.clear()
-        self.digest = 0
+        self.data_wait_seconds, self.digest = 0.0, 0
         self.steps = count_steps(self.run) if self.accelerator.scaler is not None else 0
         if self.is_main_process:
             truncate_metrics(self.folder / "metrics.jsonl", self.state.images_seen)
@@ -68,6 +70,7 @@ class MetricsLogger:
         """Take in what was read from the dataset. Raises RunError if `data.skip_bad` is exceeded."""
         config = self.run.config
         self.corrupt += batch.corrupt
+        self.data_wait_seconds += batch.wait_seconds
         self.digest += batch.digest() if config.report.digests else 0
         if self.state.skipped + len(self.corrupt) > config.data.skip_bad:
             raise RunError(f"more than data.skip_bad = {config.data.skip_bad} corrupt images; last: {self.corrupt[-1]}")
@@ -96,6 +99,7 @@ class MetricsLogger:
             print(f"distgan: skipped a corrupt image: {line}", file=sys.stderr, flush=True)
         state.skipped += dist.all_reduce_sum(len(self.corrupt))
         extra: dict[str, Any] = {"skipped": state.skipped, "save_seconds": self.save_seconds}
+        extra["data_wait_seconds"] = max(dist.all_gather_object(self.data_wait_seconds))  # the others wait for this one
         if self.accelerator.scaler is not None:
             extra |= self.fp16_scalars()
         if config.report.digests:
@@ -104,7 +108,7 @@ class MetricsLogger:
         means = self.accelerator.reduce(self.sums / self.count, "mean")
         assert isinstance(means, Tensor)
         self.write_metrics(dict(zip(self.names, means.tolist(), strict=True)), extra)
-        self.sums, self.count, self.save_seconds, self.digest = None, 0, 0.0, 0
+        self.sums, self.count, self.save_seconds, self.data_wait_seconds, self.digest = None, 0, 0.0, 0.0, 0
         self.corrupt.clear()
         if extra.get("fp16_scale", 1) < 1:
             raise NonFiniteError(

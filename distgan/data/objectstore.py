@@ -11,10 +11,12 @@ from typing import TYPE_CHECKING
 from distgan import UsageError
 
 if TYPE_CHECKING:
-    from obstore.store import ClientConfig, ObjectStore
+    from obstore.store import ClientConfig, ObjectStore, RetryConfig
 
 SCHEMES = ("http", "https", "s3", "gs", "az")
 READ_TIMEOUT = timedelta(seconds=20)
+RETRIES: "RetryConfig" = {"max_retries": 3, "retry_timeout": timedelta(seconds=10)}
+"""Of a request, for credentials too; longer failures are the caller's, who can also go on where a body was cut."""
 METADATA_SERVER = "169.254.169.254"  # asked for credentials, on every cloud, when nothing else has them
 
 
@@ -51,11 +53,10 @@ def open_store(address: str) -> "ObjectStore":
         "allow_http": not address.startswith("https://"),
     }
     try:
-        # no retries inside: the caller's resume at the last byte received, on servers without ETags too
         if address.startswith("http"):
-            return HTTPStore.from_url(address, client_options=options, retry_config={"max_retries": 0})
+            return HTTPStore.from_url(address, client_options=options, retry_config=RETRIES)
         profile = aws_profile() if address.startswith("s3://") else {}
-        return from_url(address, client_options=options, retry_config={"max_retries": 0}, **profile)  # type: ignore
+        return from_url(address, client_options=options, retry_config=RETRIES, **profile)  # type: ignore
     except (BaseError, ValueError, configparser.Error) as error:
         raise UsageError(f"{address}: {explain(error)[1]}") from None
 
@@ -83,17 +84,15 @@ def explain(error: Exception) -> tuple[bool, str]:
     """Whether trying again cannot help, and the cause in one line: obstore's exceptions have it only in their text."""
     text, _, details = str(error).partition("\n\nDebug source:")
     if METADATA_SERVER in text:
-        return True, "no credentials found: set those of the cloud's own tools; for a public bucket see the README"
+        return True, "no credentials found; a public bucket needs AWS_, GOOGLE_ or AZURE_SKIP_SIGNATURE=true"
     if status := re.search(r"status code: ((\d+)[\w ]*)", text):
         s3_error = re.search(r"<Code>(.*?)</Code>(?:\s*<Message>(.*?)</Message>)?", text, re.DOTALL)
         reason = f" ({s3_error[1]}: {s3_error[2]})" if s3_error else ""
         code = int(status[2])
         return code < 500 and code not in (408, 425, 429), f"HTTP {status[1].strip()}{reason}"
     # the innermost cause is the last that the error's source names
-    causes = re.findall(r'(?:message|error|source): (?:"([^"]+)"|(\w+),)', details)
-    cause = "".join(causes[-1]) if causes else ""
-    permanent = "HttpError" not in details or "InvalidCertificate" in details or "TooManyRedirects" in details
-    summary = " ".join(text.split(" - ")[-1].split())
-    if "InvalidCertificate" in details:
-        cause = "invalid certificate"
-    return permanent, f"{summary} ({cause})" if cause and cause not in summary else summary
+    causes = ["".join(pair) for pair in re.findall(r'(?:message|error|source): (?:"([^"]+)"|(\w+),)', details)]
+    cause = "invalid certificate" if "InvalidCertificate" in details else causes[-1] if causes else ""
+    permanent = "HttpError" not in details or cause in ("invalid certificate", "TooManyRedirects")
+    summary = re.sub(r"^(Generic \w+ error: |HTTP error: )+", "", " ".join(text.split(" - ")[-1].split()))
+    return permanent, f"{summary} ({cause})" if cause else summary

@@ -49,7 +49,7 @@ def serve(folder: Path) -> tuple[socketserver.ThreadingTCPServer, str]:
                 self.wfile.write(data[at : at + PIECE])
                 time.sleep(max(0.0, start + (at + PIECE) / BYTES_PER_SECOND - time.perf_counter()))
 
-        def log_message(self, *args: object) -> None:
+        def log_message(self, format: str, *args: object) -> None:
             pass
 
     class Server(socketserver.ThreadingTCPServer):

@@ -9,7 +9,7 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 from pathlib import Path
 
@@ -73,8 +73,11 @@ class FetchAhead:
         self.sizes: list[int] = [row["bytes"] for row in shards.manifest["shards"]]
         self.lock = threading.RLock()
         self.files: dict[int, Future[OpenFile]] = {}
+        """The shards that are open or come to be."""
+        self.opened: dict[int, OpenFile] = {}
+        """Those of them that are: looked up for every image, without a lock."""
         self.bytes = 0
-        """Bytes of the shards in `files`."""
+        """Of the shards in `files`."""
         self.ends: dict[int, int] = {}
         """The position from which on each of them is not needed."""
         self.by_end: list[tuple[int, int]] = []
@@ -87,16 +90,25 @@ class FetchAhead:
 
     def open(self, shard: int) -> OpenFile:
         """A shard; waits for its download. Raises CorruptDataError or RunError."""
-        return (self.files.get(shard) or self.want([shard])[0]).result()
+        file = self.opened.get(shard)
+        if file is None:
+            with self.lock:
+                future = self._add(shard, self.position, self.waiting.appendleft)
+                self._start_workers()
+            file = future.result()
+        return file
 
-    def want(self, shards: Sequence[int]) -> list[Future[OpenFile]]:
+    def want(self, shards: Iterable[int]) -> None:
         """Fetch shards before all those that are fetched ahead."""
+        new = [shard for shard in shards if shard not in self.files]
+        if not new:
+            return
         with self.lock:
-            futures = [self.files.get(i) or self._add(i, self.position, self.waiting.appendleft) for i in shards[::-1]]
+            for shard in reversed(new):
+                self._add(shard, self.position, self.waiting.appendleft)
             if not self.following:
-                self.first, self.report_time = list(shards), time.monotonic()
+                self.first, self.report_time = new, time.monotonic()
             self._start_workers()
-            return futures[::-1]
 
     def follow(self, order: Lanes, position: int, stop: int | None, reading: int) -> None:
         """Fetch ahead for `order` from `position` to `stop`, both in images seen, as is the argument of `advance`.
@@ -161,6 +173,7 @@ class FetchAhead:
     def _forget(self, shard: int) -> None:
         if self.files.pop(shard, None):
             self.bytes -= self.sizes[shard]
+            self.opened.pop(shard, None)
 
     def _start_workers(self) -> None:
         for _ in range(min(len(self.waiting), self.storage.fetch_threads - self.workers)):
@@ -177,15 +190,24 @@ class FetchAhead:
                     self.workers -= 1
                     WORKERS.discard(threading.current_thread())
                     return
-                shard, future = self.waiting.popleft()
-            try:
-                future.set_result(open_shard(self.shards, shard))
-            except Exception as error:  # raised where the shard is read; another read tries again
-                with self.lock:
-                    if self.files.get(shard) is future:
-                        self._forget(shard)
-                future.set_exception(error)
+                waiting = self.waiting.popleft()
+            self._fetch(*waiting)
+            del waiting  # the future has the open file
             self._report_progress()
+
+    def _fetch(self, shard: int, future: Future[OpenFile]) -> None:
+        try:
+            file = open_shard(self.shards, shard)
+        except Exception as error:  # raised where the shard is read; another read tries again
+            with self.lock:
+                if self.files.get(shard) is future:
+                    self._forget(shard)
+            future.set_exception(error)
+            return
+        with self.lock:
+            if self.files.get(shard) is future:
+                self.opened[shard] = file
+        future.set_result(file)
 
     def _report_progress(self) -> None:
         """Print how many of the first shards are there, until all of them are."""

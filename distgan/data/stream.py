@@ -71,10 +71,10 @@ class Reader:
         images = self.allocate((len(ids), *self.shape))
         array = np.asarray(images)  # shares memory with `images`
         columns = self.shards.columns
-        shards = np.searchsorted(self.starts, ids, side="right") - 1
+        shards = (np.searchsorted(self.starts, ids, side="right") - 1).tolist()
         if self.fetcher:
-            self.fetcher.want(np.unique(shards).tolist())  # several at once
-        rows = zip(shards.tolist(), *(columns[name][ids].tolist() for name in LOCATION), strict=True)
+            self.fetcher.want(dict.fromkeys(shards))  # several at once
+        rows = zip(shards, *(columns[name][ids].tolist() for name in LOCATION), strict=True)
         corrupt: list[str] = []
         for row, (shard, offset, size, xxh3) in enumerate(rows):
             try:

@@ -20,7 +20,8 @@ Schedule = dict[str, Any]
 @dataclass(frozen=True)
 class DataConfig:
     shards: str = "data/digits"
-    """Dataset written by `distgan shards make`: a folder, or an http(s):// or s3:// URL."""
+    """Dataset written by `distgan shards make`: a folder, or an http(s)://, s3://, gs:// or az:// URL
+    (pip install 'distgan[remote]')."""
     threads: NonNegativeInt = 2
     """Threads that read and decode, in each process; raw datasets use one at most. 0: read in the loop. Changes the
     speed only."""
@@ -37,7 +38,12 @@ class DataConfig:
     cache_dir: str | None = None
     """Folder for the shards of a remote dataset. null: ~/.cache/distgan/shards."""
     cache_gb: NonNegativeFloat = 0.0
-    """Size limit of that folder in GB (10^9 bytes); least recently used shards are evicted. 0: no limit."""
+    """Size limit of that folder in GB (10^9 bytes): the least recently used shards are evicted, if no run reads them.
+    0: no limit."""
+    fetch_ahead: NonNegativeInt = 2
+    """Shards of each lane to fetch before they are needed, as far as `cache_gb` allows. 0: fetch what is needed."""
+    fetch_threads: PositiveInt = 16
+    """Shards to fetch at a time on each node, by all of its processes together."""
     decoder: Literal["pillow", "simplejpeg"] = "pillow"
     """JPEG decoder; simplejpeg (pip install 'distgan[fast]') is faster."""
 
@@ -247,6 +253,8 @@ FREE_TO_CHANGE = (
     "data.skip_bad",
     "data.cache_dir",
     "data.cache_gb",
+    "data.fetch_ahead",
+    "data.fetch_threads",
     "samples",
     "checkpoint",
     "evaluate",

@@ -142,7 +142,7 @@ def verify(dest: str, cache_dir: str | None = None) -> None:
     """Check the sizes, hashes, headers and images of a dataset; exit 1 with a list of errors, if any.
 
     Args:
-        dest: A folder, or an http(s):// or s3:// address.
+        dest: A folder, or an http(s)://, s3://, gs:// or az:// address.
         cache_dir: Folder for the shards of a remote dataset.
     """
     shards = open_dataset(dest, cache_dir)
@@ -156,7 +156,7 @@ def stats(dest: str, out: str | None = None, duplicates: int = 20, cache_dir: st
     """Print samples per class, mean and std per channel, and the duplicate images.
 
     Args:
-        dest: A folder, or an http(s):// or s3:// address.
+        dest: A folder, or an http(s)://, s3://, gs:// or az:// address.
         out: PNG file for a grid of the first 64 images.
         duplicates: Groups of equal images to list, by source file, or by key if sources are not recorded.
         cache_dir: Folder for the shards of a remote dataset.
@@ -200,7 +200,7 @@ def order(
     """Print the sample keys that a process reads, one line per minibatch.
 
     Args:
-        dest: A folder, or an http(s):// or s3:// address.
+        dest: A folder, or an http(s)://, s3://, gs:// or az:// address.
         seed: Seed of the run.
         batch: Global minibatch in images.
         world: Number of processes.

@@ -368,7 +368,9 @@ def test_corrupt_manifest_or_index_is_bad_input(folder, corrupt, message):
 
 def test_other_schemes_are_refused(tmp_path):
     for address in ("pipe://cat x", "file:///x", "ftp://x/y"):
-        with pytest.raises(UsageError, match="unknown scheme in .*; use a folder, http://, https:// or s3://"):
+        with pytest.raises(
+            UsageError, match="unknown scheme in .*; use a folder, http://, https://, s3://, gs:// or az://"
+        ):
             open_storage(address, str(tmp_path))
 
 

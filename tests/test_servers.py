@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -16,6 +17,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from obstore.exceptions import BaseError
+from obstore.store import S3Store
 from PIL import Image
 
 from distgan import CorruptDataError, RunError, UsageError
@@ -146,7 +149,7 @@ def test_training_from_nginx_gives_the_weights_of_training_from_disk(nginx, shar
 
 @pytest.mark.servers
 def test_missing_dataset_is_bad_input(nginx, tmp_path):
-    with pytest.raises(UsageError, match="nowhere/manifest.json: HTTP 404"):
+    with pytest.raises(UsageError, match="nowhere/manifest.json: HTTP 404 Not Found$"):
         open_remote(nginx("") + "/nowhere", tmp_path / "cache")
 
 
@@ -190,7 +193,8 @@ def scripted_server(shards) -> Iterator[Callable[[Callable[[bytes, socket.socket
                 with client:
                     request = client.recv(65536).decode()
                     name = request.split(" ")[1].rsplit("/", 1)[1]
-                    first = int(request.split("Range: bytes=")[1].split("-")[0]) if "Range: bytes=" in request else 0
+                    wanted = re.search(r"(?i)range: bytes=(\d+)-", request)
+                    first = int(wanted[1]) if wanted else 0
                     data = (shards / name).read_bytes()
                     if name.endswith(".tar"):
                         respond(data[first:], client)
@@ -207,11 +211,11 @@ def scripted_server(shards) -> Iterator[Callable[[Callable[[bytes, socket.socket
 
 
 def send(client: socket.socket, data: bytes, first: int = 0, length: int | None = None) -> None:
-    status = "206 Partial Content" if first else "200 OK"
-    head = (
-        f"HTTP/1.1 {status}\r\nContent-Length: {len(data) if length is None else length}\r\nConnection: close\r\n\r\n"
-    )
-    client.sendall(head.encode() + data)
+    """Answer with `data`, which begins at byte `first` of its file; `length` is what the header says."""
+    length = len(data) if length is None else length
+    last = first + length
+    status = f"206 Partial Content\r\nContent-Range: bytes {first}-{last - 1}/{last}" if first else "200 OK"
+    client.sendall(f"HTTP/1.1 {status}\r\nContent-Length: {length}\r\nConnection: close\r\n\r\n".encode() + data)
 
 
 def test_dropped_connections_are_resumed(scripted_server, shards, tmp_path):
@@ -220,8 +224,8 @@ def test_dropped_connections_are_resumed(scripted_server, shards, tmp_path):
 
     def drop(data: bytes, client: socket.socket) -> None:
         requests[0] += 1
-        complete = len(data) == next(shards.glob("*.tar")).stat().st_size
-        send(client, data[: 512 * 30], 0 if complete else 1, len(data))
+        first = next(shards.glob("*.tar")).stat().st_size - len(data)
+        send(client, data[: 512 * 30], first, len(data))
 
     dataset = open_remote(scripted_server(drop), tmp_path / "cache")
     assert hash_images(dataset) == hash_images(open_local(shards)) and requests[0] > 6 * 4
@@ -300,7 +304,9 @@ def test_cache_evicts_the_least_recently_used_shards(scripted_server, shards, tm
     size = next(shards.glob("*.tar")).stat().st_size
     address = scripted_server(lambda data, client: send(client, data))
     dataset = open_shardset(open_storage(address, str(tmp_path / "cache"), cache_gb=3.5 * size / 1e9), address)
-    assert hash_images(dataset) == hash_images(open_local(shards))
+    reader, local = Reader(dataset), Reader(open_local(shards))
+    for ids in np.split(np.arange(96), 6):
+        assert (reader.read(ids).images == local.read(ids).images).all()
     kept = {path.stem for path in (tmp_path / "cache").glob("*.tar")}
     assert kept == {row.sha256 for row in dataset.manifest.shards[-3:]}  # read in this order
 
@@ -360,23 +366,21 @@ def s3(tmp_path_factory, shards) -> Iterator[dict[str, str]]:
 
 
 def upload(env: dict[str, str], shards: Path) -> None:
-    import boto3
-
-    client = boto3.client(
-        "s3",
-        endpoint_url=env["AWS_ENDPOINT_URL"],
-        aws_access_key_id="key",
-        aws_secret_access_key="secret",
-        region_name="us-east-1",
+    store = S3Store(
+        "images",
+        endpoint=env["AWS_ENDPOINT_URL"],
+        access_key_id="key",
+        secret_access_key="secret",
+        region="us-east-1",
+        client_options={"allow_http": True},
     )
     deadline = time.monotonic() + 60
     while True:  # the gateway accepts connections before its store is ready
         try:
-            client.create_bucket(Bucket="images")
             for path in shards.iterdir():
-                client.upload_file(str(path), "images", f"noise/{path.name}")
+                store.put(f"noise/{path.name}", path)
             return
-        except Exception:  # boto3's and botocore's have no common base class
+        except BaseError:
             if time.monotonic() > deadline:
                 raise
             time.sleep(0.5)
@@ -397,14 +401,6 @@ def test_training_from_s3_gives_the_weights_of_training_from_disk(with_s3, shard
 
 
 @pytest.mark.servers
-def test_s3_reads_from_a_start_position(with_s3, shards, tmp_path):
-    storage = RemoteStorage("s3://images/noise", tmp_path / "cache")
-    name = "shard-000001.tar"
-    with storage.open(f"s3://images/noise/{name}", 1000) as response:
-        assert response.start == 1000 and response.read(10**6) == (shards / name).read_bytes()[1000:]
-
-
-@pytest.mark.servers
 @pytest.mark.parametrize(
     ("name", "value", "message"),
     [
@@ -421,7 +417,7 @@ def test_wrong_credentials_are_bad_input(with_s3, tmp_path, monkeypatch, name, v
 @pytest.mark.servers
 def test_missing_s3_dataset_is_bad_input(with_s3, tmp_path):
     for address in ("s3://images/nowhere", "s3://no-such-bucket/x"):
-        with pytest.raises(UsageError, match="manifest.json: NoSuch"):
+        with pytest.raises(UsageError, match=r"manifest.json: HTTP 404 Not Found \(NoSuch"):
             open_remote(address, tmp_path / "cache")
 
 

@@ -11,6 +11,8 @@ W reads the lanes [r L/W, (r+1) L/W). So
 """
 
 import functools
+import itertools
+from collections.abc import Iterator
 
 import numpy as np
 
@@ -41,7 +43,7 @@ class Lanes:
             raise UsageError(f"data.lanes: {lanes} lanes need at least {lanes} images; the dataset has {self.total}")
         # Positions ascend, so that it suffices to cache the latest window and epoch.
         self._window = functools.lru_cache(1)(self._permuted_window)
-        self._epoch = functools.lru_cache(1)(self._permuted_shards)
+        self._epoch = functools.lru_cache(1)(self._shard_sequence)
 
     def ids(self, position: int, count: int) -> np.ndarray:
         """Sample ids of the local lanes among the global positions [position, position + count), in their order.
@@ -67,27 +69,45 @@ class Lanes:
             columns.append(rng(self.seed, "window", epoch, lane, window).permutation(ids))
         return np.stack(columns, axis=1)
 
-    def _permuted_shards(self, epoch: int) -> tuple[np.ndarray, np.ndarray, int]:
-        """The shards in the epoch's order, the end of each in the unrotated sequence, and the rotation's offset."""
+    def needs(self, position: int) -> Iterator[tuple[int, int, int]]:
+        """(first, end, shard), without end: the local lanes read the shard at positions in [first, end).
+
+        Ordered by `first`, from those on that are read at `position`. First and end are those of windows: inside one,
+        any image may come first. A shard comes up again for each lane that reads a part of it, and in each epoch.
+        """
+        for epoch in itertools.count(position // self.lanes // self.length):
+            shards, stops, _ = self._epoch(epoch)
+            parts = []
+            for lane in self.local_lanes:
+                start, stop = lane * self.length, (lane + 1) * self.length
+                first, last = np.searchsorted(stops, [start, stop - 1], side="right")
+                ends = np.minimum(stops[first : last + 1], stop) - start
+                begins = np.concatenate([[0], ends[:-1]])
+                slots = begins // WINDOW * WINDOW, np.minimum(-(-ends // WINDOW) * WINDOW, self.length)
+                parts.append(np.stack([*slots, shards[first : last + 1]])[:, begins < ends])
+            table = np.concatenate(parts, axis=1)
+            table[:2] = (table[:2] + epoch * self.length) * self.lanes
+            table = table[:, table[1] > position]
+            yield from zip(*table[:, np.argsort(table[0], kind="stable")].tolist(), strict=True)
+
+    def _shard_sequence(self, epoch: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """The epoch's sequence as runs of consecutive ids: the shard of each, its end, and id less position in it."""
         generator = rng(self.seed, "shards", epoch)
         shards = generator.permutation(len(self.counts))
-        return shards, np.cumsum(self.counts[shards]), int(generator.integers(self.total))
+        ends, offset = np.cumsum(self.counts[shards]), int(generator.integers(self.total))
+        cut = int(np.searchsorted(ends, offset, side="right"))  # the rotation begins and ends in this shard
+        shards = np.concatenate([shards[cut:], shards[: cut + 1]])
+        stops = np.concatenate([ends[cut:], ends[: cut + 1] + self.total]) - offset
+        shifts = self.starts[shards + 1] - stops
+        stops[-1] = self.total
+        return shards, stops, shifts
 
     def _slice(self, epoch: int, start: int, stop: int) -> np.ndarray:
         """Sample ids at [start, stop) of the epoch's sequence."""
-        offset, length = self._epoch(epoch)[2], stop - start
-        start = (start + offset) % self.total
-        head = self._unrotated(epoch, start, min(start + length, self.total))
-        wrapped = start + length - self.total
-        return head if wrapped <= 0 else np.concatenate([head, self._unrotated(epoch, 0, wrapped)])
-
-    def _unrotated(self, epoch: int, start: int, stop: int) -> np.ndarray:
-        """Sample ids at [start, stop) of the epoch's sequence before its rotation."""
-        shards, ends, _ = self._epoch(epoch)
-        first, last = np.searchsorted(ends, [start, stop - 1], side="right")
-        ends, shards = ends[first : last + 1], shards[first : last + 1]
-        lengths = np.diff(np.minimum(ends, stop), prepend=start)
-        return np.arange(start, stop) + np.repeat(self.starts[shards + 1] - ends, lengths)
+        _, stops, shifts = self._epoch(epoch)
+        first, last = np.searchsorted(stops, [start, stop - 1], side="right")
+        lengths = np.diff(np.minimum(stops[first : last + 1], stop), prepend=start)
+        return np.arange(start, stop) + np.repeat(shifts[first : last + 1], lengths)
 
 
 def rank_rows(batch: int, lanes: int, rank: int, world: int) -> np.ndarray:

@@ -1,63 +1,36 @@
 """Remote shards: complete files, downloaded in this process into a cache folder and named by their sha256.
 
-No shell and no external program: http(s) by the standard library, s3 by boto3 (pip install 'distgan[s3]').
+No shell and no external program: obstore transfers the bytes.
 """
 
 import contextlib
 import fcntl
 import hashlib
-import http.client
 import os
 import random
-import ssl
+import threading
 import time
-import urllib.error
-import urllib.parse
-import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO
 
 from distgan import CorruptDataError, RunError, UsageError
+from distgan.data.objectstore import check_address, explain, open_store
 from distgan.data.shardset import LocalStorage, Storage
 
-CHUNK = 1 << 18
+EXITING = threading.Event()
+"""Set when the interpreter exits: downloads end."""
 
 
-class Response(NamedTuple):
-    """A download in progress."""
-
-    start: int
-    """Position in the file of the first byte of the body; 0 if the server ignores ranges."""
-    read: Callable[[int], bytes]
-    length: int | None
-    """Bytes of the body, if the server says."""
-
-
-class PermanentError(Exception):
-    """A retry cannot help: not found, forbidden, bad credentials."""
-
-
-class TransientError(Exception):
-    """A retry may help: a busy server, a dropped connection, a timeout."""
-
-
-def open_storage(address: str, cache_dir: str | None = None, cache_gb: float = 0.0) -> Storage:
-    """A folder, or the server of an http(s):// or s3:// address. Raises UsageError."""
-    scheme = address.split("://")[0] if "://" in address else ""
-    if not scheme:
+def open_storage(
+    address: str, cache_dir: str | None = None, cache_gb: float = 0.0, fetch_ahead: int = 2, fetch_threads: int = 16
+) -> Storage:
+    """A folder, or the server of an http(s)://, s3://, gs:// or az:// address. Raises UsageError."""
+    if "://" not in address:
         return LocalStorage(Path(address))
-    if scheme not in ("http", "https", "s3"):
-        raise UsageError(f"data.shards: unknown scheme in {address}; use a folder, http://, https:// or s3://")
-    try:
-        parts = urllib.parse.urlsplit(address)
-        has_host = bool(parts.hostname) and parts.port != 0  # a port that is not a number raises
-    except ValueError:
-        has_host = False
-    if not has_host:
-        raise UsageError(f"data.shards: no host or bucket in {address}")
+    check_address(address)
     folder = Path(cache_dir) if cache_dir else Path.home() / ".cache" / "distgan" / "shards"
-    return RemoteStorage(address.rstrip("/"), folder, cache_gb)
+    return RemoteStorage(address.rstrip("/"), folder, cache_gb, fetch_ahead, fetch_threads)
 
 
 class RemoteStorage:
@@ -65,12 +38,19 @@ class RemoteStorage:
 
     A failed download is resumed with exponential backoff and jitter until `timeout` seconds pass without a new byte. A
     copy gets its name only if length and sha256 match the manifest. With `cache_gb`, the least recently used shards
-    are evicted.
+    are evicted; a file that a process has locked, because it reads or writes it, is not.
     """
 
-    def __init__(self, address: str, folder: Path, cache_gb: float = 0.0, timeout: float = 120.0) -> None:
-        self.address, self.folder, self.cache_bytes, self.timeout = address, folder, int(cache_gb * 1e9), timeout
-        self.open = S3(address) if address.startswith("s3://") else http_open
+    def __init__(
+        self, address: str, folder: Path, cache_gb: float = 0.0, fetch_ahead: int = 2, fetch_threads: int = 16
+    ) -> None:
+        self.address, self.folder, self.timeout = address, folder, 120.0
+        self.processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+        """Processes of this node, which share the cache and the connections equally."""
+        self.cache_bytes = int(cache_gb * 1e9)
+        self.share = self.cache_bytes // self.processes
+        self.fetch_ahead, self.fetch_threads = fetch_ahead, max(1, fetch_threads // self.processes)
+        self.store = open_store(address)
 
     def path(self, name: str, size: int | None = None, sha256: str | None = None) -> Path:
         suffix = Path(name).suffix
@@ -99,61 +79,59 @@ class RemoteStorage:
             if sha256 is not None and is_complete(copy, size):
                 return copy
             part.truncate(0)  # left by a killed process, perhaps not synced to disk
-            url = f"{self.address}/{urllib.parse.quote(name)}"
-            self._download(url, part, size)
-            if sha256 is not None:
-                part.seek(0)
-                found = hashlib.file_digest(part, "sha256").hexdigest()
-                if found != sha256:
-                    part.truncate(0)
-                    raise CorruptDataError(f"{url}: the sha256 does not match the manifest")
-                self._evict(part.tell())
-            part.flush()
+            part.truncate(size or 0)  # counts in full in the cache from now on
+            self._make_room()
+            self._download(name, part, size)
+            part.seek(0)
+            if sha256 is not None and hashlib.file_digest(part, "sha256").hexdigest() != sha256:
+                raise CorruptDataError(f"{self.address}/{name}: the sha256 does not match the manifest")
             os.fsync(part.fileno())
             os.replace(part.name, copy)
         return copy
 
-    def _download(self, url: str, part: BinaryIO, size: int | None) -> None:
-        last_byte, pause = time.monotonic(), 0.2
-        while True:
-            received = part.seek(0, os.SEEK_END)
-            try:
-                with self.open(url, received) as response:
-                    if response.length is not None and size not in (None, response.start + response.length):
-                        raise CorruptDataError(
-                            f"{url}: {response.start + response.length} bytes on the server, {size} in the manifest"
-                        )
-                    part.seek(response.start)
-                    part.truncate()
-                    copy_body(response, part)
-                if size is not None and part.tell() != size:
-                    raise TransientError(f"received {part.tell()} of {size} bytes")
-                return
-            except PermanentError as error:
-                kind = UsageError if url.endswith("/manifest.json") else RunError
-                raise kind(f"{url}: {error}") from None
-            except TransientError as error:
-                if part.seek(0, os.SEEK_END) > received:
-                    last_byte, pause = time.monotonic(), 0.2
-                if time.monotonic() - last_byte + pause > self.timeout:
-                    raise RunError(f"{url}: gave up after {self.timeout:.0f} s without a byte: {error}") from None
-                time.sleep(pause * random.uniform(0.5, 1.5))
-                pause = min(2 * pause, 15.0)
+    def _download(self, name: str, part: BinaryIO, size: int | None) -> None:
+        """Write the file to `part`, from the last byte received on after each failure."""
+        import obstore
+        from obstore.exceptions import BaseError
 
-    def _evict(self, size: int) -> None:
-        """Remove the least recently used shards until `size` more bytes fit. A process that has one open can keep
-        reading it."""
+        url, received, most, last_byte, pause = f"{self.address}/{name}", 0, 0, time.monotonic(), 0.2
+        while True:
+            try:
+                result = obstore.get(self.store, name, options={"range": {"offset": received}} if received else {})
+                if size not in (None, result.meta["size"]):
+                    raise CorruptDataError(f"{url}: {result.meta['size']} bytes on the server, {size} in the manifest")
+                for chunk in result.stream(min_chunk_size=1):  # as received: a cut loses what waits for a chunk's end
+                    received += part.write(chunk)
+                    if EXITING.is_set():
+                        raise RunError(f"{url}: interrupted")
+                return
+            except (BaseError, FileNotFoundError, ValueError) as error:
+                permanent, cause = explain(error)
+            if received and "Range request not supported" in cause:
+                received, permanent = part.seek(0), False
+                part.truncate(size or 0)
+            if permanent:
+                kind = UsageError if name == "manifest.json" else RunError
+                raise kind(f"{url}: {cause}")
+            if received > most:
+                most, last_byte, pause = received, time.monotonic(), 0.2
+            if time.monotonic() - last_byte + pause > self.timeout:
+                raise RunError(f"{url}: gave up after {self.timeout:.0f} s without a byte: {cause}")
+            EXITING.wait(pause * random.uniform(0.5, 1.5))
+            pause = min(2 * pause, 15.0)
+
+    def _make_room(self) -> None:
+        """Remove the least recently used shards, and what killed downloads left, until the cache keeps its limit."""
         if not self.cache_bytes:
             return
-        copies = sorted(
-            (stat.st_mtime, stat.st_size, path) for path in self.folder.glob("[!.]*.tar") if (stat := stat_of(path))
-        )
-        used = sum(bytes for _, bytes, _ in copies)
-        for _, bytes, path in copies:
-            if used + size <= self.cache_bytes:
+        paths = [path for path in self.folder.iterdir() if ".tar" in path.name]
+        files = sorted((stat.st_mtime, stat.st_size, path) for path in paths if (stat := stat_of(path)))
+        excess = sum(bytes for _, bytes, _ in files) - self.cache_bytes
+        for _, bytes, path in files:
+            if excess <= 0:
                 break
-            path.unlink(missing_ok=True)
-            used -= bytes
+            if remove_unused(path):
+                excess -= bytes
 
 
 def stat_of(path: Path) -> os.stat_result | None:
@@ -168,112 +146,36 @@ def is_complete(copy: Path, size: int | None) -> bool:
     return stat is not None and (size is None or stat.st_size == size)
 
 
+def is_at(path: Path, fd: int) -> bool:
+    """Whether the open file `fd` is the one at `path`."""
+    stat = stat_of(path)
+    return stat is not None and os.path.samestat(stat, os.fstat(fd))
+
+
+def remove_unused(path: Path) -> bool:
+    """Remove a file, unless a process has it locked."""
+    with contextlib.suppress(FileNotFoundError), open(path, "r+b") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        if is_at(path, file.fileno()):
+            path.unlink()
+    return True
+
+
 @contextlib.contextmanager
 def locked_file(path: Path) -> Iterator[Any]:
     """`path`, open for one thread of one process of this node at a time. The lock ends with the process."""
     while True:
-        file = open(path, "a+b")
+        file = open(path, "r+b", buffering=0, opener=lambda name, flags: os.open(name, flags | os.O_CREAT, 0o666))
         fcntl.flock(file, fcntl.LOCK_EX)
-        stat = stat_of(path)
-        if stat is not None and stat.st_ino == os.fstat(file.fileno()).st_ino:
+        if is_at(path, file.fileno()):
             break
         file.close()  # the previous holder has renamed it: this is the finished copy
     try:
         yield file
     finally:
-        if (stat := stat_of(path)) is not None and stat.st_ino == os.fstat(file.fileno()).st_ino:
+        if is_at(path, file.fileno()):
             path.unlink()
         file.close()
-
-
-def copy_body(response: Response, part: BinaryIO) -> None:
-    """Append the body to `part`. Raises TransientError if it ends early; what was received is kept."""
-    left = response.length
-    while left is None or left:
-        try:
-            data = response.read(CHUNK if left is None else min(CHUNK, left))
-        except http.client.IncompleteRead as error:
-            part.write(error.partial)
-            raise TransientError("connection closed early") from None
-        except (OSError, http.client.HTTPException) as error:
-            raise TransientError(f"connection failed: {error!r}") from None
-        if not data:
-            if left:
-                raise TransientError(f"connection closed {left} bytes before the end")
-            return
-        part.write(data)
-        left = None if left is None else left - len(data)
-
-
-@contextlib.contextmanager
-def http_open(url: str, start: int) -> Iterator[Response]:
-    """The bytes of `url` from `start` on. Raises PermanentError or TransientError."""
-    request = urllib.request.Request(url, headers={"Range": f"bytes={start}-"} if start else {})
-    try:
-        reply = urllib.request.urlopen(request, timeout=30)
-    except urllib.error.HTTPError as error:
-        with error:
-            if error.code == 416:  # range not satisfiable: the file is shorter than the manifest says
-                raise PermanentError(f"has no byte {start}") from None
-            if error.code in (408, 425, 429) or error.code >= 500:
-                raise TransientError(f"HTTP {error.code}") from None
-            raise PermanentError(f"HTTP {error.code} {error.reason}") from None
-    except urllib.error.URLError as error:
-        if isinstance(error.reason, ssl.SSLCertVerificationError):
-            raise PermanentError(str(error.reason)) from None
-        raise TransientError(str(error.reason)) from None
-    except (OSError, http.client.HTTPException) as error:
-        raise TransientError(repr(error)) from None
-    with reply:
-        length = reply.headers.get("Content-Length")
-        yield Response(start if reply.status == 206 else 0, reply.read1, int(length) if length else None)
-
-
-class S3:
-    """Opens s3://BUCKET/KEY with boto3: credentials and AWS_ENDPOINT_URL as for any AWS tool."""
-
-    def __init__(self, address: str) -> None:
-        try:
-            import boto3
-            import botocore.config
-            import botocore.exceptions
-        except ImportError:
-            raise UsageError(f"{address}: boto3 is not installed; pip install 'distgan[s3]'") from None
-        self.errors = botocore.exceptions
-        config = botocore.config.Config(
-            connect_timeout=10,
-            read_timeout=30,
-            retries={"total_max_attempts": 1},
-            response_checksum_validation="when_required",
-        )
-        try:
-            self.client = boto3.Session().client("s3", config=config)
-        except (botocore.exceptions.BotoCoreError, ValueError) as error:
-            raise UsageError(f"{address}: {error}") from None
-
-    @contextlib.contextmanager
-    def __call__(self, url: str, start: int) -> Iterator[Response]:
-        """The bytes of `url` from `start` on. Raises PermanentError or TransientError."""
-        parts = urllib.parse.urlsplit(url)
-        key = urllib.parse.unquote(parts.path.lstrip("/"))
-        try:
-            extra = {"Range": f"bytes={start}-"} if start else {}
-            reply = self.client.get_object(Bucket=parts.netloc, Key=key, **extra)
-        except self.errors.ClientError as error:
-            status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 500)
-            details = error.response.get("Error", {})
-            message = f"{details.get('Code', status)}: {details.get('Message')}"
-            raise (TransientError if status >= 500 or status in (408, 429) else PermanentError)(message) from None
-        except (self.errors.NoCredentialsError, self.errors.ParamValidationError) as error:
-            raise PermanentError(" ".join(str(error).split())) from None
-        except (self.errors.BotoCoreError, OSError) as error:
-            raise TransientError(str(error)) from None
-
-        def read(size: int) -> bytes:
-            try:
-                return reply["Body"].read(size)
-            except (self.errors.BotoCoreError, self.errors.HTTPClientError) as error:
-                raise OSError(str(error)) from None
-
-        with contextlib.closing(reply["Body"]):
-            yield Response(start if "ContentRange" in reply else 0, read, reply["ContentLength"])

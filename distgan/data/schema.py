@@ -120,6 +120,7 @@ class WeightsMetadata(Struct, frozen=True):
     size: Size
     channels: Channels
     classes: Annotated[list[str], Meta(max_length=MAX_CLASSES)]
+    images: Count | None = None
 
 
 def decode(data: bytes | str, kind: type[T]) -> T:

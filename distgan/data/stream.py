@@ -2,11 +2,12 @@
 
 import functools
 import io
+import itertools
 import os
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,11 +15,12 @@ import xxhash
 from PIL import Image
 
 from distgan import CorruptDataError, UsageError
+from distgan.data.fetch import MAX_OPEN_FILES, FetchAhead, open_shard
 from distgan.data.order import Lanes
+from distgan.data.remote import RemoteStorage
 from distgan.data.shardset import ShardSet
 from distgan.images import SHARD_PIL_FORMATS
 
-MAX_OPEN_FILES = 512
 LOCATION = ("offset", "size", "check")  # the index columns that reading an image needs
 
 
@@ -31,6 +33,8 @@ class ImageBatch(NamedTuple):
     """Messages about the corrupt images that were replaced."""
     random_inputs: dict[str, Any]
     """Random numbers for these images, by name."""
+    wait_seconds: float = 0.0
+    """How long the loop waited for them."""
 
     def digest(self) -> int:
         """The sum over rows of a 40-bit hash of image and latent: digests of the parts of a global minibatch add up to
@@ -58,15 +62,19 @@ class Reader:
         self.starts = np.concatenate([[0], np.cumsum(shards.counts)])
         self.shape = (shards.size, shards.size, shards.channels)
         self.decode, self.raw = DECODERS[decoder], shards.encoding == "npy"
-        self._open = functools.lru_cache(MAX_OPEN_FILES)(functools.partial(open_shard, shards))
+        self.fetcher = FetchAhead(shards, shards.storage) if isinstance(shards.storage, RemoteStorage) else None
+        opened = functools.lru_cache(MAX_OPEN_FILES)(functools.partial(open_shard, shards))
+        self._open = self.fetcher.open if self.fetcher else opened
 
     def read(self, ids: np.ndarray) -> ImageBatch:
         """The images of `ids` [N], in that order."""
         images = self.allocate((len(ids), *self.shape))
         array = np.asarray(images)  # shares memory with `images`
         columns = self.shards.columns
-        shards = np.searchsorted(self.starts, ids, side="right") - 1
-        rows = zip(shards.tolist(), *(columns[name][ids].tolist() for name in LOCATION), strict=True)
+        shards = (np.searchsorted(self.starts, ids, side="right") - 1).tolist()
+        if self.fetcher:
+            self.fetcher.want(dict.fromkeys(shards))  # several at once
+        rows = zip(shards, *(columns[name][ids].tolist() for name in LOCATION), strict=True)
         corrupt: list[str] = []
         for row, (shard, offset, size, xxh3) in enumerate(rows):
             try:
@@ -122,35 +130,6 @@ class Reader:
         return CorruptDataError(f"{self.shards.shard_path(shard)}, byte {offset}, key {key}: {message}")
 
 
-class OpenFile:
-    """A file descriptor, closed when the last thread that uses it drops its reference."""
-
-    def __init__(self, path: Path) -> None:
-        self.fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-
-    def __del__(self) -> None:
-        if hasattr(self, "fd"):
-            os.close(self.fd)
-
-
-def open_shard(shards: ShardSet, shard: int) -> OpenFile:
-    """Open a shard. Raises CorruptDataError if that fails, or if its size does not match the manifest."""
-    expected = shards.manifest.shards[shard].bytes
-    for attempt in range(3):  # a cached copy can be evicted between its download and its opening
-        path = shards.shard_path(shard)
-        try:
-            file = OpenFile(path)
-        except OSError as error:
-            if attempt < 2 and isinstance(error, FileNotFoundError):
-                continue
-            raise CorruptDataError(f"{path}: {error.strerror}") from None
-        size = os.fstat(file.fd).st_size
-        if size != expected:
-            raise CorruptDataError(f"{path}: {size} bytes, {expected} in the manifest")
-        return file
-    raise AssertionError("the last attempt returns or raises")
-
-
 def decode_pillow(data: bytes, shape: tuple[int, ...]) -> np.ndarray:
     with Image.open(io.BytesIO(data), formats=SHARD_PIL_FORMATS) as image:
         if image.size != shape[1::-1]:  # before decoding: a small file can declare a huge image
@@ -193,10 +172,12 @@ def stream(
     batch: int,
     position: int,
     threads: int,
+    stop: int | None = None,
 ) -> Iterator[ImageBatch]:
     """Minibatches of `order`'s local lanes from global `position` (images seen) on, without end.
 
-    `batch` is the global batch size. `draw` maps the position of a minibatch to the random numbers for it.
+    `batch` is the global batch size. `draw` maps the position of a minibatch to the random numbers for it. Shards of a
+    remote dataset that are needed only from `stop` on are not fetched ahead.
     """
     import webdataset as wds  # imports torch, which `shards verify` does without
 
@@ -212,7 +193,24 @@ def stream(
 
     if reader.raw:  # nothing to decode: a second thread only contends for the GIL
         threads = min(threads, 1)
-    return iter(wds.pipeline.DataPipeline(plan, threaded(read, threads)))
+    if reader.fetcher:
+        reader.fetcher.follow(order, position, stop, images_in_flight(batch, threads))
+    batches = iter(wds.pipeline.DataPipeline(plan, threaded(read, threads)))
+
+    def timed() -> Iterator[ImageBatch]:
+        for end in itertools.count(position + batch, batch):
+            start = time.perf_counter()
+            images = next(batches)
+            if reader.fetcher:
+                reader.fetcher.advance(end)
+            yield images._replace(wait_seconds=time.perf_counter() - start)
+
+    return timed()
+
+
+def images_in_flight(batch: int, threads: int) -> int:
+    """The most images that `threads` threads read, and hold read, ahead of the loop."""
+    return (2 * threads + 1) * batch
 
 
 def threaded(function: Callable, threads: int) -> Callable[[Iterable], Iterator]:

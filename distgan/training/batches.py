@@ -53,6 +53,7 @@ def load(run: Run, state: TrainState) -> Iterator[LoadedBatch]:
         batch=config.batch,
         position=state.images_seen,
         threads=config.data.threads,
+        stop=run.total_images,
     )
     for batch in batches:
         inputs = {name: tensor.to(device, non_blocking=True) for name, tensor in batch.random_inputs.items()}

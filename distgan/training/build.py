@@ -10,10 +10,11 @@ from torch import Tensor, nn
 
 from distgan import UsageError, models
 from distgan.config import Config, OptimizerConfig, default_lanes
+from distgan.data.fetch import check_cache
 from distgan.data.order import Lanes, rank_rows
 from distgan.data.remote import open_storage
 from distgan.data.shardset import ShardSet, open_shardset
-from distgan.data.stream import Reader, check_decoder
+from distgan.data.stream import Reader, check_decoder, images_in_flight
 from distgan.distributed import Distributed
 from distgan.gan.augment import Pipeline
 from distgan.gan.ema import EMA
@@ -130,7 +131,8 @@ def open_data(config: Config, rank: int, world_size: int) -> tuple[ShardSet, Lan
     data, share = config.data, config.batch // world_size
     if config.micro_batch and share % config.micro_batch:
         raise UsageError(f"micro_batch: {config.micro_batch} does not divide the {share} images of a process")
-    dataset = open_shardset(open_storage(data.shards, data.cache_dir, data.cache_gb), data.shards)
+    storage = open_storage(data.shards, data.cache_dir, data.cache_gb, data.fetch_ahead, data.fetch_threads)
+    dataset = open_shardset(storage, data.shards)
     if rank == 0:
         dataset.check_index()
     if rank == 0 and (missing := dataset.missing()):
@@ -147,7 +149,9 @@ def open_data(config: Config, rank: int, world_size: int) -> tuple[ShardSet, Lan
     lanes = data.lanes or default_lanes(config.batch, int(dataset.counts.sum()))
     rank_rows(config.batch, lanes, rank, world_size)  # raises UsageError if the processes do not divide the lanes
     first, last = rank * lanes // world_size, (rank + 1) * lanes // world_size
-    return dataset, Lanes(dataset.counts, config.seed, lanes, first, last)
+    order = Lanes(dataset.counts, config.seed, lanes, first, last)
+    check_cache(dataset, order, images_in_flight(config.batch, data.threads))
+    return dataset, order
 
 
 def build_gan(config: Config, dist: Distributed, dataset: ShardSet, augment: Pipeline) -> GAN:

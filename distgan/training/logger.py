@@ -45,6 +45,8 @@ class MetricsLogger:
         self.start_images, self.start_time = state.images_seen, time.monotonic()
         self.save_seconds = 0.0
         """Time that the loop waited for checkpoints in this logging interval."""
+        self.data_wait_seconds = 0.0
+        """Time that the loop waited for images in this logging interval."""
         self.corrupt: list[str] = []
         """Corrupt images that this process skipped in this logging interval."""
         self.digest = 0
@@ -68,7 +70,7 @@ class MetricsLogger:
         self.counts: dict[tuple[str, ...], int] = {}
         self.last_images, self.last_time = self.state.images_seen, time.monotonic()
         self.corrupt.clear()
-        self.digest = 0
+        self.data_wait_seconds, self.digest = 0.0, 0
         self.steps = count_steps(self.run) if self.accelerator.scaler is not None else 0
         if self.is_main_process:
             truncate_metrics(self.folder / "metrics.jsonl", self.state.images_seen)
@@ -78,6 +80,7 @@ class MetricsLogger:
         """Take in what was read from the dataset. Raises RunError if `data.skip_bad` is exceeded."""
         config = self.run.config
         self.corrupt += batch.corrupt
+        self.data_wait_seconds += batch.wait_seconds
         self.digest += batch.digest() if config.report.digests else 0
         if self.state.skipped + len(self.corrupt) > config.data.skip_bad:
             raise RunError(f"more than data.skip_bad = {config.data.skip_bad} corrupt images; last: {self.corrupt[-1]}")
@@ -122,6 +125,7 @@ class MetricsLogger:
             print(f"distgan: skipped a corrupt image: {line}", file=sys.stderr, flush=True)
         state.skipped += dist.all_reduce_sum(len(self.corrupt))
         extra: dict[str, Any] = {"skipped": state.skipped, "save_seconds": self.save_seconds}
+        extra["data_wait_seconds"] = max(dist.all_gather_object(self.data_wait_seconds))  # the others wait for this one
         if self.accelerator.scaler is not None:
             extra |= self.fp16_scalars()
         if config.report.digests:
@@ -130,7 +134,8 @@ class MetricsLogger:
             extra["augment_p"] = float(state.augment_p)
         extra |= scheduled_values(config, state.images_seen)
         self.write_metrics(self.means(), extra)
-        self.sums, self.counts, self.save_seconds, self.digest = {}, {}, 0.0, 0
+        self.sums, self.counts = {}, {}
+        self.save_seconds, self.data_wait_seconds, self.digest = 0.0, 0.0, 0
         self.corrupt.clear()
         if extra.get("fp16_scale", 1) < 1:
             raise NonFiniteError(

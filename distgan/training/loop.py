@@ -50,7 +50,7 @@ def train_loop(
     logger: MetricsLogger,
     checkpoints: Checkpoints,
     stop: StopRequest,
-    evaluate: Evaluate | None,
+    evaluate: Evaluate | None = None,
 ) -> str | None:
     """Train to the end, or to a stop; returns the reason of a stop. Raises NonFiniteError and RunError.
 

@@ -1,11 +1,14 @@
 """The order of the images, for any shard sizes, lanes, batch, seed and number of processes."""
 
+import itertools
+
 import hypothesis.strategies as st
 import numpy as np
 import pytest
 from hypothesis import given, settings
 
 from distgan import UsageError
+from distgan.data import order
 from distgan.data.order import WINDOW, Lanes, rank_rows
 
 
@@ -14,6 +17,28 @@ def plans(draw):
     lanes = draw(st.sampled_from([1, 2, 3, 4, 6, 8, 12]))
     counts = draw(st.lists(st.integers(0, 60), min_size=1, max_size=20).filter(lambda counts: sum(counts) >= lanes))
     return np.array(counts), draw(st.integers(0, 2**32)), lanes, lanes * draw(st.integers(1, 5))
+
+
+@settings(deadline=None)
+@given(plans(), st.integers(1, 9), st.integers(0, 12), st.data())
+def test_needs_cover_what_is_read_and_end_with_the_last_image(plan, window, first, data):
+    counts, seed, lanes, batch = plan
+    rank, world = data.draw(st.sampled_from([(r, w) for w in divisors(lanes) for r in range(w)]))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(order, "WINDOW", window)
+        local = Lanes(counts, seed, lanes, rank * lanes // world, (rank + 1) * lanes // world)
+        position = first * batch
+        needs = list(itertools.takewhile(lambda need: need[0] < position + 3 * batch, local.needs(position)))
+        assert needs == sorted(needs, key=lambda need: need[0]) and all(end > position for _, end, _ in needs)
+        for at in range(position, position + 3 * batch, lanes):
+            read = set((np.searchsorted(local.starts, local.ids(at, lanes), side="right") - 1).tolist())
+            wanted = {shard for first, end, shard in needs if first <= at < end}
+            assert read <= wanted
+            edge = at // lanes % local.length // window * window  # the window's images, in any order
+            slots = range(edge, min(edge + window, local.length))
+            epoch = at // local.epoch_images * local.epoch_images
+            ids = np.concatenate([local.ids(epoch + slot * lanes, lanes) for slot in slots])
+            assert wanted == set((np.searchsorted(local.starts, ids, side="right") - 1).tolist())
 
 
 def divisors(n: int) -> list[int]:
@@ -41,6 +66,7 @@ def test_epoch_is_a_permutation_less_fewer_images_than_lanes(plan, epoch):
     assert set(ids) <= set(range(sum(counts)))
 
 
+@settings(deadline=None)
 @given(plans(), st.integers(0, 40))
 def test_global_minibatch_is_the_same_for_every_number_of_processes(plan, index):
     _, _, lanes, batch = plan
@@ -48,6 +74,7 @@ def test_global_minibatch_is_the_same_for_every_number_of_processes(plan, index)
     assert all(global_minibatch(plan, index * batch, world) == expected for world in divisors(lanes))
 
 
+@settings(deadline=None)
 @given(plans(), st.integers(0, 12), st.integers(1, 4), st.data())
 def test_resuming_at_any_position_on_any_number_of_processes(plan, first, more, data):
     counts, seed, lanes, batch = plan

@@ -46,7 +46,8 @@ def minibatch(n: int = 8, classes: int = 0, seed: int = 1) -> Minibatch:
     torch.manual_seed(seed)
     labels = torch.arange(n) % classes if classes else None
     real, z = torch.rand(n, 3, 16, 16) * 2 - 1, torch.randn(n, 8)
-    return Minibatch(real, z, labels, labels, *torch.rand(3, n, PIPELINE.columns), torch.rand(n))
+    u, v, w = torch.rand(3, n, PIPELINE.columns)
+    return Minibatch(real, z, labels, labels, u, v, w, torch.rand(n))
 
 
 def split(batch: Minibatch, count: int) -> list[Minibatch]:

@@ -1,0 +1,269 @@
+"""Shards fetched ahead from a web server: the images of the disk, several shards at once, within the cache's limit."""
+
+import hashlib
+import itertools
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from distgan.data import fetch
+from distgan.data.fetch import check_cache
+from distgan.data.order import Lanes
+from distgan.data.remote import open_storage
+from distgan.data.shardset import ShardSet, open_shardset
+from distgan.data.stream import Reader, images_in_flight, stream
+from shared import ROOT, TINY, launch_env, make_dataset, metrics, noise, train, weights
+
+SHARDS = 6
+
+
+class SlowServer(ThreadingHTTPServer):
+    """Serves a dataset; waits `seconds` before each shard, and knows which it was asked for, and how many at once."""
+
+    daemon_threads = True
+
+    def __init__(self, folder: Path, seconds: float = 0.0) -> None:
+        self.folder, self.seconds, self.requests = folder, seconds, []
+        self.lock, self.active, self.most_active = threading.Lock(), 0, 0
+        super().__init__(("127.0.0.1", 0), SlowHandler)
+        self.address = f"http://127.0.0.1:{self.server_address[1]}"
+
+
+class SlowHandler(BaseHTTPRequestHandler):
+    def do_GET(self) -> None:
+        server, name = self.server, self.path[1:]
+        assert isinstance(server, SlowServer)
+        if name.endswith(".tar"):
+            with server.lock:
+                server.requests.append(name)
+                server.active += 1
+                server.most_active = max(server.most_active, server.active)
+            time.sleep(server.seconds)
+        data = (server.folder / name).read_bytes()
+        if name.endswith(".tar"):
+            with server.lock:
+                server.active -= 1
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+
+    def log_message(self, format: str, *args: object) -> None:
+        pass
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory) -> Path:
+    """6 shards of about 1,100 images."""
+    return make_dataset(tmp_path_factory.mktemp("fetched") / "set", noise(1100 * SHARDS), shards=SHARDS)
+
+
+@pytest.fixture
+def serve() -> Iterator[Callable[..., SlowServer]]:
+    servers = []
+
+    def start(folder: Path, seconds: float = 0.0) -> SlowServer:
+        servers.append(SlowServer(folder, seconds))
+        threading.Thread(target=servers[-1].serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
+        return servers[-1]
+
+    yield start
+    for server in servers:
+        server.shutdown()
+        server.server_close()
+
+
+def open_set(address: str | Path, cache: Path, **keys: Any) -> ShardSet:
+    return open_shardset(open_storage(str(address), str(cache), **keys), str(address))
+
+
+def minibatches(dataset: ShardSet, *, lanes: int, batch: int, threads: int = 2, stop: int | None = None):
+    order = Lanes(dataset.counts, 0, lanes)
+    return stream(order, Reader(dataset), lambda at: {}, batch=batch, position=0, threads=threads, stop=stop)
+
+
+def images(dataset: ShardSet, count: int, **keys: int) -> list[bytes]:
+    """The images of the first `count` minibatches."""
+    batches = minibatches(dataset, **keys)
+    return [next(batches).images.tobytes() for _ in range(count)]
+
+
+def disk_use(cache: Path) -> int:
+    """Bytes of shards and of parts of them on the disk, less what its blocks round up."""
+    stats = [path.stat() for path in cache.iterdir() if ".tar" in path.name]
+    return sum(min(stat.st_size, stat.st_blocks * 512) for stat in stats)
+
+
+def wait_until(is_true: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 20
+    while not is_true():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def test_first_images_wait_for_all_of_their_shards_at_once(serve, shards, tmp_path):
+    server = serve(shards, seconds=0.5)
+    start = time.monotonic()
+    dataset = open_set(server.address, tmp_path / "cache")
+    assert images(dataset, 1, lanes=6, batch=60) == images(open_set(shards, tmp_path), 1, lanes=6, batch=60)
+    assert time.monotonic() - start < 0.5 * SHARDS / 2 and server.most_active > 3
+
+
+def test_shards_are_fetched_before_they_are_needed_and_no_others(serve, shards, tmp_path):
+    server = serve(shards)
+    dataset = open_set(server.address, tmp_path / "cache", fetch_ahead=2, fetch_threads=1)
+    batches = minibatches(dataset, lanes=1, batch=10)
+    next(batches)
+    wait_until(lambda: len(server.requests) >= 3)
+    time.sleep(0.2)
+    needs = itertools.islice(Lanes(dataset.counts, 0, 1).needs(0), 8)
+    expected = list(dict.fromkeys(dataset.manifest.shards[shard].name for _, _, shard in needs))
+    assert server.requests == expected[: len(server.requests)] and 3 <= len(server.requests) <= 4
+    before = len(server.requests)
+    for _ in range(110):
+        next(batches)
+    wait_until(lambda: len(server.requests) > before)
+
+
+def test_shards_after_the_end_of_the_run_are_not_fetched(serve, shards, tmp_path):
+    server = serve(shards)
+    dataset = open_set(server.address, tmp_path / "cache", fetch_ahead=8)
+    batches = minibatches(dataset, lanes=1, batch=10, stop=1024)
+    next(batches)
+    time.sleep(0.3)
+    assert 1 <= len(server.requests) <= 2
+
+
+def test_order_with_a_cache_of_three_shards_is_that_of_the_disk(serve, shards, tmp_path):
+    server, cache = serve(shards), tmp_path / "cache"
+    size = max(row.bytes for row in open_set(shards, cache).manifest.shards)
+    dataset = open_set(server.address, cache, cache_gb=3 * size / 1e9)
+    check_cache(dataset, Lanes(dataset.counts, 0, 1), images_in_flight(1, threads=0))
+    local = minibatches(open_set(shards, cache), lanes=1, batch=1, threads=0)
+    for index, batch in enumerate(minibatches(dataset, lanes=1, batch=1, threads=0)):
+        assert batch.images.tobytes() == next(local).images.tobytes()
+        if index % 50 == 0:
+            assert disk_use(cache) <= 3 * size
+        if index == dataset.counts.sum() - 1:
+            break
+    assert {server.requests.count(name) for name in server.requests} <= {1, 2}
+    assert len(server.requests) <= SHARDS + 1 + 3  # the epoch begins and ends in one; up to 3 of the next epoch
+
+
+def test_cache_too_small_for_the_lanes_is_refused_with_the_number_that_would_do(serve, shards, tmp_path, capsys):
+    server, cache = serve(shards), tmp_path / "cache"
+    words = ["--data.shards", server.address, "--data.cache_dir", cache, "--run_dir", tmp_path / "run", *TINY]
+    words += ["--data.lanes", "2", "--images", "1600", "--report.digests", "true"]
+    assert train(*words, "--data.cache_gb", "0.003") == 2
+    error = capsys.readouterr().err
+    assert "data.cache_gb: 0.003 is too small: the 2 lanes of this node" in error and not (tmp_path / "run").exists()
+    enough = error.split("set it to ")[1].split(",")[0]
+    assert train(*words, "--data.cache_gb", enough) == 0 and disk_use(cache) <= 1e9 * float(enough)
+    digests = [row["digest"] for row in metrics(tmp_path / "run")]
+    assert train(*words, "--data.shards", shards, "--fresh") == 0
+    assert digests == [row["digest"] for row in metrics(tmp_path / "run")]
+
+
+READ_AN_EPOCH = """
+import sys
+from test_fetch import open_set, read_an_epoch
+address, cache, cache_gb, seed, rank, world = sys.argv[1:]
+print(read_an_epoch(open_set(address, cache, cache_gb=float(cache_gb)), int(seed), int(rank), int(world)))
+"""
+
+
+def read_an_epoch(dataset: ShardSet, seed: int = 0, rank: int = 0, world: int = 1) -> str:
+    """Hash of the images of an epoch in two lanes."""
+    order = Lanes(dataset.counts, seed, 2, 2 * rank // world, 2 * (rank + 1) // world)
+    batches = stream(order, Reader(dataset), lambda at: {}, batch=20, position=0, threads=1, stop=order.epoch_images)
+    digest = hashlib.sha256()
+    for _ in range(order.epoch_images // 20):
+        digest.update(next(batches).images.tobytes())
+    return digest.hexdigest()
+
+
+def start_reading(address: str, cache: Path, *, cache_gb=0.0, seed=0, rank=0, world=1) -> subprocess.Popen:
+    """Another process that prints `read_an_epoch`."""
+    words = [str(word) for word in (address, cache, cache_gb, seed, rank, world)]
+    places = f"{ROOT}:{ROOT / 'tests'}:{ROOT / 'tests/data'}"
+    env = launch_env(PYTHONPATH=places, LOCAL_WORLD_SIZE=str(world), LOCAL_RANK=str(rank), RANK=str(rank))
+    return subprocess.Popen([sys.executable, "-c", READ_AN_EPOCH, *words], stdout=subprocess.PIPE, text=True, env=env)
+
+
+def outputs(processes: list[subprocess.Popen]) -> list[str]:
+    texts = [process.communicate(timeout=120)[0].strip() for process in processes]
+    assert [process.returncode for process in processes] == [0] * len(processes)
+    return texts
+
+
+def test_processes_of_a_node_fetch_each_shard_once(serve, shards, tmp_path):
+    server, local = serve(shards, seconds=0.05), open_set(shards, tmp_path)
+    remote = [start_reading(server.address, tmp_path / "cache", rank=rank, world=2) for rank in range(2)]
+    assert outputs(remote) == [read_an_epoch(local, rank=rank, world=2) for rank in range(2)]
+    assert sorted(server.requests) == sorted(path.name for path in shards.glob("*.tar"))
+
+
+@pytest.mark.slow
+def test_two_runs_on_one_small_cache_read_what_is_on_disk(serve, shards, tmp_path):
+    """Each evicts what the other does not read; one was killed while it fetched."""
+    server, cache, local = serve(shards, seconds=0.05), tmp_path / "cache", open_set(shards, tmp_path)
+    killed = start_reading(server.address, cache, cache_gb=0.02)
+    wait_until(lambda: cache.exists() and len(list(cache.glob(".*.tar.part"))) > 1)
+    killed.send_signal(signal.SIGKILL)
+    killed.communicate()
+    remote = [start_reading(server.address, cache, cache_gb=0.02, seed=seed) for seed in range(2)]
+    assert outputs(remote) == [read_an_epoch(local, seed=seed) for seed in range(2)]
+
+
+def test_shard_that_is_read_is_not_evicted(serve, shards, tmp_path):
+    server, cache = serve(shards), tmp_path / "cache"
+    first, second = (open_set(server.address, cache, cache_gb=0.003) for _ in range(2))
+    reader = Reader(first)
+    reader.read(np.arange(3))
+    name = Path(first.shard_path(0)).name
+    Reader(second).read(np.arange(2000, 2003))
+    assert (cache / name).exists()
+    del reader
+    for id in (3000, 4000, 5000):
+        Reader(second).read(np.arange(id, id + 3))
+    assert not (cache / name).exists()
+
+
+def test_progress_is_printed_until_the_first_shards_are_there(serve, shards, tmp_path, capfd, monkeypatch):
+    monkeypatch.setattr(fetch, "REPORT_SECONDS", 0.0)
+    dataset = open_set(serve(shards, seconds=0.1).address, tmp_path / "cache", fetch_threads=2)
+    images(dataset, 1, lanes=6, batch=60)
+    assert f"distgan: fetched 2 of the first {SHARDS} shards, " in capfd.readouterr().err
+
+
+def test_waiting_for_data_is_in_the_metrics(serve, tiny, tmp_path):
+    server = serve(tiny, seconds=0.4)
+    for source, name in ((tiny, "disk"), (server.address, "http")):
+        words = ["--data.shards", source, "--run_dir", tmp_path / name, *TINY, "--epochs", 1]
+        assert train(*words, "--data.cache_dir", tmp_path / "cache", "--data.fetch_threads", 1) == 0
+    assert weights(tmp_path / "http") == weights(tmp_path / "disk")
+    waits = [sum(row["data_wait_seconds"] for row in metrics(tmp_path / name)) for name in ("disk", "http")]
+    assert 0 < waits[0] < 0.4 and len(server.requests) == 8
+
+
+def test_full_disk_is_named_in_one_line(serve, shards, tmp_path):
+    """A limit of the file size, which refuses a byte as a full disk does."""
+    command = [sys.executable, "-m", "distgan", "shards", "verify", serve(shards).address, "--cache_dir", str(tmp_path)]
+    limited = ["prlimit", "--fsize=1000000", *command]
+    done = subprocess.run(limited, capture_output=True, text=True, cwd=ROOT)
+    assert f"data.cache_dir: cannot write to {tmp_path}: File too large" in done.stdout + done.stderr
+    assert done.returncode == 1 and not list(tmp_path.glob("*.tar"))
+
+
+def test_local_datasets_do_not_import_obstore():
+    code = "import sys, distgan.data.stream as s; assert 'obstore' not in sys.modules and 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)

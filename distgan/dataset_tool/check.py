@@ -113,7 +113,10 @@ def index(folder: Path, progress: Progress = iter, label_key: str = "label") -> 
         except ValueError as error:
             raise UsageError(f"{folder}: {error}; restore it, or delete it to index the tars alone") from None
     if existing and existing.options is not None:  # `shards make` wrote class names and more that the tars do not have
-        if existing.shards != rows:
+        samples = np.bincount(columns["label"][columns["label"] >= 0], minlength=len(existing.classes)).tolist()
+        kind = existing.size, existing.channels, existing.encoding
+        same = existing.shards == rows and kind == (size, channels, encoding)
+        if not same or (existing.classes and samples != [row.samples for row in existing.classes]):
             raise UsageError(f"{folder}: its shards are not those of `shards make`; re-create the dataset")
         manifest = msgspec.structs.replace(existing, index=write_index(folder, columns))
     else:

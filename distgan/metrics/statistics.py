@@ -43,6 +43,36 @@ class Statistics:
         return Statistics(self.n + other.n, self.total + other.total, self.outer + other.outer, rows)
 
 
+class ExactSum:
+    """A sum of float64 tensors that does not depend on their order: in double-double arithmetic, rounded at the end.
+
+    Each addition keeps its rounding error (TwoSum, Knuth 1997, section 4.2.2). The Frechet distance takes square roots
+    of eigenvalues that are 0 but for rounding: plain sums, in another order, change it by 1e-6.
+    """
+
+    def __init__(self, *shape: int) -> None:
+        self.high, self.low = torch.zeros(2, *shape, dtype=torch.float64)
+
+    def add(self, x: Tensor) -> None:
+        high = self.high.to(x.device)
+        total = high + x
+        part = total - high
+        self.low = self.low.to(x.device) + ((high - (total - part)) + (x - part))
+        self.high = total
+
+    def reduce(self, dist: Distributed) -> Tensor:
+        """The sum over all processes, on the CPU; called by all."""
+        if dist.cpu_group is None:
+            return (self.high + self.low).cpu()
+        result = ExactSum(*self.high.shape)
+        for rank in range(dist.world_size):
+            both = torch.stack([self.high, self.low]).cpu()
+            torch.distributed.broadcast(both, rank, dist.cpu_group)
+            result.add(both[0])
+            result.low += both[1]
+        return result.high + result.low
+
+
 class Accumulator:
     """Adds up the statistics of this process's images.
 
@@ -52,8 +82,7 @@ class Accumulator:
 
     def __init__(self, num_features: int) -> None:
         self.n = 0
-        self.total: Tensor = torch.zeros(num_features, dtype=torch.float64)
-        self.outer: Tensor = torch.zeros(num_features, num_features, dtype=torch.float64)
+        self.total, self.outer = ExactSum(num_features), ExactSum(num_features, num_features)
         self.kept: list[tuple[Tensor, Tensor]] = []
         self.logits: list[tuple[Tensor, Tensor]] = []
 
@@ -62,8 +91,8 @@ class Accumulator:
         # Apple's GPUs have no float64
         x = features.double() if features.device.type == "cuda" else features.cpu().double()
         self.n += len(x)
-        self.total = self.total.to(x.device) + x.sum(0)
-        self.outer = self.outer.to(x.device).addmm_(x.T, x)
+        self.total.add(x.sum(0))
+        self.outer.add(x.T @ x)
         early = positions < ROWS
         self.kept.append((positions[early], features.cpu()[early]))
         if logits is not None:
@@ -71,10 +100,7 @@ class Accumulator:
 
     def reduce(self, dist: Distributed) -> Statistics:
         """The statistics of all processes' images; called by all."""
-        n, total, outer = dist.all_reduce_sum(self.n), self.total.cpu(), self.outer.cpu()
-        if dist.cpu_group is not None:
-            torch.distributed.all_reduce(total, group=dist.cpu_group)
-            torch.distributed.all_reduce(outer, group=dist.cpu_group)
+        n, total, outer = dist.all_reduce_sum(self.n), self.total.reduce(dist), self.outer.reduce(dist)
         rows = gather_sorted(dist, self.kept)
         logits = gather_sorted(dist, self.logits)
         return Statistics(n, total, outer, rows if rows is not None else torch.empty(0, len(total)), logits)

@@ -15,7 +15,7 @@ from distgan.data.shardset import LocalStorage, open_shardset
 from distgan.distributed import Distributed
 from distgan.metrics import features
 from distgan.metrics.scores import NEAREST_DC, Reference, class_histogram, compute
-from distgan.metrics.statistics import ROWS, Accumulator, Statistics
+from distgan.metrics.statistics import ROWS, Accumulator, ExactSum, Statistics
 from shared import reset_accelerate
 
 CLASSES = 5
@@ -160,6 +160,20 @@ def test_classes_and_their_divergence(dist):
     assert values == pytest.approx(
         {"modes": 3, "missing": 6, "kl": (share * np.log(9 * share)).sum(), "confident": 0.9}, rel=1e-12
     )
+
+
+def test_sums_do_not_depend_on_their_order():
+    """Nor does a distance of features that are 0 in some directions but for rounding."""
+    parts = [torch.randn(128, 6).double() @ torch.randn(6, 40).double() for _ in range(50)]
+    sums = []
+    for order in (parts, parts[::-1], parts[1::2] + parts[::2]):
+        exact, plain = ExactSum(40, 40), torch.zeros(40, 40, dtype=torch.float64)
+        for part in order:
+            exact.add(part.T @ part)
+            plain += part.T @ part
+        sums.append((exact.high + exact.low, plain))
+    assert all(torch.equal(exact, sums[0][0]) for exact, _ in sums)
+    assert not torch.equal(sums[0][1], sums[1][1])  # as plain sums do
 
 
 def test_the_first_rows_are_kept_in_their_order(dist):

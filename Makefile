@@ -8,10 +8,13 @@ BIN := .venv/bin
 
 demo: .venv/ready
 	$(BIN)/distgan shards make digits data/digits
+	test -f data/digits-classifier.safetensors || \
+	    $(BIN)/distgan evaluate --train_extractor data/digits --out data/digits-classifier.safetensors
 	$(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no \
-	    distgan/train.py --config configs/demo.yaml
+	    distgan/train.py --config configs/demo.yaml --evaluate.extractor data/digits-classifier.safetensors \
+	    --evaluate.every_epochs 20
 	$(BIN)/distgan sample runs/demo --count 64 --seed 0 --out runs/demo/samples/demo.png
-	@echo "look at runs/demo/samples/demo.png"
+	@echo "look at runs/demo/samples/demo.png and runs/demo/report.html"
 
 test: lint
 	$(BIN)/pytest -q -m "not slow and not servers and not slurm and not browser"

@@ -1,6 +1,7 @@
 """The open shards of a remote dataset: fetched by threads, several at once, in the order in which they are needed."""
 
 import atexit
+import contextlib
 import fcntl
 import heapq
 import math
@@ -220,7 +221,8 @@ class FetchAhead:
         if os.environ.get("RANK", "0") == "0":
             total = sum(size for size, _ in sizes) / 1e6
             line = f"fetched {len(done)} of the first {len(sizes)} shards, {sum(done) / 1e6:.0f} of {total:.0f} MB"
-            print(f"distgan: {line}", file=sys.stderr, flush=True)
+            with contextlib.suppress(OSError, ValueError):  # a closed stderr does not end a download
+                print(f"distgan: {line}", file=sys.stderr, flush=True)
 
 
 def check_cache(shards: ShardSet, order: Lanes, reading: int) -> None:

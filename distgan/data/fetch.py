@@ -22,7 +22,7 @@ from distgan.data.remote import EXITING, RemoteStorage, is_at
 from distgan.data.shardset import ShardSet
 
 MAX_OPEN_FILES = 512
-REPORT_SECONDS = 2.0
+REPORT_SECONDS, EXIT_SECONDS = 2.0, 2.0
 WORKERS: set[threading.Thread] = set()
 
 
@@ -249,7 +249,9 @@ def check_cache(shards: ShardSet, order: Lanes, reading: int) -> None:
 
 @atexit.register
 def stop_workers() -> None:
-    """End the downloads: a thread that is in obstore while the interpreter is torn down would abort the process."""
+    """End the downloads. A thread that came back from obstore while the interpreter is torn down would abort the
+    process; one that waits for a stalled server does not come back so soon."""
     EXITING.set()
+    deadline = time.monotonic() + EXIT_SECONDS
     for worker in list(WORKERS):
-        worker.join()
+        worker.join(max(0.0, deadline - time.monotonic()))

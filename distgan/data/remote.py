@@ -117,7 +117,8 @@ class RemoteStorage:
                 most, last_byte, pause = received, time.monotonic(), 0.2
             if time.monotonic() - last_byte + pause > self.timeout:
                 raise RunError(f"{url}: gave up after {self.timeout:.0f} s without a byte: {cause}")
-            EXITING.wait(pause * random.uniform(0.5, 1.5))
+            if EXITING.wait(pause * random.uniform(0.5, 1.5)):
+                raise RunError(f"{url}: interrupted")
             pause = min(2 * pause, 15.0)
 
     def _make_room(self) -> None:

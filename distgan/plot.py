@@ -10,7 +10,18 @@ import json
 
 from distgan import UsageError, cli, format_os_error
 
-NOT_PLOTTED = {"images", "epoch", "time", "digest", "override", "skipped", "save_seconds", "g_lr", "d_lr"}
+NOT_PLOTTED = {
+    "images",
+    "epoch",
+    "time",
+    "digest",
+    "override",
+    "skipped",
+    "save_seconds",
+    "data_wait_seconds",
+    "g_lr",
+    "d_lr",
+}
 
 
 def read_metrics(run: str) -> dict[str, tuple[list[int], list[float]]]:

@@ -110,6 +110,7 @@ def reduce(path: Path, data: Callable[[int, int], Path], run_dir: Path) -> Path:
     keys["model"]["options"] |= widths if config.model.name == "r3gan" else {"width": 4}
     for schedule in schedules(keys):
         schedule["images"] = 3 * 4 * config.n_critic
+        schedule["start"] = 0
         assert value_at(schedule, 0) != value_at(schedule, 4 * config.n_critic)
     for penalty in keys["penalties"].values():  # a lazy one is due in the first iteration alone
         if isinstance(penalty, dict) and "every" in penalty:

@@ -221,7 +221,7 @@ def save_fake_grid(run: Run, state: TrainState, logger: MetricsLogger) -> None:
     logger.save_grid(name, images)
     if len(images) >= LEAST_IMAGES:
         diversity = spread(images) / max(spread(first_images(run, len(images))), 1e-6)
-        logger.alarms.record_diversity(diversity, state.images_seen)
+        logger.alarms.record_diversity(diversity)
     if config.report.page:
         write_page(Path(config.run_dir))
 

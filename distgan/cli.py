@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import jsonargparse
 import jsonargparse.typing as types
+import yaml
 
 from distgan import DistganError, UsageError, format_os_error
 
@@ -44,7 +45,8 @@ RANGES = {
 INTERRUPTED = "distgan: interrupted"
 ECHO = 200
 """Characters of what was given that a message repeats, at most."""
-MAX_DIGITS, MAX_DEPTH = 300, 20  # of a number, so that a float can hold it, and of lists and sections in each other
+MAX_DIGITS = 300  # of a number, so that a float can hold it
+MAX_DEPTH, MAX_VALUES = 20, 100_000  # of lists and sections
 
 
 def run(command: Callable[[list[str]], None], argv: Sequence[str] | None = None) -> int:
@@ -80,18 +82,43 @@ def run(command: Callable[[list[str]], None], argv: Sequence[str] | None = None)
     return 0
 
 
-def check_value(key: str, value: Any, depth: int = 0) -> None:
-    """Raises UsageError, with the key, for what no key can take: a NUL byte, a number beyond 64 bits, deep nesting."""
-    key = shorten(key.lstrip("-").split("=")[0] or "the command line")
-    if depth > MAX_DEPTH:
-        raise UsageError(f"{key}: nested more than {MAX_DEPTH} deep")
-    if isinstance(value, str) and "\0" in value:
-        raise UsageError(f"{key}: a NUL byte in {shorten(value)!r}")
-    if isinstance(value, int) and not -(2**63) <= value < 2**63:
-        raise UsageError(f"{key}: a number beyond 64 bits")
-    if isinstance(value, dict | list | tuple):
-        for name, inner in value.items() if isinstance(value, dict) else enumerate(value):
-            check_value(f"{key}.{name}" if depth else str(name), inner, depth + 1)
+def check_text(key: str, text: str) -> None:
+    """Raises UsageError for a word of the command line, or a configuration, that no key can take."""
+    if number := re.search(rf"\d{{{MAX_DIGITS},}}", text):
+        before = re.findall(r"[\w.]+", text[max(0, number.start() - ECHO) : number.start()])
+        raise UsageError(f"{(before or [key.lstrip('-')])[-1]}: a number of more than {MAX_DIGITS} digits")
+    check_values(key, text)
+    try:
+        check_values(key, yaml.safe_load(text))
+    except RecursionError:
+        raise UsageError(f"{shorten(key.lstrip('-') or '--config')}: nested too deep") from None
+    except UsageError:
+        raise
+    except (yaml.YAMLError, ValueError, AttributeError, LookupError):
+        pass  # the parser says what is wrong, if it reads this as YAML
+
+
+def check_values(key: str, value: Any) -> None:
+    """Raises UsageError, with the key, for a NUL byte, a number beyond 64 bits, deep nesting, and aliases in a circle.
+
+    Not recursive, and limited: an alias in YAML repeats what is in it.
+    """
+    left: list[tuple[str, Any, int]] = [(key.lstrip("-").split("=")[0], value, 0)]
+    for _ in range(MAX_VALUES):
+        if not left:
+            return
+        key, value, depth = left.pop()
+        shown = shorten(key or "the command line")
+        if depth > MAX_DEPTH:
+            raise UsageError(f"{shown}: nested more than {MAX_DEPTH} deep")
+        if isinstance(value, str) and "\0" in value:
+            raise UsageError(f"{shown}: a NUL byte in {shorten(value)!r}")
+        if isinstance(value, int) and not -(2**63) <= value < 2**63:
+            raise UsageError(f"{shown}: a number beyond 64 bits")
+        if isinstance(value, dict | list | tuple):
+            inner = value.items() if isinstance(value, dict) else enumerate(value)
+            left += [(f"{key}.{name}" if key else str(name), item, depth + 1) for name, item in inner]
+    raise UsageError(f"{shorten(key)}: more than {MAX_VALUES:,} values")
 
 
 def is_file(path: str) -> bool:
@@ -149,16 +176,21 @@ class Parser(jsonargparse.ArgumentParser):
         given = [
             word.removeprefix("--config=") for flag, word in pairwise(["", *words]) if "--config" in (flag, word[:8])
         ]
-        for text in ["\n".join(words), *(Path(path).read_text() for path in given if is_file(path))]:
-            if number := re.search(rf"([\w.]+)\W+\d{{{MAX_DIGITS},}}", text):
-                raise UsageError(f"{shorten(number[1])}: a number of more than {MAX_DIGITS} digits")
+        for path in filter(is_file, given):
+            check_text("", Path(path).read_text())
         for flag, word in pairwise(["", *words]):
-            check_value(word if word.startswith("--") else flag, word)
+            if word.startswith("--"):
+                flag, _, word = word.partition("=")
+            check_text(flag, word)
         try:
             namespace = super().parse_args(words, *more, **options)
-            check_value("", namespace.as_dict())
         except RecursionError:
             raise UsageError("the configuration is nested too deep") from None
+        except UsageError:
+            raise
+        except (ValueError, AttributeError, LookupError) as error:  # of PyYAML, such as for `!!timestamp x`
+            raise UsageError(f"the configuration has a value that YAML cannot read: {shorten(str(error))}") from None
+        check_values("", namespace.as_dict())
         return namespace
 
     def error(self, message: str, ex: Exception | None = None) -> Any:

@@ -4,6 +4,7 @@ import dataclasses
 import re
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -217,7 +218,12 @@ DIGITS, LONG = "1" + "0" * 400, "x" * 10_000
         ('data: {shards: "a\\0b"}', "data.shards: a NUL byte"),
         (f"augment: {'[' * 3000}{']' * 3000}", "nested too deep"),
         (f"model: {{options: {'{a: ' * 40}1{'}' * 40}}}", "model.options.a.*: nested more than 20 deep"),
-        ("a: &a [*a]", "nested too deep"),
+        ("a: &a [*a]", "a.0.*: nested more than 20 deep"),
+        ("a: &x {b: *x}", "a.b.*: nested more than 20 deep"),
+        ("a: &a [x, x]\n" + "".join(f"{b}: &{b} [*{a}, *{a}]\n" for a, b in pairwise("abcdefghijklmnopq")), "values"),
+        (LONG * 10, "--config: x*"),
+        ("run_dir: !!timestamp x", "a value that YAML cannot read"),
+        ("seed: !!int x", "a value that YAML cannot read: invalid literal for int"),
         (f"seed: {DIGITS}", "seed: a number of more than 300 digits"),
         (f"seed: {DIGITS}{'0' * 5000}", "seed: a number of more than 300 digits"),
         (f"g_optimizer: {{lr: {DIGITS}}}", "lr: a number of more than 300 digits"),
@@ -244,7 +250,8 @@ def test_hostile_values_are_one_short_line(tmp_path, capsys, text, message):
 @pytest.mark.parametrize(
     "words",
     [["--seed", DIGITS], ["--config", "a\0b"], ["--config=a\0b"], ["--run_dir", "a\0b"], ["--augment", "[" * 3000]]
-    + [[f"--{LONG}", "3"], ["--seed", LONG], ["--config", LONG], ["--augment", "[" * 3000 + "]" * 3000]],
+    + [[f"--{LONG}", "3"], ["--seed", LONG], ["--config", LONG], ["--augment", "[" * 3000 + "]" * 3000]]
+    + [["--model.options", "&a {b: *a}"], ["--augment", "&a [*a]"]],
 )
 def test_hostile_words_are_one_short_line(capsys, words):
     assert run(words) in (1, 2)

@@ -11,6 +11,7 @@ import io
 import os
 import shutil
 import socket
+import time
 import zipfile
 from collections import Counter
 from collections.abc import Iterator
@@ -35,6 +36,8 @@ from distgan.files import atomic_write
 
 MAKING = ".making"
 PLAN = "plan.json"
+LOCK_SECONDS = 3.0
+"""How long a lock is waited for."""
 FINGERPRINT = ".source"  # not in the manifest: modification times are not part of a dataset
 
 
@@ -80,7 +83,8 @@ class ShardInfo(msgspec.Struct):
 def lock(dest: Path, *, shared: bool = False) -> Iterator[None]:
     """Create and lock the folder `dest`; removes it if it stays empty. Parts share the lock.
 
-    Without it, on a file system that has no locks, writers waste work but no data. Raises UsageError if it is locked.
+    The workers of a killed `make` hold it until they notice; a lock that lasts longer than that raises UsageError.
+    Without it, on a file system that has no locks, writers waste work but no data.
     """
     try:
         dest.mkdir(parents=True, exist_ok=True)
@@ -88,17 +92,27 @@ def lock(dest: Path, *, shared: bool = False) -> Iterator[None]:
     except OSError as error:
         raise UsageError(f"{dest} cannot be written: {error.strerror}") from None
     try:
-        try:
-            fcntl.flock(fd, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UsageError(f"{dest}: another `shards make` is writing to it; wait for it to finish") from None
-        except OSError:
-            pass
+        deadline = time.monotonic() + LOCK_SECONDS
+        while not try_lock(fd, fcntl.LOCK_SH if shared else fcntl.LOCK_EX):
+            if time.monotonic() > deadline:
+                raise UsageError(f"{dest}: another `shards make` is writing to it; wait for it to finish")
+            time.sleep(0.05)
         yield
     finally:
         os.close(fd)
         with contextlib.suppress(OSError):
             dest.rmdir()
+
+
+def try_lock(fd: int, kind: int) -> bool:
+    """Whether `fd` is locked now; also true on a file system that has no locks."""
+    try:
+        fcntl.flock(fd, kind | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        pass
+    return True
 
 
 def own_name(path: Path) -> Path:

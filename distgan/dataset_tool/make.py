@@ -222,7 +222,7 @@ def start_worker(parent: int, source: Source, dest: Path, options: Options, plan
 def exit_with_parent(parent: int) -> None:
     """A worker whose parent was killed would otherwise wait for work forever."""
     while os.getppid() == parent:
-        time.sleep(0.5)
+        time.sleep(0.1)
     os._exit(1)
 
 

@@ -18,7 +18,7 @@ import pytest
 from distgan.data import fetch
 from distgan.data.fetch import check_cache
 from distgan.data.order import Lanes
-from distgan.data.remote import open_storage
+from distgan.data.remote import open_storage, stat_of
 from distgan.data.shardset import ShardSet, open_shardset
 from distgan.data.stream import Reader, images_in_flight, stream
 from shared import ROOT, TINY, launch_env, make_dataset, metrics, noise, train, weights
@@ -98,9 +98,15 @@ def images(dataset: ShardSet, count: int, **keys: int) -> list[bytes]:
 
 
 def disk_use(cache: Path) -> int:
-    """Bytes of shards and of parts of them on the disk, less what its blocks round up."""
-    stats = [path.stat() for path in cache.iterdir() if ".tar" in path.name]
-    return sum(min(stat.st_size, stat.st_blocks * 512) for stat in stats)
+    """Bytes of shards and of parts of them on the disk, less what its blocks round up; at one moment.
+
+    Files come and go meanwhile: it is read again until the names before and after are the same.
+    """
+    while True:
+        before = sorted(path for path in cache.iterdir() if ".tar" in path.name)
+        stats = [stat for path in before if (stat := stat_of(path))]
+        if before == sorted(path for path in cache.iterdir() if ".tar" in path.name):
+            return sum(min(stat.st_size, stat.st_blocks * 512) for stat in stats)
 
 
 def wait_until(is_true: Callable[[], bool]) -> None:

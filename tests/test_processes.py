@@ -8,6 +8,8 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -17,20 +19,50 @@ from distgan.data.shardset import LocalStorage, open_shardset
 from distgan.gan.losses import LOSSES
 from shared import ROOT, TINY, children, launch, launch_env, make_dataset, metrics, noise, start, train, weights
 
+WORDS = [*TINY, "--report.every_images", 16, "--data.flip", "true", "--data.labels", "true"]
+
+
+@pytest.fixture(scope="module")
+def on_two(tiny, tmp_path_factory) -> Callable[[str], Path]:
+    """The folder of a run of 20 iterations on two processes, with a norm; trained once."""
+
+    @cache
+    def run(norm: str) -> Path:
+        folder = tmp_path_factory.mktemp("two") / norm
+        words = ["--data.shards", tiny, *WORDS, "--model.options.norm", norm, "--images", 320, "--run_dir", folder]
+        assert "2 process(es), cpu" in launch(2, *words).stdout
+        return folder
+
+    return run
+
 
 @pytest.mark.parametrize("norm", ["none", "batch"])
-def test_two_processes_compute_the_same_as_one(tiny, tmp_path, norm):
+def test_two_processes_compute_the_same_as_one(tiny, tmp_path, on_two, norm):
     """The losses agree within 1e-5 after 20 iterations, with BatchNorm too: its statistics are those of all images."""
-    runs = []
-    for processes in (1, 2):
-        words = ["--data.shards", tiny, "--run_dir", tmp_path / str(processes), *TINY, "--model.options.norm", norm]
-        words += ["--images", 320, "--report.every_images", 16, "--data.flip", "true", "--data.labels", "true"]
-        done = launch(processes, *words)
-        assert f"{processes} process(es), cpu" in done.stdout
-        runs.append(metrics(tmp_path / str(processes)))
-    assert [row["images"] for row in runs[0]] == [row["images"] for row in runs[1]] == list(range(16, 321, 16))
+    words = ["--data.shards", tiny, *WORDS, "--model.options.norm", norm, "--images", 320]
+    assert train(*words, "--run_dir", tmp_path / "one") == 0
+    one, two = metrics(tmp_path / "one"), metrics(on_two(norm))
+    assert [row["images"] for row in one] == [row["images"] for row in two] == list(range(16, 321, 16))
     for key in ("d_loss", "g_loss", "d_real", "d_fake"):
-        assert max(abs(a[key] - b[key]) for a, b in zip(*runs, strict=True)) < 1e-5
+        assert max(abs(a[key] - b[key]) for a, b in zip(one, two, strict=True)) < 1e-5
+
+
+def test_resumed_on_two_processes_the_run_is_bit_identical(tiny, tmp_path, on_two):
+    for images in (80, 320):
+        words = ["--data.shards", tiny, *WORDS, "--model.options.norm", "batch", "--images", images]
+        launch(2, *words, "--run_dir", tmp_path / "parts")
+    assert weights(tmp_path / "parts") == weights(on_two("batch"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("processes", "sync"), [(2, "false"), (4, "true")])
+def test_resumed_on_as_many_processes_the_run_is_bit_identical(tiny, tmp_path, processes, sync):
+    """With BatchNorm statistics of all processes, and with those of each process."""
+    words = ["--data.shards", tiny, *TINY, "--sync_batchnorm", sync]
+    launch(processes, *words, "--run_dir", tmp_path / "whole", "--epochs", 4)
+    for epochs in (1, 4):
+        launch(processes, *words, "--run_dir", tmp_path / "parts", "--epochs", epochs)
+    assert weights(tmp_path / "parts") == weights(tmp_path / "whole")
 
 
 @pytest.mark.parametrize("options", [["--multi_gpu", "--num_processes", "2"]])
@@ -119,17 +151,17 @@ def test_gradients_of_two_processes_equal_those_of_the_union(tmp_path, extent):
     """Of D and G, for every loss x penalty x augmentation x labels, with one micro-batch and two, and with BatchNorm
     and spectral normalization; after two iterations of n_critic 2."""
     (tmp_path / "gradients.py").write_text(GRADIENTS)
-    found = {}
+    running, found = {}, {}
     for processes, micro_batches in ((1, 1), (2, 1), (2, 2)):
         out = tmp_path / f"{processes}-{micro_batches}.pt"
         command = [sys.executable, "-m", "accelerate.commands.launch"]
         config = ["--config_file", str(ROOT / "launch/accelerate/cpu.yaml"), "--main_process_port", "0"]
         command += config if processes == 2 else ["--cpu", "--num_processes", "1"]
-        env = launch_env(PYTHONPATH=str(ROOT))
-        subprocess.run(
-            [*command, str(tmp_path / "gradients.py"), str(out), str(micro_batches), extent], check=True, env=env
-        )
-        found[processes, micro_batches] = torch.load(out, weights_only=True)
+        command += [str(tmp_path / "gradients.py"), str(out), str(micro_batches), extent]
+        running[processes, micro_batches] = subprocess.Popen(command, env=launch_env(PYTHONPATH=str(ROOT)))
+    assert [process.wait() for process in running.values()] == [0, 0, 0]
+    for processes, micro_batches in running:
+        found[processes, micro_batches] = torch.load(tmp_path / f"{processes}-{micro_batches}.pt", weights_only=True)
         assert found[processes, micro_batches].pop("world") == processes
     one = found.pop((1, 1))
     assert {key.split(".")[0] for key in one} == set(LOSSES) and len(one) > 20
@@ -137,19 +169,6 @@ def test_gradients_of_two_processes_equal_those_of_the_union(tmp_path, extent):
     for other in found.values():
         for key, value in ((key, one[key]) for key in other):
             torch.testing.assert_close(other[key], value, rtol=1e-6, atol=1e-9, msg=key)
-
-
-@pytest.mark.parametrize(
-    ("processes", "sync"),
-    [(2, "true"), *(pytest.param(n, sync, marks=pytest.mark.slow) for n, sync in [(2, "false"), (4, "true")])],
-)
-def test_resumed_on_the_same_number_of_processes_the_run_is_bit_identical(tiny, tmp_path, processes, sync):
-    """With BatchNorm statistics of all processes, and with those of each process."""
-    words = ["--data.shards", tiny, *TINY, "--sync_batchnorm", sync]
-    launch(processes, *words, "--run_dir", tmp_path / "whole", "--epochs", 4)
-    for epochs in (1, 4):
-        launch(processes, *words, "--run_dir", tmp_path / "parts", "--epochs", epochs)
-    assert weights(tmp_path / "parts") == weights(tmp_path / "whole")
 
 
 def test_all_processes_stop_at_the_same_iteration(tiny, tmp_path):
@@ -215,7 +234,7 @@ def test_bad_input_is_one_line_on_many_processes(tiny, tmp_path):
     assert done.returncode != 0 and not (tmp_path / "run").exists()
     lines = [line for line in done.stderr.splitlines() if line.startswith("distgan: ")]
     assert lines == ["distgan: 3 processes do not divide the 16 lanes of data.lanes; 2 or 4 would"]
-    launch(2, *words, "--images", 16)
+    assert train(*words, "--images", 16) == 0
     done = launch(2, *words, "--images", 32, "--seed", 4, check=False)  # only rank 0 reads the run folder
     lines = [line for line in done.stderr.splitlines() if line.startswith("distgan: ")]
     assert len(lines) == 1 and "seed 0 -> 4" in lines[0]

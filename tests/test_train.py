@@ -281,7 +281,7 @@ def test_ways_to_start_a_run(tiny, tmp_path):
     """By path and as a module, from another folder with a file named like a library."""
     (tmp_path / "queue.py").write_text("raise SystemExit('shadowed')")
     words = ["--data.shards", str(tiny), *TINY, "--images", "16", "--run_dir"]
-    env = launch_env(PYTHONPATH=str(ROOT))
+    env, running = launch_env(PYTHONPATH=str(ROOT)), []
     for name, first in {
         "path": [sys.executable, str(ROOT / "distgan" / "train.py")],
         "module": [sys.executable, "-P", "-m", "distgan.train"],
@@ -289,7 +289,9 @@ def test_ways_to_start_a_run(tiny, tmp_path):
         "launched": [sys.executable, "-m", "accelerate.commands.launch", "--cpu", str(ROOT / "distgan" / "train.py")],
     }.items():
         cwd = ROOT if name == "launched" else tmp_path
-        subprocess.run([*first, *words, str(tmp_path / name)], check=True, capture_output=True, cwd=cwd, env=env)
+        command = [*first, *words, str(tmp_path / name)]
+        running.append(subprocess.Popen(command, stdout=subprocess.DEVNULL, cwd=cwd, env=env))
+    assert [process.wait() for process in running] == [0] * 4
     assert len({json.dumps(weights(tmp_path / name)) for name in ("path", "module", "command", "launched")}) == 1
 
 

@@ -1,7 +1,8 @@
-"""The pictures of the README, in configs/results/: `.venv/bin/python tests/bench/figures.py [demo] [loss] [lanes]`.
+"""The pictures of the README, in configs/results/: `python tests/bench/figures.py [demo] [loss] [lanes] [ladder]`.
 
 demo: a strip of the grids of `make demo`, which must have run. loss: d_loss of the demo's networks on one process, on
-two, and killed and resumed (about five minutes on two cores). lanes: the order of the images.
+two, and killed and resumed (about five minutes on two cores). lanes: the order of the images. ladder: KL and confident
+share against time, from the cards of the runs in RATES, which must have ended.
 """
 
 import json
@@ -27,6 +28,8 @@ from matplotlib.patches import Rectangle
 ROOT = Path(__file__).resolve().parent.parent.parent
 RESULTS = ROOT / "configs" / "results"
 EPOCHS = (10, 30, 60)
+RATES = {"rpgan-stacked-mnist-cpu": 0, "dcgan-stacked-mnist": 0}
+"""Images per second of two processes on two idle cores, by run."""
 
 
 def demo() -> None:
@@ -108,7 +111,26 @@ def lanes() -> None:
     figure.savefig(RESULTS / "lanes.png", dpi=110)
 
 
+def ladder() -> None:
+    """KL and confident share of the EMA against minutes on two cores, with those of real images."""
+    plt.rcParams.update({"font.size": 8})
+    figure, axes = plt.subplots(1, 2, figsize=(6.4, 2.4), layout="constrained")
+    labels = ("rpgan + r1 + r2, without norm", "DCGAN, tuned learning rate")
+    for (run, rate), label, color in zip(RATES.items(), labels, ("#08519c", "#e6550d"), strict=True):
+        lines = (ROOT / "runs" / run / "metrics.jsonl").read_text().splitlines()
+        rows = [row for row in map(json.loads, lines) if "card" in row]
+        for axis, metric in zip(axes, ("kl", "confident"), strict=True):
+            values = [row["card"]["metrics"][metric] for row in rows]
+            axis.plot([row["images"] / rate / 60 for row in rows], values, ".-", label=label, color=color, lw=1)
+            floor = rows[-1]["card"]["floor"][metric]
+            axis.axhline(floor, color="grey", lw=0.8, ls="--", label="real images" if run == list(RATES)[-1] else None)
+    axes[0].set(xlabel="minutes on two CPU cores", ylabel="KL to uniform over 1,000 modes", yscale="log")
+    axes[1].set(xlabel="minutes on two CPU cores", ylabel="share of confident images", ylim=(0, 1))
+    axes[0].legend(frameon=False, loc="upper right")
+    figure.savefig(RESULTS / "ladder.png", dpi=110)
+
+
 if __name__ == "__main__":
     RESULTS.mkdir(exist_ok=True)
-    for name in sys.argv[1:] or ["demo", "loss", "lanes"]:
-        {"demo": demo, "loss": loss, "lanes": lanes}[name]()
+    for name in sys.argv[1:] or ["demo", "loss", "lanes", "ladder"]:
+        {"demo": demo, "loss": loss, "lanes": lanes, "ladder": ladder}[name]()

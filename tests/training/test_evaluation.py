@@ -1,6 +1,9 @@
 """Evaluations during a run: cards, the best checkpoint, alarms, and what a kill leaves."""
 
 import json
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,7 +13,7 @@ from distgan import evaluate, sample
 from distgan.training.alarms import Alarms, spread
 from distgan.training.checkpoint import Best, Checkpoints
 from distgan.training.evaluation import best_of
-from shared import TINY, computed, make_dataset, metrics, noise, train, weights
+from shared import ROOT, TINY, computed, launch_env, make_dataset, metrics, noise, train, weights
 
 
 @pytest.fixture(scope="module")
@@ -57,24 +60,31 @@ def test_cards_and_the_best_checkpoint(words, tmp_path, capsys):
     assert "fd_classifier" in page
 
 
-def test_a_resumed_run_has_the_same_cards_and_best(words, tmp_path, monkeypatch):
-    """Killed in the middle of an evaluation: the checkpoint is there, the card is not; and after one."""
+KILLED = """
+import os, signal, sys
+from distgan import train
+from distgan.metrics.evaluator import Evaluator
+
+def latents(self, first, *arguments):
+    evaluated[0] += first == 0
+    if evaluated[0] == 2:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return original(self, first, *arguments)
+
+evaluated, original, Evaluator.latents = [0], Evaluator.latents, latents
+train.main(sys.argv[1:])
+"""
+
+
+def test_a_run_killed_in_an_evaluation_has_the_same_cards_and_best(words, tmp_path):
+    """The card of the interrupted evaluation is not there, its checkpoint may be; the same command goes on."""
     assert train(*words, "--run_dir", tmp_path / "whole", "--epochs", 4) == 0
     run = tmp_path / "run"
-    from distgan.metrics.evaluator import Evaluator
-
-    evaluated, call = [0], Evaluator.__call__
-
-    def killed(self, *arguments, **keys):
-        evaluated[0] += 1
-        if evaluated[0] == 2:
-            raise KeyboardInterrupt
-        return call(self, *arguments, **keys)
-
-    monkeypatch.setattr(Evaluator, "__call__", killed)
-    assert train(*words, "--run_dir", run, "--epochs", 4) == 130
-    assert [row["images"] for row in cards(run)] == [80] and weights(run)["images"] == 160
-    assert train(*words, "--run_dir", run, "--epochs", 3) == 0  # evaluates at 160 first
+    command = [sys.executable, "-c", KILLED, *map(str, [*words, "--run_dir", run, "--epochs", 4])]
+    killed = subprocess.run(command, env=launch_env(PYTHONPATH=str(ROOT)), cwd=tmp_path)
+    assert killed.returncode == -signal.SIGKILL
+    assert [row["images"] for row in cards(run)] == [80]
+    assert train(*words, "--run_dir", run, "--epochs", 3) == 0
     assert [row["images"] for row in cards(run)] == [80, 160, 240]
     assert train(*words, "--run_dir", run, "--epochs", 4) == 0
     assert weights(run) == weights(tmp_path / "whole")

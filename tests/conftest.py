@@ -1,3 +1,3 @@
 """Fixtures of all tests."""
 
-from shared import folder_of_images, tiny, trained  # noqa: F401
+from shared import folder_of_images, small_disk, tiny, trained  # noqa: F401

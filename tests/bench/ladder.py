@@ -31,7 +31,7 @@ RUNGS = {
     "rpgan+r1": ["--loss", "rpgan", *ONE_PENALTY],
     "rpgan+r1+r2": [],
 }
-LRS = ["1e-3", "2e-3", "4e-3"]
+LRS = ["1e-3", "2e-3", "4e-3", "8e-3"]
 COLUMNS = ("modes", "kl", "confident", "recall")
 
 

@@ -21,7 +21,7 @@ from distgan.data.order import Lanes
 from distgan.data.remote import open_storage, stat_of
 from distgan.data.shardset import ShardSet, open_shardset
 from distgan.data.stream import Reader, images_in_flight, stream
-from shared import ROOT, TINY, launch_env, make_dataset, metrics, noise, train, weights
+from shared import ROOT, TINY, fill, launch_env, make_dataset, metrics, noise, train, weights
 
 SHARDS = 6
 
@@ -261,13 +261,21 @@ def test_waiting_for_data_is_in_the_metrics(serve, tiny, tmp_path):
     assert 0 < waits[0] < 0.4 and len(server.requests) == 8
 
 
-def test_full_disk_is_named_in_one_line(serve, shards, tmp_path):
-    """A limit of the file size, which refuses a byte as a full disk does."""
-    command = [sys.executable, "-m", "distgan", "shards", "verify", serve(shards).address, "--cache_dir", str(tmp_path)]
-    limited = ["prlimit", "--fsize=1000000", *command]
-    done = subprocess.run(limited, capture_output=True, text=True, cwd=ROOT)
-    assert f"data.cache_dir: cannot write to {tmp_path}: File too large" in done.stdout + done.stderr
-    assert done.returncode == 1 and not list(tmp_path.glob("*.tar"))
+def test_full_disk_is_one_line_and_loses_nothing(serve, tiny, small_disk, tmp_path, capsys):
+    """A run whose cache is full ends; with more space, the same command gives the weights of a run from disk."""
+    words = ["--data.shards", serve(tiny).address, "--data.cache_dir", small_disk / "cache", *TINY, "--epochs", 2]
+    assert train(*words, "--run_dir", tmp_path / "run", "--epochs", 1) == 0
+    for path in (small_disk / "cache").glob("*.tar"):
+        path.unlink()
+    filler = fill(small_disk)
+    assert train(*words, "--run_dir", tmp_path / "run") == 1
+    error = capsys.readouterr().err
+    assert error == f"distgan: data.cache_dir: cannot write to {small_disk / 'cache'}: No space left on device\n"
+    assert weights(tmp_path / "run")["images"] == 80
+    filler.unlink()
+    assert train(*words, "--run_dir", tmp_path / "run") == 0
+    assert train(*words, "--run_dir", tmp_path / "disk", "--data.shards", tiny) == 0
+    assert weights(tmp_path / "run") == weights(tmp_path / "disk")
 
 
 def test_local_datasets_do_not_import_obstore():

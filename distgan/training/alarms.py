@@ -9,7 +9,7 @@ from torch import Tensor
 
 LINES = 3
 """Lines of the log in a row that must agree before an alarm is raised."""
-GAP, DIVERSITY, SHARE, EXPLOSION = 0.98, 0.25, 0.9, 100.0
+GAP, SIGN, DIVERSITY, SHARE, EXPLOSION = 0.98, 0.995, 0.25, 0.9, 100.0
 COLLAPSE = ("gap", "diversity")
 """Alarms that mean a collapse."""
 
@@ -33,7 +33,7 @@ class Alarms:
     def check(self, row: Mapping[str, float]) -> list[str]:
         """Take in a line of the log; the warnings that are new."""
         self.recent.append(row)
-        found = self.gap() | self.alike() | self.share() | self.gradients(row)
+        found = self.gap() | self.sign() | self.alike() | self.share() | self.gradients(row)
         new = [text for name, text in found.items() if name not in self.raised]
         self.raised = set(found)
         return new
@@ -50,6 +50,15 @@ class Alarms:
         return {
             "gap": f"D tells real from generated images without error: D(x) - D(G(z)) is {gaps[-1]:.3f}, so that G "
             "learns little; lower d_optimizer.lr, or add a penalty or augmentation"
+        }
+
+    def sign(self) -> dict[str, str]:
+        signs = [row.get("d_sign", 0.0) for row in self.recent]
+        if len(signs) < LINES or min(signs) < SIGN:
+            return {}
+        return {
+            "sign": f"D takes every real image for real: the mean of sign(D(x)) is {signs[-1]:.3f}. It may know the "
+            "training images by heart; augment them (augment, and augment_p with a target), or use more"
         }
 
     def alike(self) -> dict[str, str]:

@@ -132,14 +132,18 @@ def test_the_best_checkpoint_is_not_pruned(tmp_path):
     checkpoints.close()
 
 
+NORMS = ("d_grad_norm", "g_grad_norm")
+
+
 def row(**changes: float) -> dict[str, float]:
-    return {"d_real": 0.7, "d_fake": 0.3, "d_loss": 1.0, "r1": 0.1, "d_grad_norm": 1.0, "g_grad_norm": 1.0} | changes
+    return {"d_real": 0.7, "d_fake": 0.3, "d_loss": 1.0, "r1": 0.1, "d_sign": 0.9} | dict.fromkeys(NORMS, 1.0) | changes
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"d_real": 1.0, "d_fake": 0.001}, "D tells real from generated images without error"),
+        ({"d_sign": 0.997}, "D takes every real image for real: the mean of sign(D(x)) is 0.997"),
         ({"d_loss": 0.01, "r1": 1.0}, "penalties are 99% of D's loss"),
         ({"g_grad_norm": 1e4}, "g_grad_norm is 1e+04, usually 1"),
     ],

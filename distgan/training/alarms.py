@@ -38,6 +38,15 @@ class Alarms:
         self.raised = set(found)
         return new
 
+    def restart(self, rows: Sequence[Mapping[str, float]]) -> None:
+        """Go back to where these lines were the last of the log."""
+        self.recent.clear()
+        for history in self.norms.values():
+            history.clear()
+        self.raised.clear()
+        for row in rows:
+            self.check(row)
+
     @property
     def collapsed(self) -> bool:
         """Whether an alarm that means a collapse is raised now."""

@@ -54,7 +54,7 @@ class MetricsLogger:
         self.last_grid: Path | None = None
         """The last file that `save_grid` wrote."""
         self.alarms = Alarms(list(run.penalties), run.gan.loss.boundary is not None)
-        """Of the main process."""
+        """Of the main process. They go on from the lines of metrics.jsonl: a resumed run raises the same ones."""
         self.last_evaluated = 0
         """Images seen at the last evaluation; the same on all processes."""
         self.bar: tqdm | None = None
@@ -74,6 +74,7 @@ class MetricsLogger:
         self.steps = count_steps(self.run) if self.accelerator.scaler is not None else 0
         if self.is_main_process:
             truncate_metrics(self.folder / "metrics.jsonl", self.state.images_seen)
+            self.alarms.restart([row for row in self.rows() if "d_loss" in row])
         self.last_evaluated = self.run.dist.run_on_main(lambda: max([0, *(images for images, _ in self.cards())]))
 
     def record_batch(self, batch: ImageBatch) -> None:
@@ -191,9 +192,12 @@ class MetricsLogger:
 
     def cards(self) -> list[tuple[int, dict[str, float]]]:
         """(images, metrics) of every card in metrics.jsonl."""
+        return [(row["images"], row["card"]["metrics"]) for row in self.rows() if "card" in row]
+
+    def rows(self) -> list[dict[str, Any]]:
+        """The lines of metrics.jsonl."""
         path = self.folder / "metrics.jsonl"
-        rows = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-        return [(row["images"], row["card"]["metrics"]) for row in rows if "card" in row]
+        return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
     def pause(self, seconds: float) -> None:
         """Leave out what was no training from the rates."""

@@ -111,19 +111,25 @@ def lanes() -> None:
     figure.savefig(RESULTS / "lanes.png", dpi=110)
 
 
+def cards(run: Path) -> list[dict]:
+    """The metric cards of a run, from its evaluations and from `distgan evaluate`, by images seen."""
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    found = [row["card"] for row in rows if "card" in row]
+    found += [json.loads(path.read_text()) for path in (run / "cards").glob("*.json")]
+    return sorted(found, key=lambda card: card["generator"]["images"])
+
+
 def ladder() -> None:
     """KL and confident share of the EMA against minutes on two cores, with those of real images."""
     plt.rcParams.update({"font.size": 8})
     figure, axes = plt.subplots(1, 2, figsize=(6.4, 2.4), layout="constrained")
     labels = ("rpgan + r1 + r2, without norm", "DCGAN, tuned learning rate")
     for (run, rate), label, color in zip(RATES.items(), labels, ("#08519c", "#e6550d"), strict=True):
-        lines = (ROOT / "runs" / run / "metrics.jsonl").read_text().splitlines()
-        rows = [row for row in map(json.loads, lines) if "card" in row]
+        found = cards(ROOT / "runs" / run)
+        minutes = [card["generator"]["images"] / rate / 60 for card in found]
         for axis, metric in zip(axes, ("kl", "confident"), strict=True):
-            values = [row["card"]["metrics"][metric] for row in rows]
-            axis.plot([row["images"] / rate / 60 for row in rows], values, ".-", label=label, color=color, lw=1)
-            floor = rows[-1]["card"]["floor"][metric]
-            axis.axhline(floor, color="grey", lw=0.8, ls="--", label="real images" if run == list(RATES)[-1] else None)
+            axis.plot(minutes, [card["metrics"][metric] for card in found], ".-", label=label, color=color, lw=1)
+            axis.axhline(found[0]["floor"][metric], color="grey", lw=0.8, ls="--")
     axes[0].set(xlabel="minutes on two CPU cores", ylabel="KL to uniform over 1,000 modes", yscale="log")
     axes[1].set(xlabel="minutes on two CPU cores", ylabel="share of confident images", ylim=(0, 1))
     axes[0].legend(frameon=False, loc="upper right")

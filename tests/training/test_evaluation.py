@@ -160,6 +160,17 @@ def test_alarms_are_raised_once_and_again_after_they_cleared(changes, message):
     assert any(alarms.check(row(**changes)) for _ in range(3))
 
 
+def test_a_resumed_run_raises_the_same_alarms():
+    rows = [row(), row(), *[row(d_sign=1.0)] * 4, *[row()] * 3, *[row(d_sign=1.0, g_grad_norm=1e4)] * 4]
+    whole = Alarms([], absolute=True)
+    expected = [whole.check(line) for line in rows]
+    assert sum(map(len, expected)) == 3
+    for stop in range(len(rows)):
+        alarms = Alarms([], absolute=True)
+        alarms.restart(rows[:stop])
+        assert [alarms.check(line) for line in rows[stop:]] == expected[stop:]
+
+
 def test_images_that_are_alike_are_a_collapse():
     alarms = Alarms([], absolute=False)
     images = torch.rand(16, 3, 8, 8)

@@ -28,8 +28,8 @@ from matplotlib.patches import Rectangle
 ROOT = Path(__file__).resolve().parent.parent.parent
 RESULTS = ROOT / "configs" / "results"
 EPOCHS = (10, 30, 60)
-RATES = {"rpgan-stacked-mnist-cpu": 0, "dcgan-stacked-mnist": 0}
-"""Images per second of two processes on two idle cores, by run."""
+RATES = {"rpgan-stacked-mnist-cpu": 815, "dcgan-stacked-mnist": 1010}
+"""Images per second of one process on one idle core, by run."""
 
 
 def demo() -> None:
@@ -120,7 +120,7 @@ def cards(run: Path) -> list[dict]:
 
 
 def ladder() -> None:
-    """KL and confident share of the EMA against minutes on two cores, with those of real images."""
+    """KL and confident share of the EMA against minutes of one core, with those of real images."""
     plt.rcParams.update({"font.size": 8})
     figure, axes = plt.subplots(1, 2, figsize=(6.4, 2.4), layout="constrained")
     labels = ("rpgan + r1 + r2, without norm", "DCGAN, tuned learning rate")
@@ -130,9 +130,9 @@ def ladder() -> None:
         for axis, metric in zip(axes, ("kl", "confident"), strict=True):
             axis.plot(minutes, [card["metrics"][metric] for card in found], ".-", label=label, color=color, lw=1)
             axis.axhline(found[0]["floor"][metric], color="grey", lw=0.8, ls="--")
-    axes[0].set(xlabel="minutes on two CPU cores", ylabel="KL to uniform over 1,000 modes", yscale="log")
-    axes[1].set(xlabel="minutes on two CPU cores", ylabel="share of confident images", ylim=(0, 1))
-    axes[0].legend(frameon=False, loc="upper right")
+    axes[0].set(xlabel="minutes of one CPU core", ylabel="KL to uniform over 1,000 modes", yscale="log")
+    axes[1].set(xlabel="minutes of one CPU core", ylabel="share of confident images", ylim=(0, 1))
+    axes[1].legend(frameon=False, loc=(0.25, 0.6))
     figure.savefig(RESULTS / "ladder.png", dpi=110)
 
 

@@ -68,10 +68,10 @@ def folder_of_images(tmp_path) -> Path:
 
 @pytest.fixture
 def small_disk(tmp_path) -> Iterator[Path]:
-    """A file system of 8 MB in memory."""
+    """A file system of 1 MB in memory."""
     disk = tmp_path / "small"
     disk.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", str(disk)], capture_output=True).returncode:
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(disk)], capture_output=True).returncode:
         pytest.skip("mounting needs root")
     yield disk
     subprocess.run(["umount", "-l", str(disk)], check=True)

@@ -83,8 +83,8 @@ class ShardInfo(msgspec.Struct):
 def lock(dest: Path, *, shared: bool = False) -> Iterator[None]:
     """Create and lock the folder `dest`; removes it if it stays empty. Parts share the lock.
 
-    The workers of a killed `make` hold it until they notice; a lock that lasts longer than that raises UsageError.
-    Without it, on a file system that has no locks, writers waste work but no data.
+    Raises UsageError if it is locked for longer than the workers of a killed `make` hold it, until they notice. Without
+    it, on a file system that has no locks, writers waste work but no data.
     """
     try:
         dest.mkdir(parents=True, exist_ok=True)

@@ -15,7 +15,7 @@ COLLAPSE = ("gap", "diversity")
 
 
 class Alarms:
-    """Watches the lines of the log. An alarm is raised once, and again after it has cleared."""
+    """Watches the lines of the log, and depends on them alone. An alarm is raised once, and again after it cleared."""
 
     def __init__(self, penalties: Sequence[str], absolute: bool) -> None:
         """`penalties` by name; `absolute`: whether D(x) itself means something, not only differences of logits."""
@@ -23,29 +23,18 @@ class Alarms:
         self.recent: deque[Mapping[str, float]] = deque(maxlen=LINES)
         self.norms: dict[str, deque[float]] = {name: deque(maxlen=50) for name in ("d_grad_norm", "g_grad_norm")}
         self.diversities: list[float] = []
-        """Spread of generated images over that of real ones, in each grid."""
+        """Spread of the generated images of each grid, relative to that of real ones."""
         self.raised: set[str] = set()
-
-    def record_diversity(self, diversity: float) -> None:
-        """Take in the spread of the images of a grid, relative to that of real ones."""
-        self.diversities.append(diversity)
 
     def check(self, row: Mapping[str, float]) -> list[str]:
         """Take in a line of the log; the warnings that are new."""
         self.recent.append(row)
+        if "diversity" in row:
+            self.diversities.append(row["diversity"])
         found = self.gap() | self.sign() | self.alike() | self.share() | self.gradients(row)
         new = [text for name, text in found.items() if name not in self.raised]
         self.raised = set(found)
         return new
-
-    def restart(self, rows: Sequence[Mapping[str, float]]) -> None:
-        """Go back to where these lines were the last of the log."""
-        self.recent.clear()
-        for history in self.norms.values():
-            history.clear()
-        self.raised.clear()
-        for row in rows:
-            self.check(row)
 
     @property
     def collapsed(self) -> bool:

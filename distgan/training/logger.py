@@ -53,8 +53,6 @@ class MetricsLogger:
         """Hash of what this process read in this logging interval."""
         self.last_grid: Path | None = None
         """The last file that `save_grid` wrote."""
-        self.alarms = Alarms(list(run.penalties), run.gan.loss.boundary is not None)
-        """Of the main process. They go on from the lines of metrics.jsonl: a resumed run raises the same ones."""
         self.last_evaluated = 0
         """Images seen at the last evaluation; the same on all processes."""
         self.bar: tqdm | None = None
@@ -72,10 +70,23 @@ class MetricsLogger:
         self.corrupt.clear()
         self.data_wait_seconds, self.digest = 0.0, 0
         self.steps = count_steps(self.run) if self.accelerator.scaler is not None else 0
-        if self.is_main_process:
-            truncate_metrics(self.folder / "metrics.jsonl", self.state.images_seen)
-            self.alarms.restart([row for row in self.rows() if "d_loss" in row])
-        self.last_evaluated = self.run.dist.run_on_main(lambda: max([0, *(images for images, _ in self.cards())]))
+        self.diversity: float | None = None
+        """Of the grid of this logging interval, if there is one; on the main process."""
+        self.alarms = Alarms(list(self.run.penalties), self.run.gan.loss.boundary is not None)
+        """Of the main process."""
+        self.last_evaluated = self.run.dist.run_on_main(self.read_metrics)
+
+    def read_metrics(self) -> int:
+        """Go on from metrics.jsonl as it was at `state.images_seen`: a resumed run raises the same alarms.
+
+        Returns the images seen at the last evaluation; called on the main process.
+        """
+        truncate_metrics(self.folder / "metrics.jsonl", self.state.images_seen)
+        rows = self.rows()
+        for row in rows:
+            if "d_loss" in row:
+                self.alarms.check(row)
+        return max((row["images"] for row in rows if "card" in row), default=0)
 
     def record_batch(self, batch: ImageBatch) -> None:
         """Take in what was read from the dataset. Raises RunError if `data.skip_bad` is exceeded."""
@@ -133,10 +144,12 @@ class MetricsLogger:
             extra["digest"] = dist.all_reduce_sum(self.digest)
         if is_adaptive(config):
             extra["augment_p"] = float(state.augment_p)
+        if self.diversity is not None:
+            extra["diversity"] = self.diversity
         extra |= scheduled_values(config, state.images_seen)
         self.write_metrics(self.means(), extra)
         self.sums, self.counts = {}, {}
-        self.save_seconds, self.data_wait_seconds, self.digest = 0.0, 0.0, 0
+        self.save_seconds, self.data_wait_seconds, self.digest, self.diversity = 0.0, 0.0, 0, None
         self.corrupt.clear()
         if extra.get("fp16_scale", 1) < 1:
             raise NonFiniteError(
@@ -178,7 +191,7 @@ class MetricsLogger:
             f"{scalars}  eta {eta}  {row['memory_gb']:.1f} GB"
         )
 
-        for warning in self.alarms.check(means):
+        for warning in self.alarms.check(row):
             self.print0(f"warning: {warning}")
             self.append_metrics({"images": images, "warning": warning, "time": row["time"]})
 

@@ -63,13 +63,16 @@ def train_loop(
     while True:
         # agree with the other processes on what is due
         due = actions_due(run, state, logger, check, stop, start, last_saved)
+        # once in a while: save a grid of generated images
+        if due.sample and dist.is_main_process:
+            save_fake_grid(run, state, logger)
         # once in a while: log the metrics; a logging interval never spans a checkpoint
         if due.log:
             logger.log_metrics()
             check_in_sync(run, state)
-        # once in a while: save a grid of generated images
-        if due.sample and dist.is_main_process:
-            save_fake_grid(run, state, logger)
+        # after each grid: write the page of the run
+        if due.sample and dist.is_main_process and config.report.page:
+            write_page(Path(config.run_dir))
         # once in a while, at the end and at a stop: save a checkpoint
         if due.save:
             last_saved, start_time = state.images_seen, time.perf_counter()
@@ -220,10 +223,7 @@ def save_fake_grid(run: Run, state: TrainState, logger: MetricsLogger) -> None:
     images = generate(run.G_for_sampling, z, labels)
     logger.save_grid(name, images)
     if len(images) >= LEAST_IMAGES:
-        diversity = spread(images) / max(spread(first_images(run, len(images))), 1e-6)
-        logger.alarms.record_diversity(diversity)
-    if config.report.page:
-        write_page(Path(config.run_dir))
+        logger.diversity = spread(images) / max(spread(first_images(run, len(images))), 1e-6)
 
 
 def save_real_grid(run: Run, logger: MetricsLogger) -> None:

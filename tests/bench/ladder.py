@@ -13,14 +13,17 @@ Markdown; progress goes to stderr.
 
 import argparse
 import json
-import os
+import statistics
 import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent.parent
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from shared import ROOT, launch_env, metrics
+
 NARROW = ["--model.options", "{width: 16, norm: none, init: he}"]
 BATCHNORM = ["--model.options", "{width: 16}", "--penalties", "{}"]
 CLASSIC_BETAS = ["--g_optimizer.betas", "[0.5, 0.999]", "--d_optimizer.betas", "[0.5, 0.999]"]
@@ -31,6 +34,7 @@ RUNGS = {
     "rpgan+r1": ["--loss", "rpgan", *NARROW, *ONE_PENALTY],
     "rpgan+r1+r2": NARROW,
 }
+IMAGES = 128_000  # of stacked-mnist, an epoch
 LRS = ["1e-3", "2e-3", "4e-3"]
 COLUMNS = ("modes", "kl", "confident", "recall")
 
@@ -44,23 +48,19 @@ def train(run: Path, lr: str, images: int, words: Sequence[str], decay: bool = T
     command += ["--run_dir", run, "--images", images, "--batch", 16, "--data.threads", 1, "--checkpoint.keep", 0]
     for optimizer in ("g_optimizer", "d_optimizer"):
         command += [f"--{optimizer}.lr", falls if decay else lr]
-    env = os.environ | {"OMP_NUM_THREADS": "1"}
     run.parent.mkdir(parents=True, exist_ok=True)
     with open(run.with_suffix(".log"), "a") as log:
-        subprocess.run([*map(str, command), *words], env=env, stdout=log, stderr=log, check=True)
+        subprocess.run([*map(str, command), *words], env=launch_env(), stdout=log, stderr=log, check=True)
 
 
 def cards(run: Path) -> dict[int, dict[str, float]]:
     """The metrics of every evaluation by images seen."""
-    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return {row["images"]: row["card"]["metrics"] for row in rows if "card" in row}
+    return {row["images"]: row["card"]["metrics"] for row in metrics(run) if "card" in row}
 
 
 def rate(run: Path) -> float:
     """Images per second: the median of the run's lines, without evaluations."""
-    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    rates = sorted(row["images_per_second"] for row in rows if "images_per_second" in row)
-    return rates[len(rates) // 2]
+    return statistics.median(row["images_per_second"] for row in metrics(run) if "images_per_second" in row)
 
 
 def search(rung: str, words: Sequence[str], arguments: argparse.Namespace) -> str:
@@ -81,8 +81,7 @@ def evaluate_g(run: Path, arguments: argparse.Namespace) -> dict[str, float]:
     command = [sys.executable, ROOT / "distgan/evaluate.py", newest / "generator.safetensors", "--out", card]
     command += ["--data", arguments.data, "--metrics", "modes,precision_recall", "--extractor", arguments.extractor]
     if not card.exists():
-        env = os.environ | {"OMP_NUM_THREADS": "1"}
-        subprocess.run([*map(str, command)], env=env, stdout=subprocess.DEVNULL, check=True)
+        subprocess.run([*map(str, command)], env=launch_env(), stdout=subprocess.DEVNULL, check=True)
     return json.loads(card.read_text())["metrics"]
 
 
@@ -104,17 +103,17 @@ def main() -> None:
     arguments, keys = parser.parse_known_args()
     words = [*RUNGS[arguments.rung], "--data.shards", str(arguments.data), *keys]
     words += ["--evaluate.extractor", str(arguments.extractor), "--evaluate.metrics", "[modes, precision_recall]"]
-    words += ["--evaluate.every_epochs", str(arguments.images / 2 / 128_000), "--evaluate.best", "kl"]
+    words += ["--evaluate.every_epochs", str(arguments.images / 2 / IMAGES), "--evaluate.best", "kl"]
     lr = arguments.lr or search(arguments.rung, words, arguments)
     print(row("rung", "lr", "seed", "images", *COLUMNS, "images/s"), row(*["---"] * 9), sep="\n")
     for seed in range(arguments.seeds):
         run = arguments.out / f"{arguments.rung}-{lr}-{seed}"
         train(run, lr, arguments.images, [*words, "--seed", str(seed)])
-        for images, metrics in cards(run).items():
-            print(row(arguments.rung, lr, seed, images, *(metrics[name] for name in COLUMNS), round(rate(run))))
-        if arguments.rung.startswith("dcgan"):
-            metrics = evaluate_g(run, arguments)
-            print(row(f"{arguments.rung}, G", lr, seed, arguments.images, *(metrics[name] for name in COLUMNS), ""))
+        for images, values in cards(run).items():
+            print(row(arguments.rung, lr, seed, images, *(values[name] for name in COLUMNS), round(rate(run))))
+        if arguments.rung == "dcgan":
+            values = evaluate_g(run, arguments)
+            print(row(f"{arguments.rung}, G", lr, seed, arguments.images, *(values[name] for name in COLUMNS), ""))
         sys.stdout.flush()
 
 

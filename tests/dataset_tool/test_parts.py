@@ -1,9 +1,11 @@
 """`shards make --part I/N` and `shards join`: the same bytes as a set made in one go, whatever happens to the parts."""
 
+import fcntl
 import multiprocessing
 import os
 import shutil
 import signal
+import threading
 import time
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -12,6 +14,7 @@ import pytest
 from PIL import Image
 
 from distgan import shards
+from distgan.dataset_tool import join
 from shared import noise
 
 OPTIONS = ["--format", "png", "--shard_mb", "0.075", "--skip_bad"]
@@ -83,6 +86,18 @@ def test_killed_parts_and_two_of_the_same_at_once_lose_nothing(images, whole, tm
     assert killed.exitcode == -signal.SIGKILL and command("join", dest) == 0 and files(dest) == whole
 
 
+def test_joining_waits_for_a_lock_that_is_about_to_end(images, whole, tmp_path):
+    """As the workers of a killed part hold it, until they notice."""
+    dest = tmp_path / "dataset"
+    assert command("make", images, dest, *OPTIONS, "--jobs", 1, "--part", "1/1") == 0
+    held = os.open(dest, os.O_RDONLY)
+    fcntl.flock(held, fcntl.LOCK_SH)
+    ends = threading.Timer(0.3, os.close, [held])
+    ends.start()
+    assert command("join", dest) == 0 and files(dest) == whole
+    ends.join()
+
+
 def test_parts_of_another_source_are_refused(images, tmp_path, capsys):
     dest = tmp_path / "dataset"
     part = ["--jobs", 1, "--part"]
@@ -98,7 +113,8 @@ def test_parts_of_another_source_are_refused(images, tmp_path, capsys):
     assert command("join", dest) == 2 and "shard-000000.tar is truncated" in capsys.readouterr().err
 
 
-def test_join_waits_for_no_part_and_says_so(images, tmp_path, capsys):
+def test_join_waits_for_no_part_and_says_so(images, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(join, "LOCK_SECONDS", 0.1)
     assert command("join", tmp_path / "nowhere") == 2 and not (tmp_path / "nowhere").exists()
     assert "there is nothing to join" in capsys.readouterr().err
     running = start(images, tmp_path / "dataset", "1/1")

@@ -68,17 +68,6 @@ def test_every_checkpoint_is_corrupt(trained, tiny, tmp_path, capsys):
     assert sorted(p.name for p in (run / "checkpoints").iterdir()) == ["160", "80"]
 
 
-@pytest.fixture
-def small_disk(tmp_path):
-    """A file system of 1 MB."""
-    folder = tmp_path / "small"
-    folder.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)], capture_output=True).returncode:
-        pytest.skip("mounting needs root")
-    yield folder
-    subprocess.run(["umount", "-l", str(folder)], check=True)
-
-
 def test_a_full_disk_leaves_earlier_checkpoints_complete(tiny, small_disk, capsys):
     run = small_disk / "run"
     words = ["--data.shards", tiny, "--run_dir", run, *TINY, "--model.options.width", 16, "--checkpoint.keep", 0]

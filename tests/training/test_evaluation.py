@@ -160,27 +160,25 @@ def test_alarms_are_raised_once_and_again_after_they_cleared(changes, message):
     assert any(alarms.check(row(**changes)) for _ in range(3))
 
 
-def test_a_resumed_run_raises_the_same_alarms():
-    rows = [row(), row(), *[row(d_sign=1.0)] * 4, *[row()] * 3, *[row(d_sign=1.0, g_grad_norm=1e4)] * 4]
-    whole = Alarms([], absolute=True)
-    expected = [whole.check(line) for line in rows]
-    assert sum(map(len, expected)) == 3
-    for stop in range(len(rows)):
-        alarms = Alarms([], absolute=True)
-        alarms.restart(rows[:stop])
-        assert [alarms.check(line) for line in rows[stop:]] == expected[stop:]
-
-
 def test_images_that_are_alike_are_a_collapse():
     alarms = Alarms([], absolute=False)
     images = torch.rand(16, 3, 8, 8)
-    alarms.record_diversity(0.01)  # nothing is learned yet
-    assert alarms.check(row()) == []
-    alarms.record_diversity(spread(images) / spread(torch.rand(16, 3, 8, 8)))
-    assert alarms.check(row()) == [] and not alarms.collapsed
-    alarms.record_diversity(spread(images[:1].expand(16, 3, 8, 8) + 0.01 * images) / spread(images))
-    assert "mode collapse" in alarms.check(row())[0] and alarms.collapsed
+    alike = images[:1].expand(16, 3, 8, 8) + 0.01 * images
+    assert alarms.check(row(diversity=0.01)) == []  # nothing is learned yet
+    assert alarms.check(row(diversity=spread(images) / spread(torch.rand(16, 3, 8, 8)))) == [] and not alarms.collapsed
+    assert "mode collapse" in alarms.check(row(diversity=spread(alike) / spread(images)))[0] and alarms.collapsed
     assert alarms.check(row(d_real=1.0, d_fake=0.0)) == []  # only differences of logits mean anything
+
+
+def test_a_resumed_run_raises_the_same_alarms(words, tmp_path):
+    """With more lines than an alarm needs in a row before the stop and after it, and with the diversity of grids."""
+    words = [*words, "--report.every_images", 16, "--d_optimizer.lr", 0.02, "--evaluate.every_epochs", 0]
+    assert train(*words, "--run_dir", tmp_path / "whole", "--epochs", 6) == 0
+    for epochs in (1, 2, 6):
+        assert train(*words, "--run_dir", tmp_path / "parts", "--epochs", epochs) == 0
+    rows, parts = computed(tmp_path / "whole"), computed(tmp_path / "parts")
+    assert rows == parts and 0 < sum("warning" in row for row in rows) < 6
+    assert [row["images"] for row in rows if "diversity" in row] == [80, 160, 240, 320, 400, 480]
 
 
 def test_a_collapsed_run_ends_and_names_the_best_checkpoint(words, tmp_path, capsys):

@@ -222,7 +222,8 @@ def save_fake_grid(run: Run, state: TrainState, logger: MetricsLogger) -> None:
     name = f"fake-{int(epoch):04d}" + (f"_{fraction.rstrip('0')}" if int(fraction) else "")
     images = generate(run.G_for_sampling, z, labels)
     logger.save_grid(name, images)
-    if len(images) >= LEAST_IMAGES:
+    # the grid of an end or a stop between two others is not in the log: an uninterrupted run has none there
+    if run.crossed(config.samples.every_epochs, state.images_seen) and len(images) >= LEAST_IMAGES:
         logger.diversity = spread(images) / max(spread(first_images(run, len(images))), 1e-6)
 
 

@@ -171,11 +171,14 @@ def test_images_that_are_alike_are_a_collapse():
 
 
 def test_a_resumed_run_raises_the_same_alarms(words, tmp_path):
-    """With more lines than an alarm needs in a row before the stop and after it, and with the diversity of grids."""
+    """With more lines than an alarm needs in a row before the stop and after it, and with the diversity of grids.
+
+    One part ends between two grids.
+    """
     words = [*words, "--report.every_images", 16, "--d_optimizer.lr", 0.02, "--evaluate.every_epochs", 0]
     assert train(*words, "--run_dir", tmp_path / "whole", "--epochs", 6) == 0
-    for epochs in (1, 2, 6):
-        assert train(*words, "--run_dir", tmp_path / "parts", "--epochs", epochs) == 0
+    for length in (["--epochs", 1], ["--epochs", 2], ["--images", 192], ["--epochs", 6]):
+        assert train(*words, "--run_dir", tmp_path / "parts", *length) == 0
     rows, parts = computed(tmp_path / "whole"), computed(tmp_path / "parts")
     assert rows == parts and 0 < sum("warning" in row for row in rows) < 6
     assert [row["images"] for row in rows if "diversity" in row] == [80, 160, 240, 320, 400, 480]

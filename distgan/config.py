@@ -42,7 +42,7 @@ class DataConfig:
     0: no limit."""
     fetch_ahead: NonNegativeInt = 2
     """Shards of each lane to fetch before they are needed, as far as `cache_gb` allows. 0: fetch what is needed."""
-    fetch_threads: PositiveInt = 16
+    fetch_threads: PositiveInt = 32
     """Shards to fetch at a time on each node, by all of its processes together."""
     decoder: Literal["pillow", "simplejpeg"] = "pillow"
     """JPEG decoder; simplejpeg (pip install 'distgan[fast]') is faster."""

@@ -23,7 +23,7 @@ EXITING = threading.Event()
 
 
 def open_storage(
-    address: str, cache_dir: str | None = None, cache_gb: float = 0.0, fetch_ahead: int = 2, fetch_threads: int = 16
+    address: str, cache_dir: str | None = None, cache_gb: float = 0.0, fetch_ahead: int = 2, fetch_threads: int = 32
 ) -> Storage:
     """A folder, or the server of an http(s)://, s3://, gs:// or az:// address. Raises UsageError."""
     if "://" not in address:
@@ -42,7 +42,7 @@ class RemoteStorage:
     """
 
     def __init__(
-        self, address: str, folder: Path, cache_gb: float = 0.0, fetch_ahead: int = 2, fetch_threads: int = 16
+        self, address: str, folder: Path, cache_gb: float = 0.0, fetch_ahead: int = 2, fetch_threads: int = 32
     ) -> None:
         self.address, self.folder, self.timeout = address, folder, 120.0
         self.processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1))

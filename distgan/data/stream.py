@@ -98,12 +98,9 @@ class Reader:
         if self.raw:
             return
         try:
-            image = self.decode(data, self.shape)
+            self.decode(data, out)
         except Exception as error:  # decoders document no exceptions
             raise self._error(shard, offset, f"the image cannot be decoded ({error})") from error
-        if image.shape != self.shape:
-            raise self._error(shard, offset, f"the image has shape {image.shape}, the dataset {self.shape}")
-        out[:] = image
 
     def _replace(self, out: np.ndarray, id: int, corrupt: list[str]) -> int:
         """Read the next good image in place of `id`; returns its id, which does not depend on the process count."""
@@ -130,24 +127,27 @@ class Reader:
         return CorruptDataError(f"{self.shards.shard_path(shard)}, byte {offset}, key {key}: {message}")
 
 
-def decode_pillow(data: bytes, shape: tuple[int, ...]) -> np.ndarray:
+def decode_pillow(data: bytes, out: np.ndarray) -> None:
+    """Decode into uint8 `out` [size, size, channels]. Raises ValueError and what Pillow raises."""
+    mode = "L" if out.shape[2] == 1 else "RGB"
     with Image.open(io.BytesIO(data), formats=SHARD_PIL_FORMATS) as image:
-        if image.size != shape[1::-1]:  # before decoding: a small file can declare a huge image
+        if image.size != out.shape[1::-1]:  # before decoding: a small file can declare a huge image
             raise ValueError(f"{image.size[0]}x{image.size[1]} pixels")
-        array = np.asarray(image.convert("L" if shape[2] == 1 else "RGB"))
-    return array.reshape(shape) if shape[2] == 1 else array
+        array = np.asarray(image if image.mode == mode else image.convert(mode))  # convert copies without need
+    out[:] = array.reshape(out.shape)
 
 
-def decode_simplejpeg(data: bytes, shape: tuple[int, ...]) -> np.ndarray:
+def decode_simplejpeg(data: bytes, out: np.ndarray) -> None:
+    """Decode a JPEG into contiguous uint8 `out` [size, size, channels]. Raises ValueError."""
     import simplejpeg
 
     height, width, *_ = simplejpeg.decode_jpeg_header(data)
-    if (height, width) != shape[:2]:
+    if (height, width) != out.shape[:2]:
         raise ValueError(f"{width}x{height} pixels")
-    return simplejpeg.decode_jpeg(data, colorspace="GRAY" if shape[2] == 1 else "RGB")
+    simplejpeg.decode_jpeg(data, colorspace="GRAY" if out.shape[2] == 1 else "RGB", buffer=out)
 
 
-DECODERS: dict[str, Callable[[bytes, tuple[int, ...]], np.ndarray]] = {
+DECODERS: dict[str, Callable[[bytes, np.ndarray], None]] = {
     "pillow": decode_pillow,
     "simplejpeg": decode_simplejpeg,
 }

@@ -19,6 +19,7 @@ NOT_PLOTTED = {
     "skipped",
     "save_seconds",
     "data_wait_seconds",
+    "evaluate_seconds",
     "g_lr",
     "d_lr",
 }

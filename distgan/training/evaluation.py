@@ -1,6 +1,7 @@
 """Evaluations during a run: when, what is logged, and which checkpoint is the best."""
 
 import json
+import math
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -40,7 +41,7 @@ def evaluate_generator(
     card = evaluate(run.G_for_sampling, state.images_seen)
     run.dist.run_on_main(checkpoints.wait)  # a best checkpoint must be on disk
     if run.dist.is_main_process:
-        logger.log_card(json.loads(card.to_json()), card.line())
+        logger.log_card(json.loads(card.to_json()), card.line(), time.monotonic() - start)
         mark_best(run, logger, checkpoints)
     logger.last_evaluated = state.images_seen
     logger.pause(time.monotonic() - start)
@@ -57,13 +58,15 @@ def mark_best(run: Run, logger: MetricsLogger, checkpoints: Checkpoints) -> None
 
 
 def best_of(cards: list[tuple[int, dict[str, float]]], metric: str | None) -> Best | None:
-    """The best of (images, metrics) by `metric`, or by the first metric of each; None without cards."""
+    """The best of (images, metrics) by `metric`, or by the first metric of each. NaN is never best; None if none is."""
     best = None
     for images, metrics in cards:
         name = metric or next(iter(metrics))
         if name not in metrics:
             continue
         value = metrics[name]
+        if math.isnan(value):
+            continue
         if best is None or (value < best.value if name.startswith(LOWER_IS_BETTER) else value > best.value):
             best = Best(images, name, value)
     return best

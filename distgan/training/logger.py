@@ -195,13 +195,13 @@ class MetricsLogger:
             self.print0(f"warning: {warning}")
             self.append_metrics({"images": images, "warning": warning, "time": row["time"]})
 
-    def log_card(self, card: dict[str, Any], line: str) -> None:
-        """Print a metric card and add it to metrics.jsonl; on the main process."""
+    def log_card(self, card: dict[str, Any], line: str, seconds: float) -> None:
+        """Print a metric card and add it to metrics.jsonl, with how long it took; on the main process."""
         self.print0(line)
-        epoch = round(self.state.images_seen / self.run.order.epoch_images, 4)
-        self.append_metrics(
-            {"images": self.state.images_seen, "epoch": epoch, "card": card, "time": round(time.time(), 3)}
-        )
+        images = self.state.images_seen
+        epoch = round(images / self.run.order.epoch_images, 4)
+        times = {"evaluate_seconds": seconds, "time": round(time.time(), 3)}
+        self.append_metrics({"images": images, "epoch": epoch, "card": card, **times})
 
     def cards(self) -> list[tuple[int, dict[str, float]]]:
         """(images, metrics) of every card in metrics.jsonl."""

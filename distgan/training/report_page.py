@@ -21,10 +21,21 @@ TITLES = {
     "images_per_second": "Images per second",
     "memory_gb": "Peak memory of a process, GB",
     "save_seconds": "Seconds waited for checkpoints",
+    "data_wait_seconds": "Seconds waited for images",
+    "evaluate_seconds": "Seconds of an evaluation",
     "skipped": "Corrupt images skipped",
 }
 """Group of scalars (`group_of`) -> title of its chart, if not the group's own name."""
-SPEED = ("images_per_second", "memory_gb", "save_seconds")
+OTHER = (
+    "images_per_second",
+    "memory_gb",
+    "lr",
+    "save_seconds",
+    "data_wait_seconds",
+    "evaluate_seconds",
+    "skipped",
+)
+"""The groups of the section after that of training."""
 SCRIPTS = ("format", "chart", "data", "samples", "tables", "page")
 """page/*.js, in the order in which they run."""
 
@@ -81,8 +92,8 @@ def sections(scalars: Sequence[str], scores: Sequence[str]) -> list[dict[str, An
     for name in scalars:
         groups.setdefault(group_of(name), []).append(name)
     training = [group for group in ("loss", "real, fake") if group in groups]
-    training += [group for group in groups if group not in (*training, *SPEED, "lr", "skipped")]
-    other = [group for group in ("images_per_second", "memory_gb", "lr", "save_seconds", "skipped") if group in groups]
+    training += [group for group in groups if group not in (*training, *OTHER)]
+    other = [group for group in OTHER if group in groups]
     title = {group: TITLES.get(group, group if len(names) > 1 else names[0]) for group, names in groups.items()}
     found = [
         ("metrics", "Metrics", [chart(name, [name], points=True) for name in scores]),

@@ -114,6 +114,7 @@ def test_best_of():
     assert best_of(cards, None) == Best(20, "kl", 1.0) == best_of(cards, "kl")
     assert best_of(cards, "recall") == Best(20, "recall", 0.3)
     assert best_of([], None) is None
+    assert best_of([(5, {"kl": float("nan")}), *cards], None) == Best(20, "kl", 1.0)
 
 
 def test_the_best_checkpoint_is_not_pruned(tmp_path):

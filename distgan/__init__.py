@@ -41,7 +41,7 @@ def format_os_error(error: OSError) -> str:
 
 
 def load(path: "str | Path", device: "str | torch.device" = "cpu") -> "PretrainedGenerator":
-    """The generator in a .safetensors file, or in the newest complete checkpoint of a run folder.
+    """The generator in a .safetensors file, or in the best or else the newest checkpoint of a run folder.
 
     A module in eval mode: z [N, z_dim] and, if it has `classes`, labels [N] -> images [N, C, S, S] in [-1, 1];
     `sample(n, seed)` draws z too. Raises UsageError.

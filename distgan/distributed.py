@@ -130,6 +130,13 @@ class Distributed:
             dist.all_reduce(tensor, group=self.cpu_group)
         return int(tensor)
 
+    def all_reduce_max(self, value: int) -> int:
+        """The maximum over processes."""
+        tensor = torch.tensor(value)
+        if self.cpu_group is not None:
+            dist.all_reduce(tensor, dist.ReduceOp.MAX, self.cpu_group)
+        return int(tensor)
+
     def delayed_all_reduce_max(self, flag: int) -> int:
         """The maximum over processes of the flags of the previous call (of this call, on a single process).
 

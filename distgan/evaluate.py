@@ -8,7 +8,7 @@ if not __package__:  # run by path: import the package from the checkout, not th
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from distgan import RunError, UsageError, cli, format_os_error
@@ -30,6 +30,7 @@ def evaluate(
     samples: PositiveInt | None = None,
     seed: NonNegativeInt = 0,
     reference_images: PositiveInt | None = None,
+    skip_bad: NonNegativeInt = 0,
     out: str | None = None,
     train_extractor: str | None = None,
     train_images: PositiveInt | None = None,
@@ -50,7 +51,9 @@ def evaluate(
         samples: Generated images; default: 26,000 for stacked-mnist, else as many as the dataset has, up to 50,000.
         seed: Of the latents, or of the classifier's training.
         reference_images: Real images to compare with, drawn at random; default: all. Their statistics are cached.
-        out: File of the card (.json), or of the classifier; default: RUN/cards/IMAGES-EXTRACTOR.json, or the cache.
+        skip_bad: Corrupt images of the dataset to replace by others; one more ends the evaluation.
+        out: File of the card (.json), or of the classifier; default: RUN/cards/IMAGES-EXTRACTOR.json, with the metrics
+            and the seed in its name if they are given, or the cache.
         train_extractor: Instead: train a classifier of the labels of this dataset, on one process.
         train_images: Images to train it on, repetitions counted; default: 8 epochs, between 60,000 and 400,000.
         cache_dir: Folder of extractors and statistics; default: ~/.cache/distgan.
@@ -69,6 +72,7 @@ def evaluate(
         "samples": samples,
         "seed": seed,
         "reference_images": reference_images,
+        "skip_bad": skip_bad,
         "cache": cache,
     }
     if train_extractor is not None:
@@ -86,16 +90,18 @@ def evaluate_generator(run_or_file: str, data: str | None, options: dict[str, An
     from distgan.distributed import Distributed
     from distgan.metrics.evaluator import Evaluator
     from distgan.training.checkpoint import load_weights
-    from distgan.training.pretrained import load_generator
+    from distgan.training.pretrained import find_weights, load_generator
 
     run = Path(run_or_file) if Path(run_or_file).is_dir() else None
     if out is not None and out.suffix != ".json":
         raise UsageError(f"out: {out} must end in .json")
     data = data or trained_on(run)
     dist = Distributed(Config())
-    G = dist.run_on_all(lambda: load_generator(run_or_file, dist.device, newest=True))
+    # found once: a run that goes on may save another checkpoint meanwhile
+    file, _ = dist.run_on_main(lambda: find_weights(Path(run_or_file), newest=True))
+    G = dist.run_on_all(lambda: load_generator(file, dist.device))
     images = load_weights(G.path)[1].images
-    dataset = dist.run_on_all(lambda: open_dataset(data))
+    dataset = dist.run_on_all(lambda: open_dataset(data, data_config(run)))
     if (G.size, G.channels) != (dataset.size, dataset.channels):
         raise UsageError(
             f"data: {data} has images {dataset.size}x{dataset.size}x{dataset.channels}, the generator makes "
@@ -110,30 +116,49 @@ def evaluate_generator(run_or_file: str, data: str | None, options: dict[str, An
         if dist.is_main_process:
             print(card.line(), flush=True)
         if out is None and run is not None:
-            out = run / "cards" / f"{images}-{card.extractor['name']}.json"
+            out = run / "cards" / card_name(images, card.extractor["name"], options)
         if out is not None:
             dist.run_on_main(lambda: write_card(card, out))
     dist.shutdown()
 
 
-def trained_on(run: Path | None) -> str:
-    """The dataset in a run's configuration. Raises UsageError."""
+def card_name(images: int | None, extractor: str, options: dict[str, Any]) -> str:
+    """A name of its own for each choice of metrics and seed: their cards do not overwrite each other."""
+    seed = [f"seed{options['seed']}"] if options["seed"] else []
+    return "-".join([str(images), extractor, *options["metrics"], *seed]) + ".json"
+
+
+def data_config(run: Path | None) -> dict[str, Any]:
+    """The keys `data` of a run's configuration; {} without a run, or if they cannot be read."""
     import yaml
 
+    try:
+        found = yaml.safe_load((run / "config.yaml").read_text())["data"] if run else {}
+    except (OSError, yaml.YAMLError, KeyError, TypeError):
+        found = {}
+    return found if isinstance(found, dict) else {}
+
+
+def trained_on(run: Path | None) -> str:
+    """The dataset in a run's configuration. Raises UsageError."""
     if run is None:
         raise UsageError("data: give the dataset of the real images, as --data DATASET")
-    try:
-        return str(yaml.safe_load((run / "config.yaml").read_text())["data"]["shards"])
-    except (OSError, yaml.YAMLError, KeyError, TypeError):
-        raise UsageError(f"data: {run} has no config.yaml that names a dataset; give --data DATASET") from None
+    found = data_config(run).get("shards")
+    if not isinstance(found, str):
+        raise UsageError(f"data: {run} has no config.yaml that names a dataset; give --data DATASET")
+    return found
 
 
-def open_dataset(address: str) -> "ShardSet":
-    """Raises UsageError."""
+def open_dataset(address: str, keys: Mapping[str, Any] | None = None) -> "ShardSet":
+    """`keys` are those of `data` in a run's configuration: shards of a server go to the cache of the run.
+
+    Raises UsageError.
+    """
     from distgan.data.remote import open_storage
     from distgan.data.shardset import open_shardset
 
-    dataset = open_shardset(open_storage(address), address)
+    cache = {key: keys[key] for key in ("cache_dir", "cache_gb") if keys and keys.get(key) is not None}
+    dataset = open_shardset(open_storage(address, **cache), address)
     dataset.check_index()
     if missing := dataset.missing():
         raise UsageError(f"data: {address} lacks {missing[0]}; restore the missing files, or re-create the dataset")

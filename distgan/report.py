@@ -21,7 +21,7 @@ def report(runs: list[str], out: str | None = None) -> None:
     from distgan.training.report_page import build_page
 
     path = Path(out) if out else Path(runs[0] if len(runs) == 1 else ".") / "report.html"
-    page = build_page([Path(run) for run in runs]).encode()
+    page = build_page([Path(run) for run in runs]).encode(errors="replace")
     try:
         atomic_write(path, page)
     except OSError as error:

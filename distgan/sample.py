@@ -11,6 +11,7 @@ from distgan.cli import PositiveFloat, PositiveInt
 
 SHEETS, LOOPS = (".png", ".jpg", ".jpeg"), (".gif", ".webp")
 ROWS = 8  # of a sheet, by default
+LEAST_TRUNCATION = 0.01
 
 
 def sample(
@@ -28,7 +29,8 @@ def sample(
     """Generate images.
 
     Args:
-        file_or_run: A .safetensors file of a generator or an EMA, or a run folder (the EMA of its newest checkpoint).
+        file_or_run: A .safetensors file of a generator or an EMA, or a run folder (the EMA of its best checkpoint,
+            by its evaluations, or else of the newest).
         count: Number of images; of rows with --interpolate. Default: 64, or 8 rows.
         seed: Seed of the latents: the same seed gives the same images.
         out: .png or .jpg: one sheet; .npz: arrays `images` (uint8 [N, H, W, C]), `z` and `labels`; .gif or .webp: an
@@ -44,6 +46,8 @@ def sample(
     if suffix and suffix not in (*SHEETS, *LOOPS, ".npz"):
         choices = ", ".join((*SHEETS, *LOOPS, ".npz"))
         raise UsageError(f"out: unknown format {suffix}; choose from {choices}, or give a folder")
+    if truncation is not None and truncation < LEAST_TRUNCATION:
+        raise UsageError(f"truncation: {truncation:g} is less than {LEAST_TRUNCATION}: all images would be alike")
     cli.import_user_modules([imports] if isinstance(imports, str) else imports)
     # Imported after parsing: --help and a mistyped option do not wait for torch.
     import distgan
@@ -53,11 +57,11 @@ def sample(
         raise UsageError(f"out: the folder {out} is not empty; give a new one")
     G = distgan.load(file_or_run, device)
     labels = sampling.choose_labels(G, label)
-    columns = columns or (len(labels) if len(labels) > 1 and label is not None else None)
+    per_class = len(labels) if len(labels) > 1 and label is not None else None
     try:
         if suffix in LOOPS:
             latents = sampling.loop_latents(G, count or 16, seed, truncation, frames=interpolate or 48)
-            sampling.save_loop(G, latents, labels, Path(out), columns)
+            sampling.save_loop(G, latents, labels, Path(out), columns or per_class)
             count = count or 16
         elif interpolate:
             count = count or ROWS
@@ -65,6 +69,7 @@ def sample(
             row_labels = [labels[i % len(labels)] for i in rows] if labels else []
             sampling.save(G, z, row_labels, Path(out), columns or interpolate)
         else:
+            columns = columns or per_class
             count = count or (ROWS * columns if columns else ROWS * ROWS)
             z = G.draw(count, seed, truncation)
             sampling.save(G, z, [labels[i % len(labels)] for i in range(count)] if labels else [], Path(out), columns)

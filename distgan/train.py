@@ -13,6 +13,8 @@ from distgan import cli
 from distgan.config import read_config
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from distgan.training.build import Run
     from distgan.training.evaluation import Evaluate
 
@@ -25,11 +27,11 @@ def train(argv: list[str]) -> None:
     run_training(config, fresh=flags.fresh, dry_run=flags.dry_run, make_evaluate=make_evaluate)
 
 
-def make_evaluate(run: "Run") -> "Evaluate":
+def make_evaluate(run: "Run", stop: "Callable[[], bool]") -> "Evaluate":
     """The evaluation of `config.evaluate`. Raises UsageError for anything it lacks."""
     from distgan.metrics.evaluator import evaluation_of
 
-    return evaluation_of(run)
+    return evaluation_of(run, stop)
 
 
 def main(argv: list[str] | None = None) -> int:

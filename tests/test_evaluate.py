@@ -91,6 +91,8 @@ def test_a_run_folder_needs_no_other_word(run, dataset, cache, capsys, monkeypat
     line, path = capsys.readouterr().out.splitlines()[-2:]
     assert path == str(run / "cards" / "320-classifier.json")
     card = read_card(Path(path))
+    assert evaluate(run, "--metrics", "modes,fid", "--seed", 1) == 0
+    assert (run / "cards/320-classifier-modes-fid-seed1.json").is_file() and read_card(Path(path)) == card
     assert card["generator"] == {
         "file": str(run / "checkpoints/320/ema.safetensors"),
         "images": 320,

@@ -140,7 +140,8 @@ def test_the_clock_counts_training_only():
 @pytest.mark.parametrize(
     ("name", "direction"),
     [("fid", "lower"), ("KID", "lower"), ("fid_std", None), ("frechet (digits)", "lower"), ("modes", "higher")]
-    + [("missing_classes", "lower"), ("inception_score", "higher"), ("real_share", "higher"), ("hiss", None)],
+    + [("missing_classes", "lower"), ("inception_score", "higher"), ("real_share", "higher"), ("hiss", None)]
+    + [("kd_classifier", "lower"), ("kd_std_classifier", None), ("confident", "higher")],
 )
 def test_better_is_known_by_the_metrics_name(name, direction):
     assert better(name) == direction

@@ -108,6 +108,8 @@ def test_interpolation(run, tmp_path):
     """A row goes from one latent to another, in steps."""
     assert sample(run, "--interpolate", 5, "--count", 2, "--label", "b", "--out", tmp_path / "a.png") == 0
     assert tiles(tmp_path / "a.png", 5).shape[:2] == (2, 5)
+    assert sample(run, "--interpolate", 5, "--count", 2, "--label", "all", "--out", tmp_path / "all.png") == 0
+    assert tiles(tmp_path / "all.png", 5).shape[:2] == (2, 5)
     a, b = distgan.load(run).draw(2)
     t = torch.linspace(0, 1, 5)[:, None]
     path = slerp(a, b, t)
@@ -147,6 +149,7 @@ def test_truncation(run):
         (["RUN", "--out", "x.bmp"], "out: unknown format .bmp; choose from .png"),
         (["RUN", "--label", "a"], "was trained without labels"),
         (["RUN", "--truncation", "0"], "truncation: expected a finite number above 0, got 0"),
+        (["RUN", "--truncation", "1e-5"], "truncation: 1e-05 is less than 0.01: all images would be alike"),
     ],
 )
 def test_sample_refuses_bad_input(trained, words, message, capsys):

@@ -42,7 +42,7 @@ class Card:
     def line(self) -> str:
         """The card in one line of text."""
         values = ", ".join(f"{name} {value:.5g}" for name, value in self.metrics.items())
-        floor = ", ".join(f"{name} {value:.5g}" for name, value in self.floor.items() if not name.endswith("_std"))
+        floor = ", ".join(f"{name} {value:.5g}" for name, value in self.floor.items() if "_std" not in name)
         images, ema = self.generator.get("images"), self.generator.get("ema")
         of = ["EMA of G" if ema else "G"] if ema is not None else []
         of += [f"at {images:,} images"] if images is not None else []

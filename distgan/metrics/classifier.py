@@ -22,7 +22,7 @@ from distgan.rng import derive_seed, rng
 
 VERSION = 1
 """Of the architecture and its input; a file of another version is refused."""
-METADATA, SHA256 = "distgan_classifier", "sha256"
+METADATA = "distgan_classifier"
 BATCH, LR, WEIGHT_DECAY, SHIFT = 200, 4e-3, 1e-2, 2
 HELD_OUT = 10
 """One in so many different images is held out to measure the accuracy."""
@@ -182,7 +182,8 @@ def shifted(images: Tensor, generator: np.random.Generator) -> Tensor:
 def save_classifier(network: Classifier, info: ClassifierInfo, path: Path) -> None:
     """Write the classifier as one .safetensors file, atomically. Raises OSError."""
     tensors = {name: tensor.cpu().contiguous() for name, tensor in network.state_dict().items()}
-    metadata = {METADATA: json.dumps(asdict(info)), SHA256: hash_tensors(tensors)}
+    # one entry: safetensors writes several in random order, and the sha256 of the file names the classifier
+    metadata = {METADATA: json.dumps({"info": asdict(info), "sha256": hash_tensors(tensors)})}
     path.parent.mkdir(parents=True, exist_ok=True)
     atomic_write(path, safetensors.torch.save(tensors, metadata))
 
@@ -199,16 +200,16 @@ def load_classifier(path: Path) -> tuple[Classifier, ClassifierInfo]:
     """Raises UsageError if the file is missing or corrupt, is no classifier, or is of another version."""
     try:
         with safetensors.safe_open(path, framework="pt") as file:
-            entries = file.metadata() or {}
-            metadata, sha256 = json.loads(entries[METADATA]), entries[SHA256]
+            metadata = json.loads((file.metadata() or {})[METADATA])
             weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
-        if hash_tensors(weights) != sha256:
+        if hash_tensors(weights) != metadata["sha256"]:
             raise UsageError(f"extractor: the sha256 of the weights in {path} does not match; train it again")
-        if metadata["version"] != VERSION:
+        if metadata["info"]["version"] != VERSION:
             raise UsageError(
-                f"extractor: {path} is of version {metadata['version']}, this is version {VERSION}; train it again"
+                f"extractor: {path} is of version {metadata['info']['version']}, this is version {VERSION}; train it "
+                "again"
             )
-        info = ClassifierInfo(**metadata)
+        info = ClassifierInfo(**metadata["info"])
         network = Classifier(size=info.size, channels=info.channels, num_classes=len(info.classes))
         network.load_state_dict(weights)
     except FileNotFoundError:

@@ -18,6 +18,7 @@ from distgan.metrics.classifier import is_stacked
 from distgan.metrics.features import Extractor, extract, open_extractor
 from distgan.metrics.progress import Progress
 from distgan.metrics.reference import CHUNK, RealImages, real_images
+from distgan.metrics.rounds import Stopped, run_in_rounds
 from distgan.metrics.scores import METRICS, check_library, class_histogram, compute, value_names
 from distgan.metrics.statistics import ROWS, Accumulator, Statistics
 from distgan.rng import normal_rows, philox, uniform_rows
@@ -25,6 +26,11 @@ from distgan.training.build import Run
 from distgan.training.run_dir import git_commit
 
 LEAST_IMAGES = 20
+
+
+def never() -> bool:
+    """Nobody asks to stop."""
+    return False
 
 
 def cache_folder() -> Path:
@@ -49,6 +55,7 @@ class Evaluator:
         samples: int | None = None,
         seed: int = 0,
         reference_images: int | None = None,
+        skip_bad: int = 0,
         path: str = "",
         cache: Path | None = None,
         log: Callable[[str], None] | None = None,
@@ -61,6 +68,7 @@ class Evaluator:
             samples: Generated images. Default: 26,000 for StackedMNIST, else as many as the dataset has, up to 50,000.
             seed: Of the latents.
             reference_images: Real images to compare with, drawn at random. Default: all.
+            skip_bad: Corrupt images of the dataset to replace by others; one more ends the evaluation.
             path: Of the dataset, for the card.
             cache: Folder of extractors and statistics. Default: ~/.cache/distgan.
             log: Where lines on progress go. Default: a bar on a terminal, else standard output.
@@ -74,14 +82,14 @@ class Evaluator:
         total = len(dataset.columns["label"])
         if samples is None:
             samples = 26_000 if is_stacked(dataset) else min(total, 50_000)
-        self.samples, self.reference_images = samples, reference_images
+        self.samples, self.reference_images, self.skip_bad = samples, reference_images, skip_bad
         if min(samples, reference_images or total, total) < LEAST_IMAGES:
             raise UsageError(f"samples: metrics need {LEAST_IMAGES} images or more, generated and real")
         self.prepared = False
         self.real: RealImages | None = None
 
-    def prepare(self) -> None:
-        """Read or compute the statistics of the real images; the first evaluation does it otherwise."""
+    def prepare(self, stop: Callable[[], bool] = never) -> None:
+        """Read or compute the statistics of the real images; the first evaluation does it otherwise. Raises Stopped."""
         if not self.prepared:
             self.real = real_images(
                 self.dist,
@@ -90,6 +98,8 @@ class Evaluator:
                 samples=self.samples,
                 limit=self.reference_images,
                 folder=self.cache / "statistics",
+                skip_bad=self.skip_bad,
+                stop=stop,
                 log=self.log,
             )
             self.prepared = True
@@ -103,41 +113,41 @@ class Evaluator:
         images: int | None = None,
         ema: bool | None = None,
         file: str | None = None,
+        stop: Callable[[], bool] = never,
     ) -> Card:
         """Evaluate G: z [N, z_dim], labels [N] or None -> images in [-1, 1], on `dist.device`; the same card on all.
 
         A conditional G is given labels at the frequencies of the dataset. `images` seen, `ema` and `file` are for the
-        card.
+        card. Raises Stopped on all processes soon after `stop()` is true on one.
         """
-        self.prepare()
+        self.prepare(stop)
         start = time.perf_counter()
-        generated = self.generated(G, z_dim, conditional)
+        generated = self.generated(G, z_dim, conditional, stop)
         about = {"file": file, "images": images, "ema": ema}
         return self.dist.run_on_main(lambda: self.card(generated, about, start))
 
     @torch.no_grad()
-    def generated(self, G: nn.Module, z_dim: int, conditional: bool) -> Statistics:
+    def generated(self, G: nn.Module, z_dim: int, conditional: bool, stop: Callable[[], bool]) -> Statistics:
         """Statistics of the images of G. This process makes every W-th chunk of them."""
         dist, accumulator = self.dist, Accumulator(self.extractor.num_features)
         keep_logits = any(METRICS[name].needs != "features" for name in self.metrics)
+        progress = Progress("generated images", self.samples, main=dist.is_main_process, log=self.log)
 
-        def work() -> None:
-            progress = Progress("generated images", self.samples, main=dist.is_main_process, log=self.log)
-            starts = range(0, self.samples, CHUNK)[dist.rank :: dist.world_size]
-            for number, first in enumerate(starts):
-                count = min(CHUNK, self.samples - first)
-                z, labels = self.latents(first, count, z_dim, conditional)
-                features, logits = extract(self.extractor, to_pixels(G(z, labels)))
-                accumulator.add(torch.arange(first, first + count), features, logits if keep_logits else None)
-                progress.update((number + 1) * CHUNK * dist.world_size)
-            progress.close()
+        def work(number: int) -> None:
+            first = number * CHUNK
+            count = min(CHUNK, self.samples - first)
+            z, labels = self.latents(first, count, z_dim, conditional)
+            features, logits = extract(self.extractor, to_pixels(G(z, labels)))
+            accumulator.add(torch.arange(first, first + count), features, logits if keep_logits else None)
+            progress.update(first + CHUNK)
 
         training = G.training
         G.eval()
         try:
-            dist.run_on_all(work)
+            run_in_rounds(dist, -(-self.samples // CHUNK), work, stop)
         finally:
             G.train(training)
+        progress.close()
         return accumulator.reduce(dist)
 
     def latents(self, first: int, count: int, z_dim: int, conditional: bool) -> tuple[Tensor, Tensor | None]:
@@ -190,8 +200,11 @@ class Evaluator:
         )
 
 
-def evaluation_of(run: Run) -> Callable[[nn.Module, int], Card]:
-    """The evaluation during a run that `config.evaluate` describes. Raises UsageError for anything it lacks."""
+def evaluation_of(run: Run, stop: Callable[[], bool]) -> Callable[[nn.Module, int], Card | None]:
+    """The evaluation during a run that `config.evaluate` describes; it gives None if `stop` said so meanwhile.
+
+    Raises UsageError for anything it lacks.
+    """
     keys = run.config.evaluate
     evaluator = Evaluator(
         run.dist,
@@ -200,6 +213,7 @@ def evaluation_of(run: Run) -> Callable[[nn.Module, int], Card]:
         metrics=keys.metrics,
         samples=keys.samples,
         reference_images=keys.reference_images,
+        skip_bad=run.config.data.skip_bad,
         path=run.config.data.shards,
         cache=Path(keys.cache_dir) if keys.cache_dir else None,
         log=lambda line: None,
@@ -209,8 +223,11 @@ def evaluation_of(run: Run) -> Callable[[nn.Module, int], Card]:
         raise UsageError(f"evaluate.best: unknown metric {keys.best!r}; choose from {', '.join(names)}")
     z_dim, conditional, ema = run.config.model.latent, run.num_classes > 0, run.ema is not None
 
-    def evaluate(G: nn.Module, images_seen: int) -> Card:
-        return evaluator(G, z_dim=z_dim, conditional=conditional, images=images_seen, ema=ema)
+    def evaluate(G: nn.Module, images_seen: int) -> Card | None:
+        try:
+            return evaluator(G, z_dim=z_dim, conditional=conditional, images=images_seen, ema=ema, stop=stop)
+        except Stopped:
+            return None
 
     return evaluate
 

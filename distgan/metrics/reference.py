@@ -1,8 +1,10 @@
 """Statistics of the real images, and the floor: computed once for a dataset and an extractor, cached on disk."""
 
+import contextlib
 import fcntl
 import hashlib
 import json
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,14 +16,15 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from distgan import format_os_error
+from distgan import CorruptDataError, format_os_error
 from distgan.data.shardset import ShardSet
-from distgan.data.stream import Reader, threaded
+from distgan.data.stream import ImageBatch, Reader, threaded
 from distgan.distributed import Distributed
 from distgan.files import atomic_write
 from distgan.metrics.classifier import hash_tensors, is_stacked
 from distgan.metrics.features import Extractor, extract
 from distgan.metrics.progress import Progress
+from distgan.metrics.rounds import run_in_rounds
 from distgan.metrics.scores import METRICS, Reference, Values, compute
 from distgan.metrics.statistics import Accumulator, Statistics
 from distgan.rng import rng
@@ -57,22 +60,25 @@ def real_images(
     samples: int,
     limit: int | None,
     folder: Path,
+    skip_bad: int,
+    stop: Callable[[], bool],
     log: Callable[[str], None] | None,
 ) -> RealImages | None:
     """From the cache in `folder`, or by a pass over the dataset; called by all processes, None on all but the main one.
 
     The floor takes `samples` images, drawn at random, at most half of the dataset, in the place of generated ones, and
-    compares them with all others, or `limit` of these. The reference of generated images is all images, or the same
-    `limit`. Raises CorruptDataError.
+    compares them with others, as many as there are, or `limit`. The reference of generated images is all images, or
+    `limit`: these others, and images of the floor where there are too few. Up to `skip_bad` corrupt images are
+    replaced. Raises CorruptDataError, and Stopped when `stop` says so on one of the processes.
     """
     total = len(dataset.columns["label"])
-    floor_images = min(samples, total // 2)
-    others_count = min(limit or total, total - floor_images)
+    floor_images, images = min(samples, total // 2), min(limit or total, total)
+    others_count = min(images, total - floor_images)
     key = {
         "format": FORMAT,
         "manifest": dataset.digest,
         "extractor": extractor.sha256,
-        "images": others_count if limit else total,
+        "images": images,
         "floor_images": floor_images,
     }
     name = hashlib.sha256(json.dumps(key).encode()).hexdigest()
@@ -88,14 +94,16 @@ def real_images(
     frequencies = class_frequencies(dataset)
     if dist.run_on_main(look_up):
         return RealImages(Reference(cached[0][0], frequencies), cached[0][1], floor_images) if cached else None
-    first, others = measure(dist, dataset, extractor, floor_images, others_count, log)
+    counts = floor_images, others_count, images - others_count
+    first, others, shared, replaced = measure(dist, dataset, extractor, counts, skip_bad, stop, log)
     if not dist.is_main_process:
         return None
-    statistics, floor = others if limit else others + first, {}
+    statistics, floor = others + shared, {}
     if floor_images > 10:  # fewer have no 5 nearest neighbours
         names = [name for name, metric in METRICS.items() if metric.needs in extractor.gives]
         floor = compute(names, first, Reference(others, frequencies), extractor.name)
-    write_statistics(path, key, statistics, floor, say)
+    if not replaced:
+        write_statistics(path, key, statistics, floor, say)
     return RealImages(Reference(statistics, frequencies), floor, floor_images)
 
 
@@ -103,36 +111,57 @@ def measure(
     dist: Distributed,
     dataset: ShardSet,
     extractor: Extractor,
-    first_count: int,
-    others_count: int,
+    counts: tuple[int, int, int],
+    skip_bad: int,
+    stop: Callable[[], bool],
     log: Callable[[str], None] | None,
-) -> tuple[Statistics, Statistics]:
-    """Statistics of two disjoint random sets of images of the dataset."""
+) -> tuple[Statistics, Statistics, Statistics, int]:
+    """Statistics of random images of the dataset, and how many corrupt ones were replaced by others.
+
+    `counts` are those of a first set, of a second one without images of the first, and of a part of the first.
+    """
+    first_count, others_count, shared_count = counts
     count = first_count + others_count
     order = rng(0, "reference").permutation(len(dataset.columns["label"]))[:count]
     position = np.full(len(dataset.columns["label"]), -1)
     position[order] = np.arange(count)
     ids = np.sort(order)  # read in the order of the shards
-    chunks = [ids[start : start + CHUNK] for start in range(0, count, CHUNK)][dist.rank :: dist.world_size]
+    chunks = [ids[start : start + CHUNK] for start in range(0, count, CHUNK)]
     first, others = Accumulator(extractor.num_features), Accumulator(extractor.num_features)
+    shared = first if shared_count == first_count else Accumulator(extractor.num_features)
+    reader = Reader(dataset, skip_bad=skip_bad)
+    corrupt: list[str] = []
 
-    def work() -> None:
-        reader = Reader(dataset)
-        progress = Progress("statistics of the real images", count, main=dist.is_main_process, log=log)
-        batches = threaded(lambda chunk: (chunk, reader.read(chunk).images), 2)(chunks)
-        for number, (chunk, images) in enumerate(batches):
-            pixels = torch.from_numpy(images).permute(0, 3, 1, 2).contiguous().to(dist.device)
-            features, logits = extract(extractor, pixels)
-            positions = torch.from_numpy(position[chunk])
-            early = positions < first_count
-            for accumulator, rows, offset in ((first, early, 0), (others, ~early, first_count)):
-                mine = logits[rows] if logits is not None and accumulator is first else None
-                accumulator.add(positions[rows] - offset, features[rows], mine)
-            progress.update((number + 1) * CHUNK * dist.world_size)
-        progress.close()
+    def add(chunk: np.ndarray, batch: ImageBatch) -> None:
+        corrupt.extend(batch.corrupt)
+        pixels = torch.from_numpy(batch.images).permute(0, 3, 1, 2).contiguous().to(dist.device)
+        features, logits = extract(extractor, pixels)
+        positions = torch.from_numpy(position[chunk])
+        early = positions < first_count
+        parts = [(first, early, 0, logits), (others, ~early, first_count, None)]
+        if shared is not first:
+            parts.append((shared, positions < shared_count, 0, None))
+        for accumulator, rows, offset, kept in parts:
+            accumulator.add(positions[rows] - offset, features[rows], kept[rows] if kept is not None else None)
 
-    dist.run_on_all(work)
-    return first.reduce(dist), others.reduce(dist)
+    progress = Progress("statistics of the real images", count, main=dist.is_main_process, log=log)
+    mine = chunks[dist.rank :: dist.world_size]
+    read: Any = threaded(lambda chunk: (chunk, reader.read(chunk)), 2)(mine)
+    with contextlib.closing(read) as batches:
+
+        def work(number: int) -> None:
+            add(*next(batches))
+            progress.update((number + 1) * CHUNK)
+
+        run_in_rounds(dist, len(chunks), work, stop)
+    progress.close()
+    for line in corrupt:
+        print(f"distgan: skipped a corrupt image: {line}", file=sys.stderr, flush=True)
+    replaced = dist.all_reduce_sum(len(corrupt))
+    if replaced > skip_bad:
+        raise CorruptDataError(f"more than {skip_bad} corrupt images (skip_bad) over all processes")
+    found = first.reduce(dist), others.reduce(dist)
+    return *found, found[0] if shared is first else shared.reduce(dist), replaced
 
 
 def read_statistics(path: Path, key: dict[str, Any], say: Callable[[str], None]) -> tuple[Statistics, Values] | None:

@@ -25,6 +25,9 @@ from distgan.gan.step import GAN, WeightedPenalty, unaugmented
 from distgan.training import batchnorm
 from distgan.training.combinations import check_config, check_d
 
+ROUNDING = 1e-9
+"""1792 / (0.1 * 1792) is a little less than 10."""
+
 
 @dataclass(frozen=True)
 class PenaltyConfig:
@@ -75,7 +78,8 @@ class Run:
     def crossed(self, every_epochs: float, images_seen: int) -> bool:
         """Whether the last iteration crossed a multiple of `every_epochs`."""
         every = every_epochs * self.order.epoch_images
-        return int(images_seen / every) > int((images_seen - self.config.iteration_images) / every)
+        before, now = images_seen - self.config.iteration_images, images_seen
+        return int(now / every + ROUNDING) > int(before / every + ROUNDING)
 
     def penalties_due(self, images_seen: int) -> dict[str, WeightedPenalty]:
         """The penalties of the iteration that begins at `images_seen`."""

@@ -35,6 +35,15 @@ class Best:
         return f"best by {self.metric}, {self.value:.5g}, at {self.images:,} images"
 
 
+def read_best(root: Path) -> Best | None:
+    """The best checkpoint of a run folder, as its best.json names it; None if it is not there."""
+    try:
+        best = Best(**json.loads((root / BEST).read_text()))
+    except (OSError, ValueError, TypeError):
+        return None
+    return best if (root / "checkpoints" / str(best.images)).is_dir() else None
+
+
 def print_error(text: str) -> None:
     print(f"distgan: {text}", file=sys.stderr, flush=True)
 
@@ -61,11 +70,7 @@ class Checkpoints:
     @property
     def best(self) -> Best | None:
         """The checkpoint that `mark_best` named last, if it is still there."""
-        try:
-            best = Best(**json.loads((self.folder.parent / BEST).read_text()))
-        except (OSError, ValueError, TypeError):
-            return None
-        return best if (self.folder / str(best.images)).is_dir() else None
+        return read_best(self.folder.parent)
 
     def mark_best(self, best: Best | None) -> None:
         """Keep this checkpoint, whatever its age, while none is being written. Raises OSError."""

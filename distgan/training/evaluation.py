@@ -3,19 +3,18 @@
 import json
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from torch import nn
 
 from distgan import RunError
 from distgan.training.build import Run
-from distgan.training.checkpoint import Best, Checkpoints
+from distgan.training.checkpoint import Best, Checkpoints, read_best
 from distgan.training.logger import MetricsLogger
+from distgan.training.report_data import better
 from distgan.training.state import TrainState
-
-LOWER_IS_BETTER = ("fid", "fd_", "kid", "kd_", "kl", "missing")
 
 
 class Card(Protocol):
@@ -29,27 +28,36 @@ class Card(Protocol):
     def line(self) -> str: ...
 
 
-Evaluate = Callable[[nn.Module, int], Card]
-"""(G for sampling, images seen) -> the same card on all processes."""
+Evaluate = Callable[[nn.Module, int], Card | None]
+"""(G for sampling, images seen) -> the same card on all processes; None on all if one was asked to stop meanwhile."""
 
 
 def evaluate_generator(
     run: Run, state: TrainState, logger: MetricsLogger, checkpoints: Checkpoints, evaluate: Evaluate
-) -> None:
-    """Evaluate the generator, log the card, and keep its checkpoint if it is the best; called on all processes."""
+) -> bool:
+    """Evaluate the generator, log the card, and keep its checkpoint if it is the best; called on all processes.
+
+    Returns whether it came to its end; a stop ends it early, and the resumed run evaluates again.
+    """
     start = time.monotonic()
     card = evaluate(run.G_for_sampling, state.images_seen)
+    if card is None:
+        return False
     run.dist.run_on_main(checkpoints.wait)  # a best checkpoint must be on disk
     if run.dist.is_main_process:
         logger.log_card(json.loads(card.to_json()), card.line(), time.monotonic() - start)
         mark_best(run, logger, checkpoints)
     logger.last_evaluated = state.images_seen
     logger.pause(time.monotonic() - start)
+    return True
 
 
 def mark_best(run: Run, logger: MetricsLogger, checkpoints: Checkpoints) -> None:
     """Keep the checkpoint with the best of the cards logged so far; on the main process. Raises RunError."""
-    best = best_of(logger.cards(), run.config.evaluate.best)
+    cards = logger.cards()
+    best = best_of(cards, run.config.evaluate.best, checkpoints.all())
+    if best is None and cards:
+        return  # with another metric or extractor than before: the best so far is kept until there is a new card
     if best != checkpoints.best:
         try:
             checkpoints.mark_best(best)
@@ -57,27 +65,35 @@ def mark_best(run: Run, logger: MetricsLogger, checkpoints: Checkpoints) -> None
             raise RunError(f"{checkpoints.folder}: {error.strerror or error}") from None
 
 
-def best_of(cards: list[tuple[int, dict[str, float]]], metric: str | None) -> Best | None:
-    """The best of (images, metrics) by `metric`, or by the first metric of each. NaN is never best; None if none is."""
-    best = None
-    for images, metrics in cards:
-        name = metric or next(iter(metrics))
-        if name not in metrics:
+def best_of(cards: Sequence[tuple[int, dict[str, Any]]], metric: str | None, kept: Collection[int]) -> Best | None:
+    """The best of (images, card) by `metric`, by default the first one of the newest card; None if there is none.
+
+    Of the checkpoints that are `kept`, and of the cards that the newest one can be compared with. NaN is never best.
+    """
+    if not cards:
+        return None
+    newest = cards[-1][1]
+    name = metric or next(iter(newest["metrics"]))
+    lower, best = better(name) == "lower", None
+    for images, card in cards:
+        value = card["metrics"].get(name, math.nan)
+        if images not in kept or math.isnan(value) or measured_by(card) != measured_by(newest):
             continue
-        value = metrics[name]
-        if math.isnan(value):
-            continue
-        if best is None or (value < best.value if name.startswith(LOWER_IS_BETTER) else value > best.value):
+        if best is None or (value < best.value if lower else value > best.value):
             best = Best(images, name, value)
     return best
 
 
+def measured_by(card: dict[str, Any]) -> list[Any]:
+    """What two cards must agree in to be compared."""
+    return [card["extractor"], card["data"]["manifest"], card["counts"], card["seed"]]
+
+
 def describe_best(run: Run, logger: MetricsLogger) -> str | None:
     """The best checkpoint and the last value of its metric; None without evaluations."""
-    cards = logger.cards()
-    best = best_of(cards, run.config.evaluate.best)
-    if best is None:
+    root, cards = Path(run.config.run_dir), logger.cards()
+    best = read_best(root)
+    if best is None or not cards:
         return None
-    last = cards[-1][1].get(best.metric, float("nan"))
-    path = Path(run.config.run_dir) / "checkpoints" / str(best.images)
-    return f"{path}: {best}; the last value is {last:.5g}"
+    last = cards[-1][1]["metrics"].get(best.metric, math.nan)
+    return f"{root / 'checkpoints' / str(best.images)}: {best}; the last value is {last:.5g}"

@@ -24,7 +24,7 @@ from distgan.training.build import Run
 from distgan.training.combinations import is_adaptive
 from distgan.training.finite import NonFiniteError
 from distgan.training.state import TrainState
-from distgan.training.trackers import log_card, log_grid, start_trackers
+from distgan.training.trackers import log_card, log_grid, log_scalars, start_trackers
 
 STATUS_NAMES = {"d_real": "D(x)", "d_fake": "D(G(z))"}
 """What the status line calls a scalar of the step, if not by its own name."""
@@ -182,7 +182,7 @@ class MetricsLogger:
         row["time"] = round(time.time(), 3)
         self.append_metrics(row)
         curves = row.keys() - {"images", "epoch", "time"}  # the x-axis, and what is computed from it
-        self.accelerator.log({key: row[key] for key in row if key in curves}, step=images)
+        log_scalars(self.accelerator, {key: row[key] for key in row if key in curves}, images)
         eta = format_time(max(0, total_images - images) / max(overall, 1e-9))
         shown = {name: value for name, value in means.items() if name not in NOT_SHOWN}
         scalars = "  ".join(f"{STATUS_NAMES.get(name, name)} {value:.4f}" for name, value in shown.items())
@@ -203,9 +203,9 @@ class MetricsLogger:
         times = {"evaluate_seconds": seconds, "time": round(time.time(), 3)}
         self.append_metrics({"images": images, "epoch": epoch, "card": card, **times})
 
-    def cards(self) -> list[tuple[int, dict[str, float]]]:
-        """(images, metrics) of every card in metrics.jsonl."""
-        return [(row["images"], row["card"]["metrics"]) for row in self.rows() if "card" in row]
+    def cards(self) -> list[tuple[int, dict[str, Any]]]:
+        """(images, card) of every evaluation in metrics.jsonl."""
+        return [(row["images"], row["card"]) for row in self.rows() if "card" in row]
 
     def rows(self) -> list[dict[str, Any]]:
         """The lines of metrics.jsonl."""

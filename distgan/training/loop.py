@@ -26,6 +26,7 @@ from distgan.training.state import TrainState, restore_state, save_state
 from distgan.training.stop import StopRequest
 
 STOP, COLLAPSED, NON_FINITE = 1, 2, 3  # flags of a process, max-reduced over ranks
+REQUESTED_ELSEWHERE = "requested on another rank"
 
 
 LEAST_IMAGES = 16
@@ -82,12 +83,12 @@ def train_loop(
                     checkpoints.wait()
             logger.save_seconds += time.perf_counter() - start_time
         # once in a while, and at the end: metrics of generated images
-        if due.evaluate and evaluate:
-            evaluate_generator(run, state, logger, checkpoints, evaluate)
+        if due.evaluate and evaluate and not evaluate_generator(run, state, logger, checkpoints, evaluate):
+            return stop.reason or REQUESTED_ELSEWHERE
         # stop at the end of the run, or when asked to
         if due.done:
             stopped = state.images_seen < run.total_images
-            return (stop.reason or "requested on another rank") if stopped else None
+            return (stop.reason or REQUESTED_ELSEWHERE) if stopped else None
         # set what changes with the images seen
         run.running_stats.set_momentum(state.images_seen // config.iteration_images)
         set_learning_rates(run, state.images_seen)
@@ -149,6 +150,7 @@ def actions_due(
     done = at_end or flag == STOP
     every = config.evaluate.every_epochs
     evaluate = every > 0 and images_seen > logger.last_evaluated and (at_end or run.crossed(every, images_seen))
+    evaluate = evaluate and (at_end or flag != STOP)  # the resumed run does it first
     save = images_seen > saved and (done or evaluate or run.crossed(config.checkpoint.every_epochs, images_seen))
     if save:  # check what would be saved now, not an iteration later
         check.check_weights(images_seen)
@@ -174,7 +176,9 @@ class CollapseError(RunError):
 
 
 def describe_collapse(run: Run, logger: MetricsLogger) -> str:
-    """What was seen, and the best checkpoint; called on the main process."""
+    """What was seen, and the best checkpoint; called on the main process. Writes the page of the run once more."""
+    if run.config.report.page:
+        write_page(Path(run.config.run_dir))
     best = describe_best(run, logger) or "no checkpoint was evaluated (evaluate.every_epochs)"
     return f"guard.stop_on_collapse: the run collapsed (see the warnings above); {best}"
 

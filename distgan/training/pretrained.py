@@ -85,14 +85,12 @@ class PretrainedGenerator(nn.Module):
         return number
 
 
-def load_generator(
-    path: str | Path, device: str | torch.device = "cpu", *, newest: bool = False
-) -> PretrainedGenerator:
+def load_generator(path: str | Path, device: str | torch.device = "cpu") -> PretrainedGenerator:
     """The generator in a .safetensors file, or in the best checkpoint of a run folder. Raises UsageError.
 
-    Of a run without evaluations, and with `newest`, the newest complete checkpoint.
+    Of a run without evaluations, the newest complete checkpoint.
     """
-    file, note = find_weights(Path(path), newest)
+    file, note = find_weights(Path(path))
     weights, metadata = load_weights(file)
     model, classes = metadata.config.model, metadata.classes
     shape: dict[str, Any] = {"size": metadata.size, "channels": metadata.channels}

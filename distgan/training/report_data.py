@@ -21,8 +21,10 @@ MAX_POINTS = 2_000  # of a curve
 WHOLE_GRIDS, WHOLE_BYTES = 20, 8_000_000  # more grids, or larger ones, are reduced
 MAX_GRIDS, THUMBNAIL = 100, 384  # reduced grids at most, about; pixels of their longer side
 NOT_DRAWN = {"images", "epoch", "time", "digest"}
-LOWER_IS_BETTER = set("fid kid fd frechet kl mmd missing error distance".split())
-HIGHER_IS_BETTER = set("is inception precision recall density coverage modes accuracy share diversity".split())
+LOWER_IS_BETTER = set("fid kid fd kd frechet kl mmd missing error distance".split())
+HIGHER_IS_BETTER = set(
+    "is inception precision recall density coverage modes confident accuracy share diversity".split()
+)
 
 Row = dict[str, Any]
 Curve = tuple[list[int], list[float]]

@@ -43,7 +43,7 @@ SCRIPTS = ("format", "chart", "data", "samples", "tables", "page")
 def write_page(folder: Path) -> Path:
     """Write RUN/report.html atomically, and return its path. Raises UsageError and OSError."""
     path = folder / "report.html"
-    atomic_write(path, build_page([folder]).encode())
+    atomic_write(path, build_page([folder]).encode(errors="replace"))  # a name that is not UTF-8
     return path
 
 

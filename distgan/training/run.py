@@ -27,7 +27,7 @@ from distgan.training.report_page import write_page
 from distgan.training.run_dir import Changes, open_run_dir, write_run_info
 from distgan.training.state import TrainState, restore_state
 from distgan.training.stop import StopRequest
-from distgan.training.trackers import check_trackers
+from distgan.training.trackers import check_trackers, finish_trackers
 
 CONTROL_DIR = "DISTGAN_CONTROL_DIR"
 """Environment variable: the folder of the files that launch/train.sbatch and the run exchange."""
@@ -38,11 +38,12 @@ def run_training(
     *,
     fresh: bool = False,
     dry_run: bool = False,
-    make_evaluate: Callable[[Run], Evaluate] | None = None,
+    make_evaluate: Callable[[Run, Callable[[], bool]], Evaluate] | None = None,
 ) -> None:
     """Train, or resume the run in `config.run_dir`. Raises UsageError and RunError, on every process.
 
-    `make_evaluate` makes what `evaluate.every_epochs` calls; what it lacks, it says at the start of the run.
+    `make_evaluate` makes what `evaluate.every_epochs` calls, given what says whether the run was asked to stop; what it
+    lacks, it says at the start of the run.
     """
     root = Path(config.run_dir)
     import_user_modules(config.imports)
@@ -58,7 +59,7 @@ def run_training(
         if not dist.is_main_process:
             stop.files.clear()  # one process polls the files, and the flags are reduced
         run, state = build(config, dist), TrainState()
-        evaluate = make_evaluate(run) if config.evaluate.every_epochs and make_evaluate else None
+        evaluate = make_evaluate(run, stop.requested) if config.evaluate.every_epochs and make_evaluate else None
         if dry_run:
             return describe_run(run, state)
         newest, changes = dist.run_on_main(lambda: open_run_dir(run, fresh, stack))
@@ -75,6 +76,7 @@ def run_training(
         reason = loop_with_rollback(run, state, logger, checkpoints, stop, evaluate)
         dist.run_on_main(checkpoints.wait)
         report_end(run, state, logger, reason, control)
+        finish_trackers(dist.accelerator)
         dist.shutdown()
 
 

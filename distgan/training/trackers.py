@@ -1,6 +1,7 @@
 """Experiment trackers by name, through Accelerate: how each is started, resumed, and given grids and metric cards."""
 
 import json
+import sys
 import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -103,12 +104,35 @@ def read_ids(path: Path) -> dict[str, str]:
         raise UsageError(f"{path} is corrupt; remove it, and the run gets new ids on its trackers") from None
 
 
+def for_each_tracker(accelerator: Accelerator, work: Callable[[Any], object]) -> None:
+    """Call `work` with each tracker. One that fails is left out from then on, with a warning: a run goes on without it,
+    and metrics.jsonl has all that it was given."""
+    for tracker in list(accelerator.trackers):
+        try:
+            work(tracker)
+        except Exception as error:  # each tracker has its own kinds
+            accelerator.trackers.remove(tracker)
+            reason = " ".join(str(error).split())[:200]
+            print(
+                f"warning: report.trackers: {tracker.name} failed ({reason}): the run goes on without it",
+                file=sys.stderr,
+                flush=True,
+            )
+
+
+def log_scalars(accelerator: Accelerator, values: dict[str, Any], images: int) -> None:
+    """Give scalars to the trackers; called on the main process."""
+    for_each_tracker(accelerator, lambda tracker: tracker.log(values, step=images))
+
+
 def log_grid(accelerator: Accelerator, tag: str, picture: np.ndarray, images: int) -> None:
     """Give a grid, uint8 [H, W, 3], to the trackers that take images; called on the main process."""
-    for tracker in accelerator.trackers:
-        log = TRACKERS[tracker.name].log_grid
-        if log is not None:
-            log(tracker, tag, picture, images)
+
+    def log(tracker: Any) -> None:
+        if (log_images := TRACKERS[tracker.name].log_grid) is not None:
+            log_images(tracker, tag, picture, images)
+
+    for_each_tracker(accelerator, log)
 
 
 def log_card(accelerator: Accelerator, card: dict[str, Any], images: int) -> None:
@@ -119,11 +143,19 @@ def log_card(accelerator: Accelerator, card: dict[str, Any], images: int) -> Non
         for key, value in found.items()
         if isinstance(value, (int, float)) and not isinstance(value, bool)
     }
-    accelerator.log(scalars, step=images)
-    for tracker in accelerator.trackers:
-        log = TRACKERS[tracker.name].log_card
-        if log is not None:
-            log(tracker, card, images)
+    log_scalars(accelerator, scalars, images)
+
+    def log(tracker: Any) -> None:
+        if (log_whole := TRACKERS[tracker.name].log_card) is not None:
+            log_whole(tracker, card, images)
+
+    for_each_tracker(accelerator, log)
+
+
+def finish_trackers(accelerator: Accelerator) -> None:
+    """End the trackers' runs."""
+    for_each_tracker(accelerator, lambda tracker: tracker.finish())
+    accelerator.trackers.clear()
 
 
 def to_hparams(config: dict[str, Any]) -> dict[str, Any]:

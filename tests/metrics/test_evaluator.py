@@ -149,6 +149,27 @@ def test_fewer_reference_images_leave_the_floor_its_size(evaluate):
     assert evaluator.real.reference.statistics.n == len(evaluator.real.reference.statistics.rows) == 150
 
 
+def test_a_reference_of_so_many_images_overlaps_the_floor_where_it_must(digits, evaluate):
+    """With 1,797 images and 600 of the floor, 1,500 take 303 of these; all of them are all images."""
+    references = []
+    for limit in (1500, 1797, None):
+        evaluator = evaluate(reference_images=limit)
+        evaluator.prepare()
+        assert evaluator.real is not None and evaluator.real.floor_images == 600
+        references.append(evaluator.real.reference.statistics)
+    assert [found.n for found in references] == [1500, 1797, 1797]
+    torch.testing.assert_close(references[1].outer, references[2].outer)
+    torch.testing.assert_close(references[0].total / 1500, references[2].total / 1797, rtol=0.1, atol=0.1)
+
+
+def test_a_classifier_is_written_to_the_same_bytes_each_time(digits, cache, tmp_path):
+    """The sha256 of the file names it on cards and in the cache."""
+    network, info = classifier.load_classifier(features.default_classifier(digits, cache))
+    for i in range(8):
+        classifier.save_classifier(network, info, tmp_path / f"{i}.safetensors")
+    assert len({path.read_bytes() for path in tmp_path.iterdir()}) == 1
+
+
 def test_rounding():
     assert to_pixels(torch.tensor([-1.2, -1, -1 + 0.9 / 127.5, 0, 1, 3])).tolist() == [0, 0, 1, 128, 255, 255]
     levels = torch.arange(256)

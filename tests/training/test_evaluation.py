@@ -1,15 +1,19 @@
 """Evaluations during a run: cards, the best checkpoint, alarms, and what a kill leaves."""
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 import torch
 
 from distgan import evaluate, sample
+from distgan.data.shardset import LocalStorage, open_shardset
+from distgan.metrics import evaluator, reference, rounds
 from distgan.training.alarms import Alarms, spread
 from distgan.training.checkpoint import Best, Checkpoints
 from distgan.training.evaluation import best_of
@@ -109,12 +113,94 @@ def test_what_is_missing_is_said_at_the_start(words, tmp_path, capsys, more, mes
     assert message in error and error.count("\n") == 1 and not (tmp_path / "run").exists()
 
 
+def card(images: int, extractor: str = "a", **metrics: float) -> tuple[int, dict]:
+    return images, {
+        "metrics": metrics,
+        "extractor": {"sha256": extractor},
+        "data": {"manifest": "m"},
+        "counts": {"generated": 40},
+        "seed": 0,
+    }
+
+
 def test_best_of():
-    cards = [(10, {"kl": 2.0, "recall": 0.1}), (20, {"kl": 1.0, "recall": 0.3}), (30, {"kl": 1.5, "recall": 0.2})]
-    assert best_of(cards, None) == Best(20, "kl", 1.0) == best_of(cards, "kl")
-    assert best_of(cards, "recall") == Best(20, "recall", 0.3)
-    assert best_of([], None) is None
-    assert best_of([(5, {"kl": float("nan")}), *cards], None) == Best(20, "kl", 1.0)
+    cards = [card(10, kl=2.0, recall=0.1), card(20, kl=1.0, recall=0.3), card(30, kl=1.5, recall=0.2)]
+    kept = [10, 20, 30]
+    assert best_of(cards, None, kept) == Best(20, "kl", 1.0) == best_of(cards, "kl", kept)
+    assert best_of(cards, "recall", kept) == Best(20, "recall", 0.3)
+    assert best_of(cards, "kl", [10, 30]) == Best(30, "kl", 1.5), "a checkpoint that is not there any more"
+    assert best_of([], None, kept) is None is best_of(cards, "fid", kept)
+    assert best_of([card(5, kl=float("nan")), *cards], None, [5, *kept]) == Best(20, "kl", 1.0)
+
+
+def test_only_cards_that_compare_with_the_newest_are_compared():
+    cards = [card(10, kl=0.1), card(20, "b", kl=0.3), card(30, "b", kl=0.4), card(40, "b", fid=9.0, kl=0.5)]
+    assert best_of(cards[:3], None, [10, 20, 30]) == Best(20, "kl", 0.3)
+    assert best_of(cards, None, [10, 20, 30, 40]) == Best(40, "fid", 9.0)
+
+
+def test_another_metric_of_the_best_loses_no_checkpoint(words, tmp_path):
+    """The best so far is kept until a new card tells another."""
+    words = [*words, "--run_dir", tmp_path / "run", "--checkpoint.keep", 1]
+    assert train(*words, "--epochs", 3) == 0
+    best = json.loads((tmp_path / "run/best.json").read_text())["images"]
+    kept = {best, 240}
+    assert (
+        train(*words, "--epochs", 3, "--evaluate.metrics", "[fid, density_coverage]", "--evaluate.best", "density") == 0
+    )
+    assert {int(path.name) for path in (tmp_path / "run/checkpoints").iterdir()} == kept
+    assert json.loads((tmp_path / "run/best.json").read_text())["images"] == best
+    assert train(*words, "--epochs", 4, "--evaluate.best", "recall") == 0
+    named = json.loads((tmp_path / "run/best.json").read_text())
+    assert named["metric"] == "recall" and (tmp_path / "run/checkpoints" / str(named["images"])).is_dir()
+
+
+@pytest.mark.parametrize("chunk", [1, 2])
+def test_a_stop_ends_an_evaluation_and_the_resumed_run_does_it_first(words, tmp_path, monkeypatch, capsys, chunk):
+    """In the pass over the dataset and while images are generated; the checkpoint is there already."""
+    words = [*words, "--epochs", 2, "--evaluate.samples", 400]
+    assert train(*words, "--run_dir", tmp_path / "whole") == 0
+    original, calls = rounds.run_in_rounds, []
+
+    def interrupted(dist, count, work, stop):
+        calls.append(count)
+        if len(calls) == chunk:
+            (tmp_path / "run/stop").touch()
+            return original(dist, 1000, lambda i: time.sleep(0.05), stop)
+        return original(dist, count, work, stop)
+
+    for module in (evaluator, reference):
+        monkeypatch.setattr(module, "run_in_rounds", interrupted)
+    arguments = [*words, "--run_dir", tmp_path / "run", "--evaluate.cache_dir", tmp_path / "other"]
+    assert train(*arguments) == 0
+    assert "stopped at 80 of 160 images" in capsys.readouterr().out and cards(tmp_path / "run") == []
+    assert (tmp_path / "run/checkpoints/80").is_dir()
+    assert train(*arguments) == 0
+    assert [row["card"]["metrics"] for row in cards(tmp_path / "run")] == [
+        row["card"]["metrics"] for row in cards(tmp_path / "whole")
+    ]
+    assert weights(tmp_path / "run") == weights(tmp_path / "whole")
+
+
+def test_corrupt_images_are_skipped_in_evaluations_too(words, tiny, tmp_path, capfd):
+    shutil.copytree(tiny, tmp_path / "set")
+    offset = (
+        int(open_shardset(LocalStorage(tmp_path / "set"), "set").columns["offset"][0]) + 20
+    )  # in the pixels of the first image
+    with open(tmp_path / "set/shard-000000.tar", "r+b") as file:
+        file.seek(offset)
+        byte = file.read(1)[0]
+        file.seek(offset)
+        file.write(bytes([byte ^ 1]))
+    words = [*words, "--data.shards", tmp_path / "set", "--run_dir", tmp_path / "run", "--epochs", 1]
+    words += ["--data.skip_bad", 2]
+    assert train(*words) == 0
+    assert len(cards(tmp_path / "run")) == 1 and not (tmp_path / "cache/statistics").exists()
+    assert capfd.readouterr().err.count("skipped a corrupt image") == 2  # of the epoch, and of the evaluation
+    command = [str(tmp_path / "run"), "--extractor", words[words.index("--evaluate.extractor") + 1], "--samples", "40"]
+    assert evaluate.main([*map(str, command), "--cache_dir", str(tmp_path / "cache")]) == 1
+    assert "do not match the index" in capfd.readouterr().err
+    assert evaluate.main([*map(str, command), "--cache_dir", str(tmp_path / "cache"), "--skip_bad", "1"]) == 0
 
 
 def test_the_best_checkpoint_is_not_pruned(tmp_path):
@@ -199,3 +285,4 @@ def test_a_collapsed_run_ends_and_names_the_best_checkpoint(words, tmp_path, cap
     assert train(*words, "--run_dir", tmp_path / "stopped", "--guard.stop_on_collapse", "true") == 1
     error = capsys.readouterr().err
     assert "guard.stop_on_collapse: the run collapsed" in error and error.count("\n") == 1
+    assert "D tells real from generated images" in (tmp_path / "stopped/report.html").read_text()

@@ -1,6 +1,10 @@
-"""What a user reads when a device or a launch is at fault, arranged where there is no GPU; deterministic settings."""
+"""What a user reads when a device or a launch is at fault, arranged where there is no GPU; settings; what is due."""
 
+import math
 import os
+from fractions import Fraction
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -9,6 +13,7 @@ import torch.distributed as dist
 import distgan.training.loop
 from distgan.config import Config
 from distgan.distributed import set_determinism
+from distgan.training.build import Run
 from shared import TINY, train, weights
 
 
@@ -65,3 +70,13 @@ def test_runs_with_many_labels_are_equal(tiny, trained):
     """The embedding's backward at 4,096 images per process, which on GPUs adds in no fixed order by default."""
     words = ["--data.labels", "true", "--batch", 4096, "--data.lanes", 16, "--images", 8192]
     assert weights(trained(*words, name="a")) == weights(trained(*words, name="b"))
+
+
+@pytest.mark.parametrize("every", [0.05, 0.1, 0.2, 0.3, 1, 2.5])
+def test_a_fraction_of_an_epoch_is_due_at_its_multiples(every):
+    """0.1 of 1,792 images ten times is the end of the epoch, in floating point too."""
+    config, order = SimpleNamespace(iteration_images=32), SimpleNamespace(epoch_images=1792)
+    run: Any = SimpleNamespace(config=config, order=order)
+    due = [images for images in range(32, 10 * 1792 + 1, 32) if Run.crossed(run, every, images)]
+    at = [math.ceil(Fraction(str(every)) * 1792 * k / 32) * 32 for k in range(1, int(10 / every) + 1)]
+    assert due == [images for images in dict.fromkeys(at) if images <= 10 * 1792]

@@ -15,7 +15,7 @@ from distgan import UsageError
 from distgan.config import Config, ReportConfig
 from distgan.training import trackers
 from distgan.training.trackers import TRACKERS, check_trackers, log_card, log_grid, start_trackers
-from shared import train
+from shared import metrics, train
 
 CARD = {"metrics": {"fid": 12.5, "kid": {"value": 0.25, "std": 0.5}, "note": "text"}, "seed": 0, "extractor": "cnn"}
 
@@ -101,6 +101,21 @@ def test_what_a_tracker_cannot_start_with_is_one_line(tmp_path):
     config = Config(run_dir=str(tmp_path), report=ReportConfig(trackers=["tensorboard"]))
     with pytest.raises(UsageError, match="^report.trackers: tensorboard cannot start: .*tensorboard"):
         start_trackers(Accelerator(cpu=True), config, images=0)
+
+
+def test_a_tracker_that_fails_is_left_out_and_the_run_goes_on(trained, monkeypatch, capsys):
+    calls = []
+
+    def log(self, values, step, **more):
+        calls.append(step)
+        if step >= 48:
+            raise RuntimeError("no server\nat all")
+
+    monkeypatch.setattr(LOGGER_TYPE_TO_CLASS["tensorboard"], "log", log)
+    run = trained("--epochs", 1, "--report.every_images", 16, "--report.trackers", "[tensorboard]")
+    assert calls == [16, 32, 48] and [row["images"] for row in metrics(run)] == [16, 32, 48, 64, 80]
+    warning = "warning: report.trackers: tensorboard failed (no server at all): the run goes on without it"
+    assert capsys.readouterr().err.count(warning) == 1
 
 
 @pytest.mark.slow

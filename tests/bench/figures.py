@@ -1,8 +1,9 @@
-"""The pictures of the README, in configs/results/: `python tests/bench/figures.py [demo] [loss] [lanes] [ladder]`.
+"""The pictures of the README, in configs/results/: `python tests/bench/figures.py [demo] [loss] [lanes] [ladder] [fashion]`.
 
 demo: a strip of the grids of `make demo`, which must have run. loss: d_loss of the demo's networks on one process, on
 two, and killed and resumed (about five minutes on two cores). lanes: the order of the images. ladder: KL and confident
-share against time, from the cards of the runs in RATES, which must have ended.
+share against time, from the cards of the runs in RATES, which must have ended. fashion: the cards of
+runs/fashion-mnist by epoch.
 """
 
 import json
@@ -136,7 +137,27 @@ def ladder() -> None:
     figure.savefig(RESULTS / "ladder.png", dpi=110)
 
 
+def fashion() -> None:
+    """Frechet distance and recall of the EMA by epoch, with those of real images; the best checkpoint is marked."""
+    plt.rcParams.update({"font.size": 8})
+    figure, axes = plt.subplots(1, 2, figsize=(6.4, 2.2), layout="constrained")
+    run = ROOT / "runs" / "fashion-mnist"
+    found, best = cards(run), json.loads((run / "best.json").read_text())["images"]
+    epochs = [card["generator"]["images"] / 59_968 for card in found]
+    for axis, metric in zip(axes, ("fd_classifier", "recall"), strict=True):
+        values = [card["metrics"][metric] for card in found]
+        axis.plot(epochs, values, ".-", color="#08519c", lw=1)
+        axis.axhline(found[-1]["floor"][metric], color="grey", lw=0.8, ls="--")
+        for epoch, value, card in zip(epochs, values, found, strict=True):
+            if card["generator"]["images"] == best:
+                axis.plot(epoch, value, "o", color="#e6550d", label="best by fd_classifier")
+    axes[0].set(xlabel="epoch", ylabel="fd_classifier", yscale="log")
+    axes[1].set(xlabel="epoch", ylabel="recall", ylim=(0, 1))
+    axes[0].legend(frameon=False)
+    figure.savefig(RESULTS / "fashion.png", dpi=110)
+
+
 if __name__ == "__main__":
     RESULTS.mkdir(exist_ok=True)
-    for name in sys.argv[1:] or ["demo", "loss", "lanes", "ladder"]:
-        {"demo": demo, "loss": loss, "lanes": lanes, "ladder": ladder}[name]()
+    for name in sys.argv[1:] or ["demo", "loss", "lanes", "ladder", "fashion"]:
+        {"demo": demo, "loss": loss, "lanes": lanes, "ladder": ladder, "fashion": fashion}[name]()

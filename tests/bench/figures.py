@@ -1,4 +1,4 @@
-"""The pictures of the README, in configs/results/: `python tests/bench/figures.py [demo] [loss] [lanes] [ladder] [fashion]`.
+"""The pictures of the README, in configs/results/: `python tests/bench/figures.py [NAME ...]`, by default all.
 
 demo: a strip of the grids of `make demo`, which must have run. loss: d_loss of the demo's networks on one process, on
 two, and killed and resumed (about five minutes on two cores). lanes: the order of the images. ladder: KL and confident

@@ -1,5 +1,6 @@
 """What `shards make` reads: folders, class-folder trees, zips, and built-in datasets by name."""
 
+import functools
 import gzip
 import io
 import os
@@ -71,8 +72,10 @@ def open_folder(folder: Path, labels: str) -> Source:
 
 
 def open_zip(path: Path, labels: str) -> Source:
+    # One for each process, since forked ones would share a file position; opening it reads the list of all members.
+    archives = functools.cache(lambda pid: zipfile.ZipFile(path))
     try:
-        archive = zipfile.ZipFile(path)
+        archive = archives(os.getpid())
     except zipfile.BadZipFile as error:
         raise UsageError(f"{path} is not a zip: {error}") from None
     visible = (m for m in archive.infolist() if not any(map(is_hidden, PurePosixPath(m.filename).parts)))
@@ -80,7 +83,7 @@ def open_zip(path: Path, labels: str) -> Source:
     source = Source(
         "zip",
         [member.filename for member in members],
-        lambda i: Image.open(io.BytesIO(read_zip_member(path, members[i])), formats=FORMATS),
+        lambda i: Image.open(io.BytesIO(read_zip_member(archives(os.getpid()), members[i])), formats=FORMATS),
         has_paths=True,
         fingerprint=[member.CRC for member in members],
     )
@@ -119,11 +122,10 @@ def find_images(folder: Path, parents: tuple[str, ...] = ()) -> Iterator[Path]:
             yield Path(entry.path)
 
 
-def read_zip_member(path: Path, member: zipfile.ZipInfo) -> bytes:
+def read_zip_member(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> bytes:
     if member.file_size > MAX_ZIP_MEMBER:
         raise ValueError(f"{member.file_size:,} bytes; images in a zip have at most {MAX_ZIP_MEMBER:,}")
-    with zipfile.ZipFile(path) as archive:  # opened per read: forked processes would share a file position
-        return archive.read(member)
+    return archive.read(member)
 
 
 def add_labels(source: Source, labels: str, read: Callable[[str], bytes]) -> Source:

@@ -84,7 +84,7 @@ def lock(dest: Path, *, shared: bool = False) -> Iterator[None]:
     """Create and lock the folder `dest`; removes it if it stays empty. Parts share the lock.
 
     Raises UsageError if it is locked for longer than the workers of a killed `make` hold it, until they notice. Without
-    it, on a file system that has no locks, writers waste work but no data.
+    it, on a file system that has no locks, writers waste work but no data. An OSError without a file names `dest`.
     """
     try:
         dest.mkdir(parents=True, exist_ok=True)
@@ -98,6 +98,10 @@ def lock(dest: Path, *, shared: bool = False) -> Iterator[None]:
                 raise UsageError(f"{dest}: another `shards make` is writing to it; wait for it to finish")
             time.sleep(0.05)
         yield
+    except OSError as error:
+        if error.errno and not error.filename:  # as of a write to a full disk
+            error.filename = str(dest)
+        raise
     finally:
         os.close(fd)
         with contextlib.suppress(OSError):

@@ -10,13 +10,14 @@ import io
 import json
 import multiprocessing
 import os
+import signal
 import threading
-import time
 import warnings
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -186,25 +187,31 @@ def split_into_shards(source: Source, order: list[int], options: Options) -> lis
 def write_shards(
     source: Source, dest: Path, options: Options, plan: Plan, shards: dict[int, list[int]], jobs: int
 ) -> None:
-    """Write those of `shards`, image indices by shard, that are missing. Raises RunError if a worker is killed."""
+    """Write those of `shards`, image indices by shard, that are missing. Raises RunError if a worker is killed.
+
+    On any error, and on Ctrl-C, the workers end at once: what they have not written is left to the next `make`.
+    """
     import webdataset  # noqa: F401 - imports torch, which takes a second: here once, before the workers are forked
 
     pending = [shard for shard in shards if not is_written(dest, shard)]
     total = sum(map(len, shards.values()))
     bar = tqdm(total=total, initial=total - sum(len(shards[shard]) for shard in pending), unit=" images", disable=None)
     # The workers inherit the source by fork, so that it need not be picklable.
+    context = multiprocessing.get_context("fork")
+    stopped, stop = context.Pipe(duplex=False)
     pool = ProcessPoolExecutor(
-        jobs,
-        multiprocessing.get_context("fork"),
-        initializer=start_worker,
-        initargs=(os.getpid(), source, dest, options, plan.digest()),
+        jobs, context, initializer=start_worker, initargs=(stopped, stop, source, dest, options, plan.digest())
     )
     try:
-        with bar, pool:
-            futures = {pool.submit(write_shard, shard, shards[shard]): len(shards[shard]) for shard in pending}
-            for future in as_completed(futures):
-                future.result()
-                bar.update(futures[future])
+        with bar, stopped, stop, pool:
+            try:
+                futures = {pool.submit(write_shard, shard, shards[shard]): len(shards[shard]) for shard in pending}
+                for future in as_completed(futures):
+                    future.result()
+                    bar.update(futures[future])
+            except BaseException:
+                stop.close()  # else leaving the pool waits for all shards
+                raise
     except BrokenProcessPool:
         reason = "a worker process was killed, perhaps out of memory (--jobs 1 needs the least)"
         raise RunError(f"{dest}: {reason}; re-run the same command to resume") from None
@@ -213,16 +220,19 @@ def write_shards(
 WORKER: tuple[Source, Path, Options, str]  # set once per worker by start_worker
 
 
-def start_worker(parent: int, source: Source, dest: Path, options: Options, plan: str) -> None:
+def start_worker(
+    stopped: Connection, stop: Connection, source: Source, dest: Path, options: Options, plan: str
+) -> None:
     global WORKER
     WORKER = source, dest, options, plan
-    threading.Thread(target=exit_with_parent, args=(parent,), daemon=True).start()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the parent says when to stop
+    stop.close()  # the parent has the only other end, which is closed if it is killed
+    threading.Thread(target=exit_when, args=(stopped,), daemon=True).start()
 
 
-def exit_with_parent(parent: int) -> None:
-    """A worker whose parent was killed would otherwise wait for work forever."""
-    while os.getppid() == parent:
-        time.sleep(0.1)
+def exit_when(stopped: Connection) -> None:
+    """Exit when the parent stops, also if it was killed: a worker would otherwise wait for work forever."""
+    stopped.poll(None)
     os._exit(1)
 
 

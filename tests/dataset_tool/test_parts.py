@@ -1,5 +1,6 @@
 """`shards make --part I/N` and `shards join`: the same bytes as a set made in one go, whatever happens to the parts."""
 
+import errno
 import fcntl
 import multiprocessing
 import os
@@ -7,6 +8,7 @@ import shutil
 import signal
 import threading
 import time
+from collections.abc import Callable, Mapping
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
@@ -14,10 +16,13 @@ import pytest
 from PIL import Image
 
 from distgan import shards
-from distgan.dataset_tool import join
+from distgan.dataset_tool import join, make
+from distgan.dataset_tool.join import ShardInfo
 from shared import noise
 
 OPTIONS = ["--format", "png", "--shard_mb", "0.075", "--skip_bad"]
+LONG = 20
+"""Seconds that a shard takes which nobody waits for."""
 
 
 def command(*args: object) -> int:
@@ -48,6 +53,63 @@ def whole(images, tmp_path_factory) -> dict[str, bytes]:
     assert command("make", images, folder, *OPTIONS, "--jobs", 1) == 0
     assert len(list(folder.glob("*.tar"))) == 6
     return files(folder)
+
+
+def hold(monkeypatch: pytest.MonkeyPatch, shards: Mapping[int, Callable[[], object]]) -> None:
+    """Have workers call this instead of completing these shards."""
+    write_info = make.write_info
+
+    def held(dest: Path, info: ShardInfo, columns: dict) -> None:
+        shards.get(int(info.name[6:12]), lambda: write_info(dest, info, columns))()
+
+    monkeypatch.setattr(make, "write_info", held)
+
+
+def is_free(dest: Path) -> bool:
+    """Whether no process is left that writes to it."""
+    fd = os.open(dest, os.O_RDONLY)
+    try:
+        return join.try_lock(fd, fcntl.LOCK_EX)
+    finally:
+        os.close(fd)
+
+
+def full_disk() -> None:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def test_an_error_ends_all_workers_at_once_and_is_resumed(images, whole, tmp_path, capsys, monkeypatch):
+    dest = tmp_path / "dataset"
+    with monkeypatch.context() as patched:
+        hold(patched, {1: full_disk} | {shard: lambda: time.sleep(LONG) for shard in range(2, 6)})
+        began = time.monotonic()
+        assert command("make", images, dest, *OPTIONS, "--jobs", 2) == 1
+        assert time.monotonic() - began < LONG and is_free(dest)
+    assert capsys.readouterr().err == f"distgan: {dest}: No space left on device\n"
+    assert command("make", images, dest, *OPTIONS, "--jobs", 2) == 0 and files(dest) == whole
+
+
+def test_ctrl_c_ends_all_workers_at_once_and_is_resumed(images, whole, tmp_path, capfd, monkeypatch):
+    dest = tmp_path / "dataset"
+    with monkeypatch.context() as patched:
+        hold(patched, {shard: lambda: ((tmp_path / "reached").touch(), time.sleep(LONG)) for shard in range(1, 6)})
+
+        def interrupted() -> None:
+            os.setsid()  # a terminal interrupts all processes of the command
+            os._exit(command("make", images, dest, *OPTIONS, "--jobs", 1))
+
+        process = multiprocessing.get_context("fork").Process(target=interrupted)
+        process.start()
+        while process.is_alive() and not (tmp_path / "reached").exists():
+            time.sleep(0.001)
+        assert process.pid is not None
+        os.killpg(process.pid, signal.SIGINT)
+        process.join(LONG)
+    assert process.exitcode == 130 and is_free(dest) and capfd.readouterr().err == "distgan: interrupted\n"
+    first = (dest / "shard-000000.tar").stat().st_mtime_ns
+    assert join.is_written(dest, 0) and not join.is_written(dest, 1)
+    assert command("make", images, dest, *OPTIONS, "--jobs", 1) == 0 and files(dest) == whole
+    assert (dest / "shard-000000.tar").stat().st_mtime_ns == first
 
 
 def start(images: Path, dest: Path, part: str) -> BaseProcess:

@@ -93,8 +93,8 @@ def index(folder: Path, progress: Progress = iter, label_key: str = "label") -> 
 
     Labels are those of .cls members, of .json members under `label_key`, or of a dataset.json in the folder; names of
     classes those of its classes.json, or the labels themselves. In a dataset that `shards make` wrote, only index.npz
-    is written. Raises UsageError for a folder without tars, and CorruptDataError if their images are not square or
-    differ in size, channels or encoding.
+    is written. Raises UsageError for a folder without tars or a dataset.json without one of their images, and
+    CorruptDataError if their images are not square or differ in size, channels or encoding.
     """
     beside, names = labels_beside(folder)
     rows, columns, found, (size, channels, encoding) = scan_folder(folder, progress, label_key, beside)
@@ -154,7 +154,11 @@ def scan_folder(
             )
         kind = scan.kind
         parts.append(scan.arrays())
-        labels += [beside.get(n) if label is None else label for label, n in zip(scan.labels, scan.names, strict=True)]
+        for label, member in zip(scan.labels, scan.names, strict=True):
+            if label is None and beside and member not in beside:
+                fix = "list every image by its name in the tar, or remove the file"
+                raise UsageError(f"{folder}/dataset.json: no label of {member} in {path.name}; {fix}")
+            labels.append(beside.get(member) if label is None else label)
         name = path.relative_to(folder).as_posix()
         rows.append(Shard(name, len(scan.labels), path.stat().st_size, sha256_file(path)))
     assert kind is not None

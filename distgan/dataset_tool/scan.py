@@ -12,7 +12,7 @@ from PIL import Image
 from distgan import CorruptDataError
 from distgan.data.schema import MAX_SIZE, Label
 from distgan.data.shardset import COLUMNS, read_npy_header
-from distgan.data.tar import members, split_key
+from distgan.data.tar import Member, members, split_key
 from distgan.dataset_tool.labels import read_label
 from distgan.images import ENCODINGS, SHARD_PIL_FORMATS
 
@@ -33,7 +33,7 @@ class Scan:
         self.kind: tuple[int, int, str] | None = None
         """(size, channels, encoding); None if the shard has no images."""
         seen: set[str] = set()
-        sample: dict[str, tuple[int, int]] = {}
+        sample: dict[str, Member] = {}
         key = None
         with open(path, "rb") as file:
             if path.stat().st_size == 0:
@@ -49,11 +49,11 @@ class Scan:
                         key, sample = member_key, {}
                     elif extension in sample:
                         raise CorruptDataError(f"{path}: key {key} has two members .{extension}")
-                    sample[extension] = member.offset, member.size
+                    sample[extension] = member
                 self._add(key, sample, data)
 
-    def _add(self, key: str | None, sample: dict[str, tuple[int, int]], data: mmap.mmap) -> None:
-        """Append the row of a sample: {extension: (offset, size)} of its members."""
+    def _add(self, key: str | None, sample: dict[str, Member], data: mmap.mmap) -> None:
+        """Append the row of a sample: its members by extension."""
         if key is None:
             return
         images = [extension for extension in sample if extension in ENCODINGS]
@@ -61,10 +61,10 @@ class Scan:
             found = ", ".join(f".{extension}" for extension in sample)
             raise CorruptDataError(f"{self.path}: key {key} needs one image (.npy, .png, .jpg), it has {found}")
         encoding = ENCODINGS[images[0]]
-        offset, size = sample[images[0]]
+        name, offset, size = sample[images[0]]
         try:
             height, width, channels, header = read_image_header(data[offset : offset + size], encoding)
-            fields = {e: data[o : o + n] for e, (o, n) in sample.items() if e in ("cls", "json")}
+            fields = {e: data[o : o + n] for e, (_, o, n) in sample.items() if e in ("cls", "json")}
             self.labels.append(read_label(fields, self.label_key))
         except Exception as error:  # decoders document no exceptions
             raise CorruptDataError(f"{self.path}: key {key}: {error}") from None
@@ -81,9 +81,9 @@ class Scan:
         self.kind = kind
         offset, size = offset + header, size - header
         xxh3 = xxhash.xxh3_64_intdigest(data[offset : offset + size])
-        self.names.append(f"{key}.{images[0]}")
-        for name, value in {"offset": offset, "size": size, "check": xxh3}.items():
-            self.columns[name].append(value)
+        self.names.append(name)
+        for column, value in {"offset": offset, "size": size, "check": xxh3}.items():
+            self.columns[column].append(value)
 
     def arrays(self) -> dict[str, np.ndarray]:
         """The index columns, [samples] each, without that of the labels."""

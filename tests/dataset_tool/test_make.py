@@ -9,6 +9,7 @@ import signal
 import struct
 import subprocess
 import sys
+import tarfile
 import time
 import zipfile
 from pathlib import Path
@@ -562,6 +563,28 @@ def test_names_that_do_not_fit_are_reported(tmp_path, capsys, beside, words, mes
     assert command("index", folder, *words) in (1, 2) and not (folder / "manifest.json").exists()
     error = capsys.readouterr().err
     assert re.search(message, error) and error.count("\n") == 1
+
+
+def test_dataset_json_beside_tars_has_the_names_of_their_members(tmp_path, capsys):
+    folder = tmp_path / "foreign"
+    folder.mkdir()
+    Image.fromarray(noise(1)[0]).save(tmp_path / "image.png")
+    with tarfile.open(folder / "0.tar", "w") as tar:
+        for name in ("a/x.PNG", "b/x.PNG"):
+            tar.add(tmp_path / "image.png", name)
+
+    def index(names: list[str]) -> int:
+        rows = [[name, name[0]] for name in names]
+        (folder / "dataset.json").write_text(json.dumps({"labels": rows}))
+        return command("index", folder)
+
+    for names in (["a/x.PNG"], ["a/x.PNG", "images/b/x.PNG"], ["a/x.PNG", "b/x.png"]):
+        assert index(names) == 2 and not (folder / "manifest.json").exists()
+        error = capsys.readouterr().err
+        assert "dataset.json: no label of b/x.PNG in 0.tar; list every image by its name in the tar" in error
+        assert error.count("\n") == 1
+    assert index(["a/x.PNG", "b/x.PNG"]) == 0
+    assert [row.name for row in open_dataset(folder).classes] == ["a", "b"]
 
 
 def test_order_prints_the_keys_of_each_rank(tiny, capsys):

@@ -181,9 +181,15 @@ def join(dest: Path) -> Manifest:
         except FileNotFoundError:
             if not (dest / "manifest.json").exists():
                 raise UsageError(f"{dest}: there is nothing to join; `distgan shards make --part I/N` first") from None
-            return read_manifest(dest)
+            manifest = read_manifest(dest)
+            remove_making(dest)
+            return manifest
         except ValueError as error:
             raise UsageError(f"{dest}: {PLAN} is corrupt ({error}); delete the folder, then make all parts") from None
+        if (dest / "manifest.json").exists():
+            manifest = read_manifest(dest)
+            clean_up(dest, manifest, plan.shards)
+            return manifest
         missing = [shard_name(shard) for shard in range(plan.shards) if not is_written(dest, shard)]
         if missing:
             shown = ", ".join(missing[:3]) + (", ..." if len(missing) > 3 else "")
@@ -239,10 +245,7 @@ def finish(dest: Path, plan: Plan) -> Manifest:
     )
     atomic_write(dest / FINGERPRINT, (plan.fingerprint + "\n").encode())
     write_manifest(dest, manifest)
-    for info in infos:
-        if not info.samples:
-            (dest / info.name).unlink(missing_ok=True)
-    remove_making(dest)
+    clean_up(dest, manifest, plan.shards)
     return manifest
 
 
@@ -254,6 +257,13 @@ def check_images(plan: Plan, infos: list[ShardInfo]) -> list[str]:
         fix = "fix them, or leave them out with --skip_bad" if left else "fix them"
         raise UsageError(f"{len(bad)} of {images} images cannot be used; {fix}:\n  " + "\n  ".join(bad))
     return bad
+
+
+def clean_up(dest: Path, manifest: Manifest, shards: int) -> None:
+    """Remove what a complete dataset does not need: shards without images, and DEST/.making. Goes on after a kill."""
+    for name in {shard_name(shard) for shard in range(shards)} - {row.name for row in manifest.shards}:
+        (dest / name).unlink(missing_ok=True)
+    remove_making(dest)
 
 
 def remove_making(dest: Path) -> None:

@@ -33,13 +33,13 @@ from distgan.dataset_tool.join import (
     Plan,
     ShardInfo,
     check_images,
+    clean_up,
     finish,
     is_written,
     lock,
     own_name,
     read_info,
     read_manifest,
-    remove_making,
     shard_name,
     start_or_resume,
     write_info,
@@ -147,7 +147,7 @@ def check_existing(dest: Path, plan: Plan) -> Manifest:
     for name, size in files.items():
         if not (dest / name).exists() or (dest / name).stat().st_size != size:
             raise UsageError(f"{dest}: {name} is missing or truncated; delete the folder, then re-create it")
-    remove_making(dest)
+    clean_up(dest, manifest, plan.shards)
     return manifest
 
 

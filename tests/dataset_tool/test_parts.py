@@ -160,6 +160,28 @@ def test_joining_waits_for_a_lock_that_is_about_to_end(images, whole, tmp_path):
     ends.join()
 
 
+@pytest.mark.parametrize("again", ["join", "make"])
+def test_kill_while_cleaning_up_leaves_a_complete_dataset(folder_of_images, tmp_path, monkeypatch, again):
+    for path in (folder_of_images / "a").iterdir():
+        path.write_text("not an image")
+    words = ["--size", 8, "--shard_mb", 0.002, "--skip_bad", "--jobs", 1]
+    whole, dest = tmp_path / "whole", tmp_path / "killed"
+    assert command("make", folder_of_images, whole, *words) == 0 and len(list(whole.glob("*.tar"))) == 5
+
+    def killed() -> None:
+        write_manifest = join.write_manifest
+        monkeypatch.setattr(join, "write_manifest", lambda *args: (write_manifest(*args), os._exit(9)))
+        command("make", folder_of_images, dest, *words)
+
+    process = multiprocessing.get_context("fork").Process(target=killed)
+    process.start()
+    process.join()
+    (dest / ".making" / "shard-000000.tar.npz").unlink()
+    assert process.exitcode == 9 and len(list(dest.glob("*.tar"))) == 10 and (dest / ".making" / "plan.json").exists()
+    assert command(*(["join", dest] if again == "join" else ["make", folder_of_images, dest, *words])) == 0
+    assert files(dest) == files(whole)
+
+
 def test_parts_of_another_source_are_refused(images, tmp_path, capsys):
     dest = tmp_path / "dataset"
     part = ["--jobs", 1, "--part"]

@@ -154,7 +154,8 @@ def add_labels(source: Source, labels: str, read: Callable[[str], bytes]) -> Sou
             print(f"warning: no labels: {stray} is not in a class folder", file=sys.stderr)
         return source
     index = {name: i for i, name in enumerate(folders)}
-    source.classes, source.labels = folders, np.array([index[str(top)] for top in tops])
+    source.classes = [escape_name(folder) for folder in folders]
+    source.labels = np.array([index[str(top)] for top in tops])
     return source
 
 

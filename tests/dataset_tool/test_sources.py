@@ -113,6 +113,16 @@ def test_every_name_is_one_line(tmp_path, capsys):
     assert r"left out: 1 (bad\n\udcff.png: cannot identify image file)" in capsys.readouterr().out
 
 
+def test_every_class_has_a_name_in_one_line_of_utf_8(tmp_path):
+    names = ["two\nlines", "back\\nslash", "ünïcode", "bytes-\udcff"]
+    for name, image in zip(names, noise(4), strict=True):
+        (tmp_path / "images" / name).mkdir(parents=True)
+        Image.fromarray(image).save(tmp_path / "images" / name / "0.png")
+    assert command("make", tmp_path / "images", tmp_path / "dataset") == 0
+    escaped = [r"two\nlines", r"back\\nslash", "ünïcode", r"bytes-\udcff"]
+    assert {row.name for row in open_dataset(tmp_path / "dataset").classes} == set(escaped)
+
+
 @pytest.mark.parametrize(
     ("corrupt", "message"),
     [

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from tqdm import tqdm
 
 from distgan import RunError, UsageError
@@ -298,9 +298,10 @@ def prepare(image: Image.Image | np.ndarray, options: Options) -> tuple[np.ndarr
         image = Image.fromarray(image.squeeze())
     conversions: list[str] = []
     with image:
-        upright = ImageOps.exif_transpose(image)  # a copy, of the first frame
-        if upright.size != image.size or upright.getexif() != image.getexif():
+        # Asked first: loading a TIFF rotates it.
+        if image.getexif().get(ExifTags.Base.Orientation) in range(2, 9):
             conversions.append("EXIF-rotated")
+        upright = ImageOps.exif_transpose(image)  # a copy, of the first frame
         if is_animated(image):
             conversions.append("animated, first frame")
     converted = convert_mode(upright, "L" if options.channels == 1 else "RGB", options.background, conversions.append)

@@ -211,14 +211,24 @@ def test_animated_image_that_ends_after_its_first_frame(tmp_path):
     assert command("make", tmp_path / "one", tmp_path / "dataset") == 0
 
 
-def test_images_are_rotated_by_exif(tmp_path):
+@pytest.mark.parametrize("suffix", ["jpg", "tiff"])
+def test_images_are_rotated_by_exif(tmp_path, suffix):
     image = Image.new("L", (8, 8), 0)
     image.paste(255, (0, 0, 8, 4))
     exif = Image.Exif()
     exif[0x0112] = 6  # rotate clockwise by 90 degrees: the bright top becomes the right side
-    pixels = make_one(tmp_path, image, "jpg", exif=exif)
+    pixels = make_one(tmp_path, image, suffix, exif=exif)
     assert pixels[4, 7].min() > 200 and pixels[4, 0].max() < 50
     assert read_manifest(tmp_path / "dataset")["converted"]["EXIF-rotated"] == 1
+
+
+@pytest.mark.parametrize("orientation", [None, 1])
+def test_upright_tiff_is_not_counted_as_rotated(tmp_path, orientation):
+    exif = Image.Exif()
+    if orientation is not None:
+        exif[0x0112] = orientation
+    make_one(tmp_path, Image.new("RGB", (8, 8)), "tiff", exif=exif)
+    assert read_manifest(tmp_path / "dataset")["converted"] == {}
 
 
 def test_crop_and_antialiased_resize(tmp_path):

@@ -181,6 +181,14 @@ def test_16_bit_images_are_divided_by_257(tmp_path):
     assert read_manifest(tmp_path / "dataset")["converted"]["16-bit"] == 1
 
 
+def test_transparent_grey_of_16_bits_is_composited(tmp_path):
+    values = np.full((8, 8), 257 * 100, np.uint16)
+    values[:, 4:] += 1  # the same in 8 bits
+    pixels = make_one(tmp_path, Image.fromarray(values), transparency=257 * 100)
+    assert pixels[0, 0].tolist() == [255] * 3 and pixels[0, 7].tolist() == [100] * 3
+    assert read_manifest(tmp_path / "dataset")["converted"] == {"16-bit": 1, "transparent": 1}
+
+
 def test_cmyk_images_are_converted(tmp_path):
     assert make_one(tmp_path, Image.new("CMYK", (8, 8), (0, 0, 0, 255)), "jpg")[0, 0].max() < 10
     assert read_manifest(tmp_path / "dataset")["converted"] == {"from CMYK": 1}

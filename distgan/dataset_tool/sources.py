@@ -1,5 +1,6 @@
 """What `shards make` reads: folders, class-folder trees, zips, and built-in datasets by name."""
 
+import errno
 import functools
 import gzip
 import io
@@ -116,10 +117,19 @@ def find_images(folder: Path, parents: tuple[str, ...] = ()) -> Iterator[Path]:
     for entry in os.scandir(folder):
         if is_hidden(entry.name):
             continue
-        if entry.is_dir():
+        if is_folder(entry):
             yield from find_images(Path(entry.path), (*parents, real))
-        elif is_image(entry.name) and (entry.is_file() or entry.is_symlink()):
+        elif is_image(entry.name) and (entry.is_symlink() or entry.is_file()):
             yield Path(entry.path)
+
+
+def is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError as error:
+        if error.errno == errno.ELOOP:  # a link to itself is broken
+            return False
+        raise
 
 
 def read_zip_member(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> bytes:

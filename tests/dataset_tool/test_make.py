@@ -422,6 +422,11 @@ def test_links_are_followed_and_broken_ones_are_reported(folder_of_images, tmp_p
     assert command("make", folder_of_images, tmp_path / "other") == 2
     error = capsys.readouterr().err
     assert "1 of 12 images cannot be used" in error and "a/broken.png: " in error and not (tmp_path / "other").exists()
+    for name in ("itself", "itself.png"):
+        (folder_of_images / "a" / name).symlink_to(name)
+    assert command("make", folder_of_images, tmp_path / "other") == 2
+    error = capsys.readouterr().err
+    assert "2 of 13 images cannot be used" in error and "a/itself.png: " in error
 
 
 def test_images_of_different_size_need_the_size_option(folder_of_images, tmp_path, capsys):

@@ -17,7 +17,7 @@ def parse_labels(suffix: str, data: bytes, where: str) -> dict[str, Label]:
     """{file name: label} of a CSV (two columns), JSONL ({"file_name", "label"}) or NVlabs dataset.json."""
     try:
         if suffix == ".csv":
-            rows = [row for row in csv.reader(io.StringIO(data.decode())) if row]
+            rows = [row for row in csv.reader(io.StringIO(data.decode("utf-8-sig"))) if row]
             return {row[0]: row[1] for row in rows if row[:2] != ["file_name", "label"]}
         if suffix == ".jsonl":
             lines = [decode(line, LabelRow) for line in data.splitlines() if line.strip()]

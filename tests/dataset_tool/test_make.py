@@ -105,17 +105,19 @@ def test_zip_gives_the_same_dataset_as_its_folder(folder_of_images, tmp_path):
     assert a == b
 
 
-@pytest.mark.parametrize("kind", ["csv", "jsonl", "json"])
+@pytest.mark.parametrize("kind", ["csv", "csv with a BOM and no header", "jsonl", "json"])
 def test_labels_from_a_file(folder_of_images, tmp_path, kind):
     names = sorted(p.relative_to(folder_of_images).as_posix() for p in folder_of_images.rglob("*.png"))
     rows = {name: i % 5 for i, name in enumerate(names)}
     text = {
         "csv": "file_name,label\n" + "".join(f"{name},{label}\n" for name, label in rows.items()),
+        "csv with a BOM and no header": "\ufeff" + "".join(f"{name},{label}\n" for name, label in rows.items()),
         "jsonl": "".join(json.dumps({"file_name": name, "label": label}) + "\n" for name, label in rows.items()),
         "json": json.dumps({"labels": [[name, label] for name, label in rows.items()]}),
     }[kind]
-    (tmp_path / f"labels.{kind}").write_text(text)
-    assert command("make", folder_of_images, tmp_path / "dataset", "--labels", tmp_path / f"labels.{kind}") == 0
+    path = tmp_path / f"labels.{kind.split()[0]}"
+    path.write_text(text)
+    assert command("make", folder_of_images, tmp_path / "dataset", "--labels", path) == 0
     assert [row.samples for row in open_dataset(tmp_path / "dataset").classes] == [2] * 5
 
 

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,17 +15,27 @@ from distgan.data.schema import MAX_CLASSES, ClassNames, Label, LabelFile, Label
 
 
 def parse_labels(suffix: str, data: bytes, where: str) -> dict[str, Label]:
-    """{file name: label} of a CSV (two columns), JSONL ({"file_name", "label"}) or NVlabs dataset.json."""
+    """{file name: label} of a CSV (two columns), JSONL ({"file_name", "label"}) or NVlabs dataset.json.
+
+    Raises UsageError, also if a file is in it twice.
+    """
+    rows: Sequence[tuple[str, Label]]
     try:
         if suffix == ".csv":
-            rows = [row for row in csv.reader(io.StringIO(data.decode("utf-8-sig"))) if row]
-            return {row[0]: row[1] for row in rows if row[:2] != ["file_name", "label"]}
-        if suffix == ".jsonl":
-            lines = [decode(line, LabelRow) for line in data.splitlines() if line.strip()]
-            return {row.file_name: row.label for row in lines}
-        return dict(decode(data, LabelFile).labels or [])
+            lines = [line for line in csv.reader(io.StringIO(data.decode("utf-8-sig"))) if line]
+            rows = [(line[0], line[1]) for line in lines if line[:2] != ["file_name", "label"]]
+        elif suffix == ".jsonl":
+            objects = [decode(line, LabelRow) for line in data.splitlines() if line.strip()]
+            rows = [(row.file_name, row.label) for row in objects]
+        else:
+            rows = decode(data, LabelFile).labels or []
     except (ValueError, IndexError, csv.Error) as error:
         raise UsageError(f"{where}: not a list of file names and labels ({error})") from None
+    labels = dict(rows)
+    if len(labels) < len(rows):
+        twice = Counter(name for name, _ in rows).most_common(1)[0][0]
+        raise UsageError(f"{where}: more than one label of {twice!r}; keep one")
+    return labels
 
 
 def number_labels(labels: Sequence[Label], names: Sequence[str] = ()) -> tuple[np.ndarray, list[str]]:

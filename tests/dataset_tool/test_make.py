@@ -121,6 +121,21 @@ def test_labels_from_a_file(folder_of_images, tmp_path, kind):
     assert [row.samples for row in open_dataset(tmp_path / "dataset").classes] == [2] * 5
 
 
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("labels.csv", "a/0.png,0\na/2.png,1\na/2.png,0\n"),
+        ("labels.jsonl", '{"file_name": "a/2.png", "label": 0}\n' * 2),
+        ("dataset.json", '{"labels": [["a/2.png", 0], ["a/0.png", 0], ["a/2.png", 1]]}'),
+    ],
+    ids=["csv", "jsonl", "json"],
+)
+def test_two_labels_of_a_file_are_an_error(folder_of_images, tmp_path, capsys, name, text):
+    (tmp_path / name).write_text(text)
+    assert command("make", folder_of_images, tmp_path / "dataset", "--labels", tmp_path / name) == 2
+    assert capsys.readouterr().err == f"distgan: {tmp_path / name}: more than one label of 'a/2.png'; keep one\n"
+
+
 def test_dataset_json_takes_precedence_over_class_folders(folder_of_images, tmp_path):
     names = sorted(p.relative_to(folder_of_images).as_posix() for p in folder_of_images.rglob("*.png"))
     (folder_of_images / "dataset.json").write_text(json.dumps({"labels": [[name, 3] for name in names]}))

@@ -41,7 +41,8 @@ def parse_labels(suffix: str, data: bytes, where: str) -> dict[str, Label]:
 def number_labels(labels: Sequence[Label], names: Sequence[str] = ()) -> tuple[np.ndarray, list[str]]:
     """Labels as numbers, int64 [N], and the names of the classes. Raises ValueError.
 
-    Integers stay. If not all are, they are places in `names`; by default those are the labels, sorted.
+    Integers stay, if each is spelled in one way. If not all are integers, they are places in `names`; by default those
+    are the labels, sorted.
     """
     if not all(isinstance(label, int) or label.isdecimal() for label in labels):
         names = names or sorted({str(label) for label in labels})
@@ -55,6 +56,10 @@ def number_labels(labels: Sequence[Label], names: Sequence[str] = ()) -> tuple[n
     outside = np.flatnonzero((numbers < 0) | (numbers >= limit))
     if len(outside):
         raise ValueError(f"the label {labels[outside[0]]} is not in [0, {limit:,})")
+    spellings: dict[int, str] = {}
+    for text in sorted({str(label) for label in labels}):
+        if (other := spellings.setdefault(int(text), text)) != text:
+            raise ValueError(f"the labels {other!r} and {text!r} are the same number; write it in one way")
     return numbers, list(names) or [str(i) for i in range(int(numbers.max()) + 1)]
 
 

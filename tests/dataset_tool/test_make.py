@@ -136,6 +136,21 @@ def test_two_labels_of_a_file_are_an_error(folder_of_images, tmp_path, capsys, n
     assert capsys.readouterr().err == f"distgan: {tmp_path / name}: more than one label of 'a/2.png'; keep one\n"
 
 
+def test_numbers_as_labels_are_spelled_in_one_way(folder_of_images, tmp_path, capsys):
+    names = sorted(p.relative_to(folder_of_images).as_posix() for p in folder_of_images.rglob("*.png"))
+
+    def make_with(*labels: str) -> int:
+        rows = zip(names, labels * 5, strict=True)
+        (tmp_path / "labels.csv").write_text("".join(f"{name},{label}\n" for name, label in rows))
+        return command("make", folder_of_images, tmp_path / "dataset", "--labels", tmp_path / "labels.csv")
+
+    assert make_with("1", "01") == 2
+    error = "labels.csv: the labels '01' and '1' are the same number; write it in one way\n"
+    assert capsys.readouterr().err == f"distgan: {tmp_path}/{error}"
+    assert make_with("00", "01") == 0
+    assert [row.samples for row in open_dataset(tmp_path / "dataset").classes] == [5, 5]
+
+
 def test_dataset_json_takes_precedence_over_class_folders(folder_of_images, tmp_path):
     names = sorted(p.relative_to(folder_of_images).as_posix() for p in folder_of_images.rglob("*.png"))
     (folder_of_images / "dataset.json").write_text(json.dumps({"labels": [[name, 3] for name in names]}))

@@ -234,8 +234,9 @@ def open_dataset(dest: str, cache_dir: str | None) -> ShardSet:
 def summary(manifest: Manifest) -> str:
     labels = f"{len(manifest.classes)} classes" if manifest.classes else "no labels"
     size = sum(row.bytes for row in manifest.shards) / 1e6
+    shards = f"{len(manifest.shards)} shard{'s' if len(manifest.shards) > 1 else ''}"
     kind = f"{manifest.size}x{manifest.size}x{manifest.channels} {manifest.encoding}"
-    return f"{manifest.samples:,} images {kind}, {labels}, {len(manifest.shards)} shards, {size:.1f} MB"
+    return f"{manifest.samples:,} images {kind}, {labels}, {shards}, {size:.1f} MB"
 
 
 def details(manifest: Manifest) -> Iterator[str]:

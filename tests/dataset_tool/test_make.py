@@ -84,7 +84,7 @@ def test_same_input_gives_the_same_bytes_for_any_number_of_jobs(tmp_path):
 
 def test_class_folders_become_labels(folder_of_images, tmp_path, capsys):
     assert command("make", folder_of_images, tmp_path / "dataset") == 0
-    assert "10 images 8x8x3 npy, 2 classes" in capsys.readouterr().out
+    assert "10 images 8x8x3 npy, 2 classes, 1 shard, 0.0 MB\n" in capsys.readouterr().out
     assert [row.name for row in open_dataset(tmp_path / "dataset").classes] == ["a", "b"]
     assert command("make", folder_of_images, tmp_path / "plain", "--labels", "none") == 0
     assert open_dataset(tmp_path / "plain").classes == []

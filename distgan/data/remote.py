@@ -8,6 +8,7 @@ import fcntl
 import hashlib
 import os
 import random
+import re
 import threading
 import time
 from collections.abc import Iterator
@@ -18,6 +19,8 @@ from distgan import CorruptDataError, RunError, UsageError
 from distgan.data.objectstore import check_address, explain, open_store
 from distgan.data.shardset import LocalStorage, Storage
 
+CACHED = re.compile(r"[0-9a-f]{64}\.tar|\.[0-9a-f]{64}\.tar\.part")
+"""Names of the shards in the cache folder, which may hold files of the user too, and of unfinished downloads."""
 EXITING = threading.Event()
 """Set when the interpreter exits: downloads end."""
 
@@ -125,7 +128,7 @@ class RemoteStorage:
         """Remove the least recently used shards, and what killed downloads left, until the cache keeps its limit."""
         if not self.cache_bytes:
             return
-        paths = [path for path in self.folder.iterdir() if ".tar" in path.name]
+        paths = [path for path in self.folder.iterdir() if CACHED.fullmatch(path.name)]
         files = sorted((stat.st_mtime, stat.st_size, path) for path in paths if (stat := stat_of(path)))
         excess = sum(bytes for _, bytes, _ in files) - self.cache_bytes
         for _, bytes, path in files:

@@ -244,6 +244,18 @@ def test_shard_that_is_read_is_not_evicted(serve, shards, tmp_path):
     assert not (cache / name).exists()
 
 
+def test_only_shards_of_the_cache_are_evicted(serve, shards, tmp_path):
+    server, cache = serve(shards), tmp_path / "cache"
+    cache.mkdir()
+    own = [cache / name for name in ("imagenet.tar.gz", "set.tar", f"{'0' * 64}.tar.txt")]
+    for path in own:
+        path.write_bytes(bytes(3_000_000))
+    reader = Reader(open_set(server.address, cache, cache_gb=0.003))
+    for id in (0, 2000, 4000):
+        reader.read(np.arange(id, id + 3))
+    assert all(path.exists() for path in own) and len(list(cache.glob("?" * 64 + ".tar"))) == 1
+
+
 def test_progress_is_printed_until_the_first_shards_are_there(serve, shards, tmp_path, capfd, monkeypatch):
     monkeypatch.setattr(fetch, "REPORT_SECONDS", 0.0)
     dataset = open_set(serve(shards, seconds=0.1).address, tmp_path / "cache", fetch_threads=2)

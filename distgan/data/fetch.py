@@ -10,13 +10,13 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
 from pathlib import Path
 
 import numpy as np
 
-from distgan import CorruptDataError, UsageError
+from distgan import CorruptDataError, RunError, UsageError
 from distgan.data.order import WINDOW, Lanes
 from distgan.data.remote import EXITING, RemoteStorage, is_at
 from distgan.data.shardset import ShardSet
@@ -77,6 +77,8 @@ class FetchAhead:
         """The shards that are open or come to be."""
         self.opened: dict[int, OpenFile] = {}
         """Those of them that are: looked up for every image, without a lock."""
+        self.pending: set[Future[OpenFile]] = set()
+        """Those that come to be, also where `files` has dropped them meanwhile."""
         self.bytes = 0
         """Of the shards in `files`."""
         self.ends: dict[int, int] = {}
@@ -126,6 +128,25 @@ class FetchAhead:
             self.ahead = self.storage.fetch_ahead * int(order.counts.max()) * order.lanes
             self._fetch_due()
 
+    @contextlib.contextmanager
+    def interrupted(self) -> Iterator[None]:
+        """Until the end of the `with`, downloads end, and what waits for one fails instead."""
+        with self.lock:
+            self.storage.stopping.set()
+            self.waiting.clear()
+            for shard in [shard for shard, future in self.files.items() if future in self.pending]:
+                self._forget(shard)
+            for future in self.pending:
+                future.set_exception(self._interruption())
+            self.pending.clear()
+        try:
+            yield
+        finally:
+            self.storage.stopping = threading.Event()
+
+    def _interruption(self) -> RunError:
+        return RunError(f"{self.storage.address}: interrupted")
+
     def advance(self, position: int) -> None:
         """Everything before `position` has been read: close what is not needed any more, fetch what comes next."""
         with self.lock:
@@ -148,7 +169,10 @@ class FetchAhead:
     def _add(self, shard: int, end: int, enqueue: Callable[[tuple[int, Future]], None]) -> Future[OpenFile]:
         future = self.files.get(shard)
         if future is None:
+            if self.storage.stopping.is_set():
+                raise self._interruption()
             future = self.files[shard] = Future()
+            self.pending.add(future)
             self.bytes += self.sizes[shard]
             enqueue((shard, future))
         if end > self.ends.get(shard, -1):
@@ -203,12 +227,16 @@ class FetchAhead:
             with self.lock:
                 if self.files.get(shard) is future:
                     self._forget(shard)
-            future.set_exception(error)
+                if future in self.pending:  # it is not if it was interrupted
+                    self.pending.remove(future)
+                    future.set_exception(error)
             return
         with self.lock:
             if self.files.get(shard) is future:
                 self.opened[shard] = file
-        future.set_result(file)
+            if future in self.pending:
+                self.pending.remove(future)
+                future.set_result(file)
 
     def _report_progress(self) -> None:
         """Print how many of the first shards are there, until all of them are."""

@@ -54,6 +54,8 @@ class RemoteStorage:
         self.share = self.cache_bytes // self.processes
         self.fetch_ahead, self.fetch_threads = fetch_ahead, max(1, fetch_threads // self.processes)
         self.store = open_store(address)
+        self.stopping = threading.Event()
+        """While it is set, downloads end."""
 
     def path(self, name: str, size: int | None = None, sha256: str | None = None) -> Path:
         suffix = Path(name).suffix
@@ -105,7 +107,7 @@ class RemoteStorage:
                     raise CorruptDataError(f"{url}: {result.meta['size']} bytes on the server, {size} in the manifest")
                 for chunk in result.stream(min_chunk_size=1):  # as received: a cut loses what waits for a chunk's end
                     received += part.write(chunk)
-                    if EXITING.is_set():
+                    if self._interrupted_within(0):
                         raise RunError(f"{url}: interrupted")
                 return
             except (BaseError, FileNotFoundError, ValueError) as error:
@@ -120,9 +122,18 @@ class RemoteStorage:
                 most, last_byte, pause = received, time.monotonic(), 0.2
             if time.monotonic() - last_byte + pause > self.timeout:
                 raise RunError(f"{url}: gave up after {self.timeout:.0f} s without a byte: {cause}")
-            if EXITING.wait(pause * random.uniform(0.5, 1.5)):
+            if self._interrupted_within(pause * random.uniform(0.5, 1.5)):
                 raise RunError(f"{url}: interrupted")
             pause = min(2 * pause, 15.0)
+
+    def _interrupted_within(self, seconds: float) -> bool:
+        """Wait so long; returns earlier if downloads are to end, and whether they are."""
+        deadline = time.monotonic() + seconds
+        while not (EXITING.is_set() or self.stopping.is_set()):
+            if (left := deadline - time.monotonic()) <= 0:
+                return False
+            EXITING.wait(min(left, 0.1))
+        return True
 
     def _make_room(self) -> None:
         """Remove the least recently used shards, and what killed downloads left, until the cache keeps its limit."""

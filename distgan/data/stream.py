@@ -1,12 +1,14 @@
-"""Endless minibatches: the sample ids come from the data order, threads read and decode, uint8 arrays come out."""
+"""Minibatches: the sample ids come from the data order, threads read and decode, uint8 arrays come out."""
 
+import contextlib
 import functools
 import io
 import itertools
 import os
 import time
+import weakref
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, NamedTuple
 
@@ -65,6 +67,13 @@ class Reader:
         self.fetcher = FetchAhead(shards, shards.storage) if isinstance(shards.storage, RemoteStorage) else None
         opened = functools.lru_cache(MAX_OPEN_FILES)(functools.partial(open_shard, shards))
         self._open = self.fetcher.open if self.fetcher else opened
+        self.streaming: Callable[[], Generator[ImageBatch] | None] = lambda: None
+        """The `stream` that reads with it, if any."""
+
+    def close(self) -> None:
+        """End the stream that reads with it; waits for no download."""
+        if stream := self.streaming():
+            stream.close()
 
     def read(self, ids: np.ndarray) -> ImageBatch:
         """The images of `ids` [N], in that order."""
@@ -173,39 +182,44 @@ def stream(
     position: int,
     threads: int,
     stop: int | None = None,
-) -> Iterator[ImageBatch]:
-    """Minibatches of `order`'s local lanes from global `position` (images seen) on, without end.
+) -> Generator[ImageBatch]:
+    """Minibatches of `order`'s local lanes from global `position` (images seen) up to `stop`, or without end.
 
-    `batch` is the global batch size. `draw` maps the position of a minibatch to the random numbers for it. Shards of a
-    remote dataset that are needed only from `stop` on are not fetched ahead.
+    `batch` is the global batch size. `draw` maps the position of a minibatch to the random numbers for it. Nothing is
+    read or fetched for what comes after `stop`. It ends the reader's previous stream: a reader serves one at a time.
     """
     import webdataset as wds  # imports torch, which `shards verify` does without
 
     def plan() -> Iterator[tuple[int, np.ndarray]]:
-        at = position
-        while True:
+        for at in itertools.count(position, batch) if stop is None else range(position, stop, batch):
             yield at, order.ids(at, batch)
-            at += batch
 
     def read(planned: tuple[int, np.ndarray]) -> ImageBatch:
         at, ids = planned
         return reader.read(ids)._replace(random_inputs=draw(at))
 
+    reader.close()
     if reader.raw:  # nothing to decode: a second thread only contends for the GIL
         threads = min(threads, 1)
     if reader.fetcher:
         reader.fetcher.follow(order, position, stop, images_in_flight(batch, threads))
-    batches = iter(wds.pipeline.DataPipeline(plan, threaded(read, threads)))
+    interrupted = reader.fetcher.interrupted if reader.fetcher else contextlib.nullcontext
+    batches: Any = iter(wds.pipeline.DataPipeline(plan, threaded(read, threads, interrupted)))
 
-    def timed() -> Iterator[ImageBatch]:
-        for end in itertools.count(position + batch, batch):
-            start = time.perf_counter()
-            images = next(batches)
-            if reader.fetcher:
-                reader.fetcher.advance(end)
-            yield images._replace(wait_seconds=time.perf_counter() - start)
+    def timed() -> Generator[ImageBatch]:
+        with contextlib.closing(batches):
+            for end in itertools.count(position + batch, batch):
+                start = time.perf_counter()
+                images = next(batches, None)
+                if images is None:
+                    return
+                if reader.fetcher:
+                    reader.fetcher.advance(end)
+                yield images._replace(wait_seconds=time.perf_counter() - start)
 
-    return timed()
+    minibatches = timed()
+    reader.streaming = weakref.ref(minibatches)
+    return minibatches
 
 
 def images_in_flight(batch: int, threads: int) -> int:
@@ -213,16 +227,23 @@ def images_in_flight(batch: int, threads: int) -> int:
     return (2 * threads + 1) * batch
 
 
-def threaded(function: Callable, threads: int) -> Callable[[Iterable], Iterator]:
-    """A pipeline stage that maps `function` in threads, a few items ahead, and keeps the order."""
+def threaded(
+    function: Callable,
+    threads: int,
+    interrupted: Callable[[], contextlib.AbstractContextManager] = contextlib.nullcontext,
+) -> Callable[[Iterable], Iterator]:
+    """A pipeline stage that maps `function` in threads, a few items ahead, and keeps the order.
+
+    When it ends, it waits for the calls that are running, inside of `interrupted`, which lets them end soon.
+    """
 
     def stage(items: Iterable) -> Iterator:
-        if not threads:
-            yield from map(function, items)
-            return
-        pool = ThreadPoolExecutor(threads, thread_name_prefix="distgan-read")
+        pool = ThreadPoolExecutor(threads or 1, thread_name_prefix="distgan-read")  # its threads start with its calls
         ahead: deque[Future] = deque()
         try:
+            if not threads:
+                yield from map(function, items)
+                return
             for item in items:
                 ahead.append(pool.submit(function, item))
                 if len(ahead) > 2 * threads:
@@ -230,6 +251,7 @@ def threaded(function: Callable, threads: int) -> Callable[[Iterable], Iterator]
             while ahead:
                 yield ahead.popleft().result()
         finally:
-            pool.shutdown(cancel_futures=True)
+            with interrupted():
+                pool.shutdown(cancel_futures=True)
 
     return stage

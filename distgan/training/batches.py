@@ -1,5 +1,6 @@
 """The minibatches of a run: real images from the dataset, latents and labels drawn for them, on the device."""
 
+import math
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
@@ -17,18 +18,23 @@ from distgan.training.state import TrainState
 LARGEST_BELOW_1 = np.float32(1 - 2**-24)
 
 
-def iterations(run: Run, state: TrainState, on_read: Callable[[ImageBatch], None]) -> Iterator[Batches]:
-    """This process's rows of the minibatches of every iteration from `state.images_seen` on.
+def iterations(
+    run: Run, state: TrainState, on_read: Callable[[ImageBatch], None], count: int | None = None
+) -> Iterator[Batches]:
+    """This process's rows of the minibatches of `count` iterations from `state.images_seen` on, or to the run's end.
 
     `on_read` is called with what was read, before D is updated on it. The real images for G's update, where the loss
     compares fakes with them, are those that D sees next: D has not been updated on them yet, and nothing is read twice.
     """
-    loaded, ahead = load(run, state), deque[LoadedBatch]()
-    while True:
-        batches = [ahead.popleft() if ahead else next(loaded) for _ in range(run.config.n_critic)]
+    config, paired = run.config, run.gan.loss.paired
+    if count is None:
+        count = math.ceil((run.total_images - state.images_seen) / config.iteration_images)
+    loaded, ahead = load(run, state, count * config.n_critic + (1 if paired else 0)), deque[LoadedBatch]()
+    for _ in range(count):
+        batches = [ahead.popleft() if ahead else next(loaded) for _ in range(config.n_critic)]
         for batch in batches:
             on_read(batch.images)
-        if run.gan.loss.paired:
+        if paired:
             ahead.append(next(loaded))
         yield Batches([batch.d for batch in batches], ahead[0].g if ahead else None)
 
@@ -43,8 +49,8 @@ class LoadedBatch(NamedTuple):
     """The same real images with latents of their own, for G's update; empty unless the loss is paired."""
 
 
-def load(run: Run, state: TrainState) -> Iterator[LoadedBatch]:
-    """Endless minibatches from `state.images_seen` on, on the device."""
+def load(run: Run, state: TrainState, count: int) -> Iterator[LoadedBatch]:
+    """`count` minibatches from `state.images_seen` on, on the device."""
     config, device = run.config, run.dist.device
     batches = stream(
         run.order,
@@ -53,7 +59,7 @@ def load(run: Run, state: TrainState) -> Iterator[LoadedBatch]:
         batch=config.batch,
         position=state.images_seen,
         threads=config.data.threads,
-        stop=run.total_images,
+        stop=state.images_seen + count * config.batch,
     )
     for batch in batches:
         inputs = {name: tensor.to(device, non_blocking=True) for name, tensor in batch.random_inputs.items()}

@@ -59,6 +59,7 @@ def run_training(
         if not dist.is_main_process:
             stop.files.clear()  # one process polls the files, and the flags are reduced
         run, state = build(config, dist), TrainState()
+        stack.enter_context(contextlib.closing(run.reader))
         evaluate = make_evaluate(run, stop.requested) if config.evaluate.every_epochs and make_evaluate else None
         if dry_run:
             return describe_run(run, state)
@@ -126,7 +127,7 @@ def describe_run(run: Run, state: TrainState) -> None:
     if dist.is_main_process:
         print(f"dry run: parameters: {parameter_counts(run)}", flush=True)
         print(*describe_cost(config, **shape, world_size=dist.world_size), sep="\n", flush=True)
-    stream, p = iterations(run, state, on_read=lambda batch: None), augment_probability(run, state)
+    stream, p = iterations(run, state, on_read=lambda batch: None, count=2), augment_probability(run, state)
     train_step(run.gan, next(stream), run.penalties_due(0), p)
     minibatches = next(stream)
     scalars = train_step(run.gan, minibatches, run.penalties_due(0), p)

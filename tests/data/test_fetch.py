@@ -1,5 +1,6 @@
 """Shards fetched ahead from a web server: the images of the disk, several shards at once, within the cache's limit."""
 
+import contextlib
 import hashlib
 import itertools
 import signal
@@ -15,24 +16,31 @@ from typing import Any
 import numpy as np
 import pytest
 
+from distgan import CorruptDataError
 from distgan.data import fetch
 from distgan.data.fetch import check_cache
 from distgan.data.order import Lanes
 from distgan.data.remote import open_storage, stat_of
-from distgan.data.shardset import ShardSet, open_shardset
+from distgan.data.shardset import LocalStorage, ShardSet, open_shardset
 from distgan.data.stream import Reader, images_in_flight, stream
+from distgan.training.finite import FiniteCheck
 from shared import ROOT, TINY, fill, launch_env, make_dataset, metrics, noise, train, weights
 
 SHARDS = 6
 
 
 class SlowServer(ThreadingHTTPServer):
-    """Serves a dataset; waits `seconds` before each shard, and knows which it was asked for, and how many at once."""
+    """Serves a dataset; waits `seconds` before each shard, and knows which it was asked for, and how many at once.
+
+    The shards in `stalled` do not come before `released` is set.
+    """
 
     daemon_threads = True
 
     def __init__(self, folder: Path, seconds: float = 0.0) -> None:
         self.folder, self.seconds, self.requests = folder, seconds, []
+        self.stalled: set[str] = set()
+        self.released = threading.Event()
         self.lock, self.active, self.most_active = threading.Lock(), 0, 0
         super().__init__(("127.0.0.1", 0), SlowHandler)
         self.address = f"http://127.0.0.1:{self.server_address[1]}"
@@ -48,6 +56,8 @@ class SlowHandler(BaseHTTPRequestHandler):
                 server.active += 1
                 server.most_active = max(server.most_active, server.active)
             time.sleep(server.seconds)
+            if name in server.stalled:
+                server.released.wait(60)
         data = (server.folder / name).read_bytes()
         if name.endswith(".tar"):
             with server.lock:
@@ -55,7 +65,8 @@ class SlowHandler(BaseHTTPRequestHandler):
         self.send_response(200)
         self.send_header("Content-Length", str(len(data)))
         self.end_headers()
-        self.wfile.write(data)
+        with contextlib.suppress(ConnectionError):
+            self.wfile.write(data)
 
     def log_message(self, format: str, *args: object) -> None:
         pass
@@ -78,6 +89,7 @@ def serve() -> Iterator[Callable[..., SlowServer]]:
 
     yield start
     for server in servers:
+        server.released.set()
         server.shutdown()
         server.server_close()
 
@@ -147,6 +159,69 @@ def test_shards_after_the_end_of_the_run_are_not_fetched(serve, shards, tmp_path
     next(batches)
     time.sleep(0.3)
     assert 1 <= len(server.requests) <= 2
+
+
+def stall_after(server: SlowServer, stop: int) -> None:
+    """Stall the shards that one lane needs only from `stop` on."""
+    dataset = open_shardset(LocalStorage(server.folder), "")
+    needs = itertools.takewhile(lambda need: need[0] < stop, Lanes(dataset.counts, 0, 1).needs(0))
+    server.stalled = {row.name for row in dataset.manifest.shards}
+    server.stalled -= {dataset.manifest.shards[shard].name for _, _, shard in needs}
+
+
+def test_stream_ends_at_its_stop_and_reads_nothing_after_it(serve, shards, tmp_path):
+    server, start = serve(shards), time.monotonic()
+    stall_after(server, 1024)
+    batches = minibatches(open_set(server.address, tmp_path / "cache"), lanes=1, batch=10, stop=1015)
+    assert len(list(batches)) == 102 and time.monotonic() - start < 10
+
+
+@pytest.mark.parametrize("threads", [0, 1])
+def test_closed_stream_waits_for_no_download_and_its_reader_serves_another(serve, shards, tmp_path, threads):
+    server = serve(shards)
+    stall_after(server, 1024)
+    dataset = open_set(server.address, tmp_path / "cache")
+    order, reader = Lanes(dataset.counts, 0, 1), Reader(dataset)
+    batches = stream(order, reader, lambda at: {}, batch=10, position=0, threads=threads)
+    for _ in range(101):  # what is read ahead is beyond 1024
+        next(batches)
+    wait_until(lambda: server.stalled & set(server.requests))
+    start = time.monotonic()
+    reader.close()
+    assert next(batches, None) is None and time.monotonic() - start < 10
+    server.released.set()
+    again = stream(order, reader, lambda at: {}, batch=10, position=500, threads=threads, stop=1500)
+    local = Reader(open_set(shards, tmp_path))
+    for at, batch in zip(range(500, 1500, 10), again, strict=True):
+        assert batch.images.tobytes() == local.read(order.ids(at, 10)).images.tobytes()
+
+
+@pytest.mark.parametrize("words", [[], ["--loss", "rpgan", "--n_critic", 3]], ids=["", "paired"])
+def test_run_does_not_wait_for_shards_after_its_end(serve, shards, tmp_path, words):
+    server, start = serve(shards), time.monotonic()
+    stall_after(server, 1024)
+    words = ["--data.shards", server.address, "--data.lanes", 1, "--images", 1000, *TINY, *words]
+    assert train(*words, "--data.cache_dir", tmp_path / "cache", "--run_dir", tmp_path / "run") == 0
+    assert time.monotonic() - start < 30
+
+
+def test_failed_run_does_not_wait_for_a_stalled_server(serve, shards, tmp_path, monkeypatch, capsys):
+    server = serve(shards)
+    stall_after(server, 1024)
+    failed = []
+    before = set(threading.enumerate())
+
+    def fail_while_it_stalls(check: FiniteCheck, norms: Any, scalars: Any, images: int) -> None:
+        if images == 1008:
+            wait_until(lambda: server.stalled & set(server.requests))
+            failed.append(time.monotonic())
+            raise CorruptDataError("failed")
+
+    monkeypatch.setattr(FiniteCheck, "record", fail_while_it_stalls)
+    words = ["--data.shards", server.address, "--data.lanes", 1, "--images", 6000, *TINY]
+    assert train(*words, "--data.cache_dir", tmp_path / "cache", "--run_dir", tmp_path / "run") == 1
+    assert time.monotonic() - failed[0] < 10 and "failed" in capsys.readouterr().err
+    assert not [t for t in set(threading.enumerate()) - before if t.name.startswith("distgan-read")]  # exit joins them
 
 
 def test_order_with_a_cache_of_three_shards_is_that_of_the_disk(serve, shards, tmp_path):

@@ -6,6 +6,7 @@ import fcntl
 import heapq
 import math
 import os
+import resource
 import sys
 import threading
 import time
@@ -18,10 +19,11 @@ import numpy as np
 
 from distgan import CorruptDataError, RunError, UsageError
 from distgan.data.order import WINDOW, Lanes
-from distgan.data.remote import EXITING, RemoteStorage, is_at
+from distgan.data.remote import EXITING, RemoteStorage, check_open_files, is_at
 from distgan.data.shardset import ShardSet
 
-MAX_OPEN_FILES = 512
+MAX_OPEN_FILES = 256
+"""Shards that a reader keeps open. An evaluation in a run has a reader of its own."""
 REPORT_SECONDS, EXIT_SECONDS = 2.0, 2.0
 WORKERS: set[threading.Thread] = set()
 
@@ -44,8 +46,19 @@ class OpenFile:
             os.close(self.fd)
 
 
+def raise_file_limit() -> None:
+    """Let this process open as many files as it may; the usual limit of 1,024 leaves few beside those of the shards."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        with contextlib.suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
 def open_shard(shards: ShardSet, shard: int) -> OpenFile:
-    """Open a shard. Raises CorruptDataError if that fails, or if its size does not match the manifest."""
+    """Open a shard. Raises CorruptDataError if that fails, or if its size does not match the manifest.
+
+    Raises RunError if there is no file descriptor left.
+    """
     expected, remote = shards.manifest.shards[shard].bytes, isinstance(shards.storage, RemoteStorage)
     for attempt in range(3):  # a cached copy can be evicted between its download and its opening
         path = shards.shard_path(shard)
@@ -54,6 +67,7 @@ def open_shard(shards: ShardSet, shard: int) -> OpenFile:
         except OSError as error:
             if attempt < 2 and isinstance(error, FileNotFoundError):
                 continue
+            check_open_files(error)
             raise CorruptDataError(f"{path}: {error.strerror}") from None
         size = os.fstat(file.fd).st_size
         if size != expected:

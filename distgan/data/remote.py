@@ -4,6 +4,7 @@ No shell and no external program: obstore transfers the bytes.
 """
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import os
@@ -76,6 +77,7 @@ class RemoteStorage:
         try:
             return self._fetch_locked(name, copy, size, sha256)
         except OSError as error:
+            check_open_files(error)
             raise RunError(f"data.cache_dir: cannot write to {self.folder}: {error.strerror or error}") from None
 
     def _fetch_locked(self, name: str, copy: Path, size: int | None, sha256: str | None) -> Path:
@@ -147,6 +149,12 @@ class RemoteStorage:
                 break
             if remove_unused(path):
                 excess -= bytes
+
+
+def check_open_files(error: OSError) -> None:
+    """Raises RunError if the process, or the machine, has no file descriptor left: no file is to blame."""
+    if error.errno in (errno.EMFILE, errno.ENFILE):
+        raise RunError(f"{error.strerror}; raise the limit of open files (`ulimit -n`)") from None
 
 
 def stat_of(path: Path) -> os.stat_result | None:

@@ -17,7 +17,7 @@ import xxhash
 from PIL import Image
 
 from distgan import CorruptDataError, UsageError
-from distgan.data.fetch import MAX_OPEN_FILES, FetchAhead, open_shard
+from distgan.data.fetch import MAX_OPEN_FILES, FetchAhead, open_shard, raise_file_limit
 from distgan.data.order import Lanes
 from distgan.data.remote import RemoteStorage
 from distgan.data.shardset import ShardSet
@@ -60,6 +60,7 @@ class Reader:
         skip_bad: int = 0,
         allocate: Callable[[tuple[int, ...]], Any] = lambda shape: np.empty(shape, np.uint8),
     ) -> None:
+        raise_file_limit()
         self.shards, self.skip_bad, self.allocate = shards, skip_bad, allocate
         self.starts = np.concatenate([[0], np.cumsum(shards.counts)])
         self.shape = (shards.size, shards.size, shards.channels)

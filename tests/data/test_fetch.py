@@ -1,8 +1,11 @@
 """Shards fetched ahead from a web server: the images of the disk, several shards at once, within the cache's limit."""
 
 import contextlib
+import errno
 import hashlib
 import itertools
+import os
+import resource
 import signal
 import subprocess
 import sys
@@ -16,7 +19,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from distgan import CorruptDataError
+from distgan import CorruptDataError, RunError
 from distgan.data import fetch
 from distgan.data.fetch import check_cache
 from distgan.data.order import Lanes
@@ -317,6 +320,33 @@ def test_shard_that_is_read_is_not_evicted(serve, shards, tmp_path):
     for id in (3000, 4000, 5000):
         Reader(second).read(np.arange(id, id + 3))
     assert not (cache / name).exists()
+
+
+def test_reader_raises_the_limit_of_open_files(shards, tmp_path):
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (512, limits[1]))
+        Reader(open_set(shards, tmp_path))
+        assert resource.getrlimit(resource.RLIMIT_NOFILE) == (limits[1], limits[1])
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+
+
+@pytest.mark.parametrize("cached", [True, False])
+@pytest.mark.parametrize("remote", [True, False])
+def test_too_many_open_files_are_no_corrupt_images(serve, shards, tmp_path, monkeypatch, remote, cached):
+    dataset = open_set(serve(shards).address if remote else shards, tmp_path / "cache")
+    if cached:
+        dataset.shard_path(0)
+    reader = Reader(dataset, skip_bad=5)
+
+    def no_descriptor(path: Any, *args: Any, **keys: Any) -> int:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE), path)
+
+    with monkeypatch.context() as patch, pytest.raises(RunError, match="Too many open files; .*`ulimit -n`") as raised:
+        patch.setattr(os, "open", no_descriptor)
+        reader.read(np.arange(3))
+    assert not isinstance(raised.value, CorruptDataError)
 
 
 def test_only_shards_of_the_cache_are_evicted(serve, shards, tmp_path):

@@ -162,7 +162,7 @@ def test_killed_download_is_completed_by_the_next_process(nginx, shards, tmp_pat
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=ROOT)
         part = []
         while process.poll() is None and not part:
-            found = [p for p in (tmp_path / "cache").glob(".*.tar.part") if p.stat().st_size]
+            found = [p for p in (tmp_path / "cache").glob(".*.tar.*.part") if p.stat().st_size]
             part = [p for p in found if p.stat().st_mtime > start + 0.5]  # not that of the process killed before
             time.sleep(0.02)
         process.send_signal(signal.SIGKILL)

@@ -19,7 +19,7 @@ import numpy as np
 
 from distgan import CorruptDataError, RunError, UsageError
 from distgan.data.order import WINDOW, Lanes
-from distgan.data.remote import EXITING, RemoteStorage, check_open_files, is_at
+from distgan.data.remote import EXITING, RemoteStorage, check_open_files, is_at, lock_file
 from distgan.data.shardset import ShardSet
 
 MAX_OPEN_FILES = 256
@@ -37,7 +37,7 @@ class OpenFile:
     def __init__(self, path: Path, lock: bool = False) -> None:
         self.fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         if lock:
-            fcntl.flock(self.fd, fcntl.LOCK_SH)
+            lock_file(self.fd, fcntl.LOCK_SH)
             if not is_at(path, self.fd):
                 raise FileNotFoundError(None, "evicted while it was opened", str(path))
 

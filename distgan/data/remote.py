@@ -10,6 +10,8 @@ import hashlib
 import os
 import random
 import re
+import secrets
+import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -20,8 +22,14 @@ from distgan import CorruptDataError, RunError, UsageError
 from distgan.data.objectstore import check_address, explain, open_store
 from distgan.data.shardset import LocalStorage, Storage
 
-CACHED = re.compile(r"[0-9a-f]{64}\.tar|\.[0-9a-f]{64}\.tar\.part")
+CACHED = re.compile(r"[0-9a-f]{64}\.tar|\.[0-9a-f]{64}\.tar\..+\.part")
 """Names of the shards in the cache folder, which may hold files of the user too, and of unfinished downloads."""
+UNFINISHED = re.compile(r"\.[0-9a-f]{64}\.\w+\.(?:lock|(?P<host>.+)-\d+-[0-9a-f]+\.part)")
+"""Names of what a download has in the cache folder: its lock, and the bytes that it has received."""
+NO_LOCKS = errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.EBADF
+"""What file systems without locks answer; NFS answers EBADF where a file is open for reading only."""
+SILENT_SECONDS = 3600.0
+"""An unfinished download of another node is dead if it received nothing for so long."""
 EXITING = threading.Event()
 """Set when the interpreter exits: downloads end."""
 
@@ -42,7 +50,8 @@ class RemoteStorage:
 
     A failed download is resumed with exponential backoff and jitter until `timeout` seconds pass without a new byte. A
     copy gets its name only if length and sha256 match the manifest. With `cache_gb`, the least recently used shards
-    are evicted; a file that a process has locked, because it reads or writes it, is not.
+    are evicted; a file that a process has locked, because it reads or writes it, is not. Where the locks of the file
+    system hold on one node only, or where it has none, several processes may download the same file, each for itself.
     """
 
     def __init__(
@@ -57,6 +66,7 @@ class RemoteStorage:
         self.store = open_store(address)
         self.stopping = threading.Event()
         """While it is set, downloads end."""
+        self.is_clean = False
 
     def path(self, name: str, size: int | None = None, sha256: str | None = None) -> Path:
         suffix = Path(name).suffix
@@ -82,19 +92,30 @@ class RemoteStorage:
 
     def _fetch_locked(self, name: str, copy: Path, size: int | None, sha256: str | None) -> Path:
         self.folder.mkdir(parents=True, exist_ok=True)
-        with locked_file(copy.with_name(f".{copy.name}.part")) as part:
+        self._clean_up()
+        with locked_file(copy.with_name(f".{copy.name}.lock")):
             if sha256 is not None and is_complete(copy, size):
                 return copy
-            part.truncate(0)  # left by a killed process, perhaps not synced to disk
-            part.truncate(size or 0)  # counts in full in the cache from now on
-            self._make_room()
-            self._download(name, part, size)
-            part.seek(0)
-            if sha256 is not None and hashlib.file_digest(part, "sha256").hexdigest() != sha256:
-                raise CorruptDataError(f"{self.address}/{name}: the sha256 does not match the manifest")
-            os.fsync(part.fileno())
-            os.replace(part.name, copy)
+            own = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
+            with locked_file(copy.with_name(f".{copy.name}.{own}.part")) as part:
+                part.truncate(size or 0)  # counts in full in the cache from now on
+                self._make_room()
+                self._download(name, part, size)
+                part.seek(0)
+                if sha256 is not None and hashlib.file_digest(part, "sha256").hexdigest() != sha256:
+                    raise CorruptDataError(f"{self.address}/{name}: the sha256 does not match the manifest")
+                os.fsync(part.fileno())
+                if sha256 is None or not is_complete(copy, size):  # another node may have been faster, and reads it
+                    os.replace(part.name, copy)
         return copy
+
+    def _clean_up(self) -> None:
+        """Remove, once, what killed downloads left."""
+        if not self.is_clean:
+            self.is_clean = True
+            for path in self.folder.iterdir():
+                if UNFINISHED.fullmatch(path.name):
+                    remove_unused(path)
 
     def _download(self, name: str, part: BinaryIO, size: int | None) -> None:
         """Write the file to `part`, from the last byte received on after each failure."""
@@ -138,7 +159,7 @@ class RemoteStorage:
         return True
 
     def _make_room(self) -> None:
-        """Remove the least recently used shards, and what killed downloads left, until the cache keeps its limit."""
+        """Remove the least recently used shards, and parts of killed downloads, until the cache keeps its limit."""
         if not self.cache_bytes:
             return
         paths = [path for path in self.folder.iterdir() if CACHED.fullmatch(path.name)]
@@ -175,30 +196,70 @@ def is_at(path: Path, fd: int) -> bool:
     return stat is not None and os.path.samestat(stat, os.fstat(fd))
 
 
-def remove_unused(path: Path) -> bool:
-    """Remove a file, unless a process has it locked."""
-    with contextlib.suppress(FileNotFoundError), open(path, "r+b") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return False
-        if is_at(path, file.fileno()):
-            path.unlink()
+def lock_file(fd: int, kind: int) -> bool:
+    """Lock an open file; False on a file system without locks. Raises BlockingIOError and OSError."""
+    try:
+        fcntl.flock(fd, kind)
+    except OSError as error:
+        if error.errno not in NO_LOCKS:
+            raise
+        return False
     return True
+
+
+def remove_unused(path: Path) -> bool:
+    """Remove a file, unless a process uses it or it is another user's; returns whether it is gone."""
+    try:
+        with open(path, "r+b") as file:
+            has_lock = lock_file(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if may_be_written(path, has_lock):
+                return False
+            if is_at(path, file.fileno()):
+                path.unlink()
+    except FileNotFoundError:
+        return True
+    except OSError:
+        return False
+    return True
+
+
+def may_be_written(path: Path, has_lock: bool) -> bool:
+    """Whether a download may go on that writes this file, which this process has locked, if `has_lock`.
+
+    A lock tells only of the processes of this node. Of others, only how long ago they wrote is known.
+    """
+    name = UNFINISHED.fullmatch(path.name)
+    if name is None or name["host"] is None or (has_lock and name["host"] == socket.gethostname()):
+        return False
+    return time.time() - path.stat().st_mtime < SILENT_SECONDS
 
 
 @contextlib.contextmanager
 def locked_file(path: Path) -> Iterator[Any]:
-    """`path`, open for one thread of one process of this node at a time. The lock ends with the process."""
+    """`path`, open for one thread of one process of this node at a time. The lock ends with the process.
+
+    On a file system without locks it is open at once.
+    """
     while True:
-        file = open(path, "r+b", buffering=0, opener=lambda name, flags: os.open(name, flags | os.O_CREAT, 0o666))
-        fcntl.flock(file, fcntl.LOCK_EX)
+        file = open(path, "r+b", buffering=0, opener=open_or_create)
+        lock_file(file.fileno(), fcntl.LOCK_EX)
         if is_at(path, file.fileno()):
             break
-        file.close()  # the previous holder has renamed it: this is the finished copy
+        file.close()  # the previous holder has removed it
     try:
         yield file
     finally:
         if is_at(path, file.fileno()):
-            path.unlink()
+            with contextlib.suppress(FileNotFoundError, PermissionError):
+                path.unlink()
         file.close()
+
+
+def open_or_create(path: str, flags: int) -> int:
+    """Opens another user's lock for reading only, which is enough to lock it."""
+    try:
+        return os.open(path, flags | os.O_CREAT, 0o666)
+    except PermissionError:
+        with contextlib.suppress(OSError):
+            return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        raise

@@ -2,11 +2,13 @@
 
 import contextlib
 import errno
+import fcntl
 import hashlib
 import itertools
 import os
 import resource
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -14,13 +16,13 @@ import time
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import pytest
 
 from distgan import CorruptDataError, RunError
-from distgan.data import fetch
+from distgan.data import fetch, remote
 from distgan.data.fetch import check_cache
 from distgan.data.order import Lanes
 from distgan.data.remote import open_storage, stat_of
@@ -301,7 +303,7 @@ def test_two_runs_on_one_small_cache_read_what_is_on_disk(serve, shards, tmp_pat
     """Each evicts what the other does not read; one was killed while it fetched."""
     server, cache, local = serve(shards, seconds=0.05), tmp_path / "cache", open_set(shards, tmp_path)
     killed = start_reading(server.address, cache, cache_gb=0.02)
-    wait_until(lambda: cache.exists() and len(list(cache.glob(".*.tar.part"))) > 1)
+    wait_until(lambda: cache.exists() and len(list(cache.glob(".*.tar.*.part"))) > 1)
     killed.send_signal(signal.SIGKILL)
     killed.communicate()
     remote = [start_reading(server.address, cache, cache_gb=0.02, seed=seed) for seed in range(2)]
@@ -359,6 +361,97 @@ def test_only_shards_of_the_cache_are_evicted(serve, shards, tmp_path):
     for id in (0, 2000, 4000):
         reader.read(np.arange(id, id + 3))
     assert all(path.exists() for path in own) and len(list(cache.glob("?" * 64 + ".tar"))) == 1
+
+
+@pytest.mark.parametrize("cause", [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP])
+def test_cache_on_a_file_system_without_locks(serve, shards, tmp_path, monkeypatch, cause):
+    """Two runs at once, each with a cache of three shards in the same folder."""
+
+    def no_locks(file: Any, kind: int) -> None:
+        raise OSError(cause, os.strerror(cause))
+
+    server, cache, local = serve(shards), tmp_path / "cache", open_set(shards, tmp_path)
+    monkeypatch.setattr(fcntl, "flock", no_locks)
+    digests: dict[int, str] = {}
+
+    def read(seed: int) -> None:
+        digests[seed] = read_an_epoch(open_set(server.address, cache, cache_gb=0.012), seed)
+
+    threads = [threading.Thread(target=read, args=[seed]) for seed in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert digests == {seed: read_an_epoch(local, seed) for seed in range(2)}
+
+
+def test_nodes_whose_locks_hold_on_one_node_only_share_a_cache(serve, shards, tmp_path, monkeypatch):
+    """Both download the same shard at once."""
+    server, cache, paths = serve(shards), tmp_path / "cache", []
+    datasets = [open_set(server.address, cache) for _ in range(2)]
+    row = datasets[0].manifest.shards[0]
+    server.stalled = {row.name}
+    monkeypatch.setattr(fcntl, "flock", lambda file, kind: None)
+    threads = [threading.Thread(target=lambda own=own: paths.append(own.shard_path(0))) for own in datasets]
+    for thread in threads:
+        thread.start()
+    wait_until(lambda: server.requests == [row.name] * 2)
+    server.released.set()
+    for thread in threads:
+        thread.join()
+    assert paths == [cache / f"{row.sha256}.tar"] * 2
+    assert hashlib.sha256(paths[0].read_bytes()).hexdigest() == row.sha256
+    assert not list(cache.glob(".*"))
+
+
+def test_only_unfinished_downloads_of_ended_processes_are_removed(serve, shards, tmp_path):
+    cache, host = tmp_path / "cache", socket.gethostname()
+    cache.mkdir()
+    ended, running, far, far_ended, lock, users = paths = [
+        cache / name
+        for name in (
+            f".{'0' * 64}.tar.{host}-1-0a.part",
+            f".{'0' * 64}.tar.{host}-2-0a.part",
+            f".{'0' * 64}.tar.not-{host}-1-0a.part",
+            f".{'0' * 64}.tar.not-{host}-2-0a.part",
+            f".{'0' * 64}.tar.lock",
+            ".movie.part",
+        )
+    ]
+    for path in paths:
+        path.write_bytes(b"begun")
+    for path in (ended, running, far_ended, users):
+        os.utime(path, (0, 0))
+    with running.open("rb") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        open_set(serve(shards).address, cache)
+        assert [path for path in paths if path.exists()] == [running, far, users]
+        assert {path for path in cache.iterdir() if path.name.startswith(".")} == {running, far, users}
+
+
+def test_shards_and_locks_of_another_user_are_used_and_not_evicted(serve, shards, tmp_path, monkeypatch):
+    """They cannot be opened for writing."""
+    server, cache = serve(shards), tmp_path / "cache"
+    other = open_set(server.address, cache).shard_path(0)
+    dataset = open_set(server.address, cache, cache_gb=0.003)
+    lock = cache / f".{dataset.manifest.shards[2].sha256}.tar.lock"
+    lock.touch()
+
+    def refuse(path: Any) -> NoReturn:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+
+    def open_fd(path: Any, flags: int, *args: Any, opened: Callable = os.open, **keys: Any) -> int:
+        return refuse(path) if path == str(lock) and flags & os.O_RDWR else opened(path, flags, *args, **keys)
+
+    def open_file(path: Any, mode: str, **keys: Any) -> Any:
+        return refuse(path) if path == other and mode == "r+b" else open(path, mode, **keys)
+
+    monkeypatch.setattr(os, "open", open_fd)
+    monkeypatch.setattr(remote, "open", open_file, raising=False)
+    reader = Reader(dataset)
+    for id in (1100, 2300, 0):
+        reader.read(np.arange(id, id + 3))
+    assert other.exists() and server.requests.count(dataset.manifest.shards[0].name) == 1
 
 
 def test_progress_is_printed_until_the_first_shards_are_there(serve, shards, tmp_path, capfd, monkeypatch):

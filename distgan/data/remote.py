@@ -45,6 +45,10 @@ def open_storage(
     return RemoteStorage(address.rstrip("/"), folder, cache_gb, fetch_ahead, fetch_threads)
 
 
+class UnavailableError(RunError):
+    """The server does not have a file, or refuses it; trying again does not help."""
+
+
 class RemoteStorage:
     """A dataset on a server. One process per node downloads a file; the others wait for it and share the copy.
 
@@ -139,7 +143,7 @@ class RemoteStorage:
                 received, permanent = part.seek(0), False
                 part.truncate(size or 0)
             if permanent:
-                kind = UsageError if name == "manifest.json" else RunError
+                kind = UsageError if name == "manifest.json" else UnavailableError
                 raise kind(f"{url}: {cause}")
             if received > most:
                 most, last_byte, pause = received, time.monotonic(), 0.2

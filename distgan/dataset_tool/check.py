@@ -11,6 +11,7 @@ import numpy as np
 
 from distgan import CorruptDataError, UsageError, __version__
 from distgan.data.order import Lanes
+from distgan.data.remote import UnavailableError
 from distgan.data.schema import FORMAT, Label, Manifest, Shard
 from distgan.data.shardset import (
     ShardSet,
@@ -37,7 +38,7 @@ def verify(shards: ShardSet, progress: Progress = iter) -> Iterator[str]:
     sources = None
     try:
         sources = shards.sources()
-    except CorruptDataError as error:
+    except (CorruptDataError, UnavailableError) as error:
         yield str(error)
     reader, start = Reader(shards), 0
     for shard, row in enumerate(progress(shards.manifest.shards)):
@@ -45,7 +46,7 @@ def verify(shards: ShardSet, progress: Progress = iter) -> Iterator[str]:
         start += row.samples
         try:
             yield from verify_shard(shards, reader, shard, ids, sources)
-        except CorruptDataError as error:
+        except (CorruptDataError, UnavailableError) as error:
             yield str(error)
         except OSError as error:
             yield f"{row.name}: {error.strerror}"

@@ -7,6 +7,7 @@ import hashlib
 import itertools
 import os
 import resource
+import shutil
 import signal
 import socket
 import subprocess
@@ -28,6 +29,7 @@ from distgan.data.order import Lanes
 from distgan.data.remote import open_storage, stat_of
 from distgan.data.shardset import LocalStorage, ShardSet, open_shardset
 from distgan.data.stream import Reader, images_in_flight, stream
+from distgan.dataset_tool import check
 from distgan.training.finite import FiniteCheck
 from shared import ROOT, TINY, fill, launch_env, make_dataset, metrics, noise, train, weights
 
@@ -63,11 +65,12 @@ class SlowHandler(BaseHTTPRequestHandler):
             time.sleep(server.seconds)
             if name in server.stalled:
                 server.released.wait(60)
-        data = (server.folder / name).read_bytes()
+        exists = (server.folder / name).exists()
+        data = (server.folder / name).read_bytes() if exists else b""
         if name.endswith(".tar"):
             with server.lock:
                 server.active -= 1
-        self.send_response(200)
+        self.send_response(200 if exists else 404)
         self.send_header("Content-Length", str(len(data)))
         self.end_headers()
         with contextlib.suppress(ConnectionError):
@@ -452,6 +455,20 @@ def test_shards_and_locks_of_another_user_are_used_and_not_evicted(serve, shards
     for id in (1100, 2300, 0):
         reader.read(np.arange(id, id + 3))
     assert other.exists() and server.requests.count(dataset.manifest.shards[0].name) == 1
+
+
+def test_verify_lists_every_file_that_the_server_lacks(serve, tiny, tmp_path):
+    folder = Path(shutil.copytree(tiny, tmp_path / "set"))
+    address = serve(folder).address
+    dataset = open_set(address, tmp_path / "cache")
+    names = [dataset.manifest.shards[shard].name for shard in (1, 4)]
+    for name in names:
+        (folder / name).unlink()
+    data = bytearray((folder / dataset.manifest.shards[6].name).read_bytes())
+    (folder / dataset.manifest.shards[6].name).write_bytes(data[:-1] + b"x")
+    missing, also_missing, corrupt = check.verify(dataset)
+    assert [missing, also_missing] == [f"{address}/{name}: HTTP 404 Not Found" for name in names]
+    assert corrupt == f"{address}/{dataset.manifest.shards[6].name}: the sha256 does not match the manifest"
 
 
 def test_progress_is_printed_until_the_first_shards_are_there(serve, shards, tmp_path, capfd, monkeypatch):

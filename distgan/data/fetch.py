@@ -277,7 +277,7 @@ def check_cache(shards: ShardSet, order: Lanes, reading: int) -> None:
     if not isinstance(storage, RemoteStorage) or not storage.cache_bytes or storage.cache_bytes >= sizes.sum():
         return
     slots = reading // order.lanes
-    ranges = -(-(slots - 1) // order.length) + 1  # the end of an epoch and the begin of the next are apart
+    ranges = -(-(slots - 1) // order.length) + 1  # the end of an epoch and the beginning of the next are apart
     samples = WINDOW if slots == 1 else slots + 2 * WINDOW  # whole windows
     lane = ranges * 2 * sizes.max() + samples * (sizes / np.maximum(order.counts, 1)).max()
     lanes = len(order.local_lanes) * storage.processes

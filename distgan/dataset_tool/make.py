@@ -4,6 +4,7 @@ A shard is written to a temporary file, fsynced, scanned and renamed. After a ki
 shards. The manifest is written last, from what join.py keeps of every shard.
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import io
@@ -13,12 +14,13 @@ import os
 import signal
 import threading
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import numpy as np
@@ -203,7 +205,7 @@ def write_shards(
         jobs, context, initializer=start_worker, initargs=(stopped, stop, source, dest, options, plan.digest())
     )
     try:
-        with bar, stopped, stop, pool:
+        with bar, stopped, stop, on_interrupt(stop.close), pool:
             try:
                 futures = {pool.submit(write_shard, shard, shards[shard]): len(shards[shard]) for shard in pending}
                 for future in as_completed(futures):
@@ -215,6 +217,31 @@ def write_shards(
     except BrokenProcessPool:
         reason = "a worker process was killed, perhaps out of memory (--jobs 1 needs the least)"
         raise RunError(f"{dest}: {reason}; re-run the same command to resume") from None
+
+
+@contextlib.contextmanager
+def on_interrupt(work: Callable[[], None]) -> Iterator[None]:
+    """Ctrl-C calls `work`, and KeyboardInterrupt is raised at the end: anywhere else, it could leave a lock of the pool
+    taken, for which its shutdown would wait forever."""
+    if threading.current_thread() is not threading.main_thread():  # Python gives signals to the main thread
+        yield
+        return
+    interrupted = threading.Event()
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        interrupted.set()
+        work()
+
+    before = signal.signal(signal.SIGINT, handle)
+    try:
+        yield
+    except Exception:
+        if not interrupted.is_set():
+            raise
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if interrupted.is_set():
+        raise KeyboardInterrupt
 
 
 WORKER: tuple[Source, Path, Options, str]  # set once per worker by start_worker

@@ -29,7 +29,7 @@ from matplotlib.patches import Rectangle
 ROOT = Path(__file__).resolve().parent.parent.parent
 RESULTS = ROOT / "configs" / "results"
 EPOCHS = (10, 30, 60)
-RATES = {"rpgan-stacked-mnist-cpu": 815, "dcgan-stacked-mnist": 1010}
+RATES = {"rpgan-stacked-mnist-cpu": 815, "dcgan-stacked-mnist": 1010, "dcgan-stacked-mnist-cpu": 653}
 """Images per second of one process on one idle core, by run."""
 
 
@@ -124,8 +124,9 @@ def ladder() -> None:
     """KL and confident share of the EMA against minutes of one core, with those of real images."""
     plt.rcParams.update({"font.size": 8})
     figure, axes = plt.subplots(1, 2, figsize=(6.4, 2.4), layout="constrained")
-    labels = ("rpgan + r1 + r2, without norm", "DCGAN, tuned learning rate")
-    for (run, rate), label, color in zip(RATES.items(), labels, ("#08519c", "#e6550d"), strict=True):
+    labels = ("rpgan + r1 + r2, width 16", "tuned DCGAN, width 16", "tuned DCGAN, width 32")
+    colors = ("#08519c", "#fdae6b", "#e6550d")
+    for (run, rate), label, color in zip(RATES.items(), labels, colors, strict=True):
         found = cards(ROOT / "runs" / run)
         minutes = [card["generator"]["images"] / rate / 60 for card in found]
         for axis, metric in zip(axes, ("kl", "confident"), strict=True):

@@ -176,9 +176,7 @@ class CollapseError(RunError):
 
 
 def describe_collapse(run: Run, logger: MetricsLogger) -> str:
-    """What was seen, and the best checkpoint; called on the main process. Writes the page of the run once more."""
-    if run.config.report.page:
-        write_page(Path(run.config.run_dir))
+    """What was seen, and the best checkpoint; called on the main process."""
     best = describe_best(run, logger) or "no checkpoint was evaluated (evaluate.every_epochs)"
     return f"guard.stop_on_collapse: the run collapsed (see the warnings above); {best}"
 
@@ -196,6 +194,10 @@ def loop_with_rollback(
     while True:
         try:
             return train_loop(run, state, logger, checkpoints, stop, evaluate)
+        except CollapseError:
+            if dist.is_main_process and run.config.report.page:
+                write_page(Path(run.config.run_dir))  # with the alarms
+            raise
         except NonFiniteError as error:
             dist.drain_pending()
             dist.run_on_main(checkpoints.wait)

@@ -22,7 +22,7 @@ from typing import Any, NoReturn
 import numpy as np
 import pytest
 
-from distgan import CorruptDataError, RunError
+from distgan import CorruptDataError, RunError, evaluate
 from distgan.data import fetch, remote
 from distgan.data.fetch import check_cache
 from distgan.data.order import Lanes
@@ -127,6 +127,15 @@ def disk_use(cache: Path) -> int:
         stats = [stat for path in before if (stat := stat_of(path))]
         if before == sorted(path for path in cache.iterdir() if ".tar" in path.name):
             return sum(min(stat.st_size, stat.st_blocks * 512) for stat in stats)
+
+
+def test_an_evaluation_uses_the_cache_of_its_run(shards, serve, tmp_path):
+    """As a run's config.yaml names it; without a run, the default folder."""
+    (tmp_path / "config.yaml").write_text(f"data: {{shards: a, cache_dir: {tmp_path}/cache, cache_gb: 0.5}}\n")
+    storage = evaluate.open_dataset(serve(shards).address, evaluate.data_config(tmp_path)).storage
+    assert isinstance(storage, remote.RemoteStorage) and storage.cache_bytes == 5e8
+    assert storage.folder == tmp_path / "cache" and len(list(storage.folder.glob("*.json"))) == 1
+    assert evaluate.data_config(None) == evaluate.data_config(tmp_path / "cache") == {}
 
 
 def wait_until(is_true: Callable[[], bool]) -> None:

@@ -112,6 +112,14 @@ def test_ctrl_c_ends_all_workers_at_once_and_is_resumed(images, whole, tmp_path,
     assert (dest / "shard-000000.tar").stat().st_mtime_ns == first
 
 
+def test_ctrl_c_raises_nothing_where_a_lock_of_the_pool_may_be_taken():
+    reached = []
+    with pytest.raises(KeyboardInterrupt), make.on_interrupt(lambda: reached.append("work")):
+        signal.raise_signal(signal.SIGINT)
+        reached.append("the rest")
+    assert reached == ["work", "the rest"] and signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
 def start(images: Path, dest: Path, part: str) -> BaseProcess:
     """A part in a process of its own, forked so that it imports nothing."""
     words = ["make", images, dest, *OPTIONS, "--jobs", 1, "--part", part]

@@ -295,6 +295,7 @@ def test_ways_to_start_a_run(tiny, tmp_path):
     assert len({json.dumps(weights(tmp_path / name)) for name in ("path", "module", "command", "launched")}) == 1
 
 
+@pytest.mark.signals
 @pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGUSR1, marks=pytest.mark.slow)])
 def test_a_run_whose_launcher_dies_saves_a_checkpoint(tiny, tmp_path, number):
     """`accelerate launch` of one process passes no signals on."""
@@ -412,6 +413,7 @@ def test_a_launcher_that_starts_one_process_of_many_is_refused(tiny, tmp_path):
         assert "launch/accelerate/cpu.yaml --num_processes N" in done.stderr
 
 
+@pytest.mark.signals
 @pytest.mark.parametrize("while_starting", [True, False])
 def test_a_second_interrupt_ends_the_run_without_a_traceback(tiny, tmp_path, while_starting):
     words = [

@@ -89,6 +89,7 @@ def test_an_error_ends_all_workers_at_once_and_is_resumed(images, whole, tmp_pat
     assert command("make", images, dest, *OPTIONS, "--jobs", 2) == 0 and files(dest) == whole
 
 
+@pytest.mark.signals
 def test_ctrl_c_ends_all_workers_at_once_and_is_resumed(images, whole, tmp_path, capfd, monkeypatch):
     dest = tmp_path / "dataset"
     with monkeypatch.context() as patched:
@@ -112,6 +113,7 @@ def test_ctrl_c_ends_all_workers_at_once_and_is_resumed(images, whole, tmp_path,
     assert (dest / "shard-000000.tar").stat().st_mtime_ns == first
 
 
+@pytest.mark.signals
 def test_ctrl_c_raises_nothing_where_a_lock_of_the_pool_may_be_taken():
     reached = []
     with pytest.raises(KeyboardInterrupt), make.on_interrupt(lambda: reached.append("work")):

@@ -47,6 +47,8 @@ ECHO = 200
 """Characters of what was given that a message repeats, at most."""
 MAX_DIGITS = 300  # of a number, so that a float can hold it
 MAX_DEPTH, MAX_VALUES = 20, 100_000  # of lists and sections
+NO_BLANK = re.compile(r"[{\s]*([A-Za-z_]\w*):([^\s:/\\].*)", re.DOTALL)
+"""A key and a value without a blank between them: to YAML one piece of text."""
 
 
 def run(command: Callable[[list[str]], None], argv: Sequence[str] | None = None) -> int:
@@ -115,10 +117,22 @@ def check_values(key: str, value: Any) -> None:
             raise UsageError(f"{shown}: a NUL byte in {shorten(value)!r}")
         if isinstance(value, int) and not -(2**63) <= value < 2**63:
             raise UsageError(f"{shown}: a number beyond 64 bits")
+        if isinstance(value, dict):
+            for name in value:
+                if value[name] is None and isinstance(name, str):
+                    check_blank(key, name)
         if isinstance(value, dict | list | tuple):
             inner = value.items() if isinstance(value, dict) else enumerate(value)
             left += [(f"{key}.{name}" if key else str(name), item, depth + 1) for name, item in inner]
     raise UsageError(f"{shorten(key)}: more than {MAX_VALUES:,} values")
+
+
+def check_blank(key: str, text: str) -> None:
+    """Raises UsageError for `a:1` in the place of `a: 1`."""
+    if found := NO_BLANK.fullmatch(text):
+        name, value = found[1], shorten(found[2].split(",")[0].strip("{} \n") or "...", 40)
+        where = f"{shorten(key)}: " if key else ""
+        raise UsageError(f"{where}YAML needs a blank after the colon: {name}: {value}, not {name}:{value}")
 
 
 def is_file(path: str) -> bool:
@@ -200,6 +214,7 @@ class Parser(jsonargparse.ArgumentParser):
         message = " ".join(message.split())
         if message.startswith("Unexpected config:"):
             found = message.removeprefix("Unexpected config:").strip()
+            check_blank("--config", found)
             return f"--config: {shorten(found) or 'an empty file'} sets no key"
         unknown = re.search(r"(?i)^Unrecognized arguments: --(\S+)|^Option '(.+)' is not accepted", message)
         in_group = re.search(r"^Group '(.+)' does not accept option '(.+)'", message)
@@ -211,10 +226,14 @@ class Parser(jsonargparse.ArgumentParser):
         if number and number[2] in RANGES:
             value = re.search(r"Given value: (.*)|'(.*)'$|^(\S+) (?:does not conform|not a)", number[3])
             got = next((text for text in value.groups() if text is not None), "") if value else number[3]
+            check_blank(number[1], got)
             return f"{number[1]}: expected {RANGES[number[2]]}, got {shorten(got)}"
         message = re.sub(r"^Parser key \"([^\"]+)\": ", r"\1: ", message)
         message = re.sub(r"<class '(\w+)'>|typing\.Literal", lambda found: found[1] or "one of ", message)
-        return shorten(message.replace("Expected a ", "expected ").replace(". Got value: ", ", got "))
+        message = message.replace("Expected a ", "expected ").replace(". Got value: ", ", got ")
+        if section := re.match(r"(\S+): expected dict, got (.*)", message):
+            check_blank(section[1], section[2])
+        return shorten(message)
 
     def suggest(self, key: str) -> str:
         known = [action.dest for action in self._actions if action.dest not in ("help", "print_shtab")]

@@ -132,6 +132,14 @@ def test_help_and_print_config(capsys):
             ["--augment", "[color]", "--augment_p", "{target: 0.6}"],
             "augment_p: expected {target: number, images: number}",
         ),
+        (
+            ["--augment", "[color]", "--augment_p", "{target:0.6,images:5000}"],
+            "augment_p: YAML needs a blank after the colon: target: 0.6, not target:0.6",
+        ),
+        (["--penalties", "{r1:10}"], "penalties: YAML needs a blank after the colon: r1: 10, not r1:10"),
+        (["--penalties", "{r1: {from:1, to:0, images:9}}"], "penalties.r1: YAML needs a blank .*: from: 1, not from:1"),
+        (["--g_optimizer.lr", "{from:1e-3,to:0,images:9}"], "g_optimizer.lr: YAML needs a blank .*: from: 1e-3, not"),
+        (["--model.options", "{width:64}"], "model.options: YAML needs a blank after the colon: width: 64"),
         (["--config", "nowhere.yaml"], "no such file: nowhere.yaml"),
         (["--config"], "expected one argument"),
     ],
@@ -149,6 +157,9 @@ def test_mistakes_are_one_line(words, message):
         ("g_optimizer: {lrr: 3}", "g_optimizer.lrr: no such key"),
         ("g_optimizer: {lr: fast}", "g_optimizer.lr: expected a finite number above 0, got fast"),
         ("a: [", "flow node"),
+        ("augment: [color]\naugment_p:\n  target:0.6\n  images:5000", "augment_p: YAML needs a blank .*: target: 0.6"),
+        ("seed:3\nbatch:4", "--config: YAML needs a blank after the colon: seed: 3"),
+        ("penalties:\n  r1:10", "penalties: YAML needs a blank after the colon: r1: 10, not r1:10"),
     ],
 )
 def test_mistakes_in_a_file_are_one_line(text, message, tmp_path):

@@ -190,7 +190,8 @@ class Config:
     which multiplies its probability."""
     augment_p: NonNegativeFloat | Schedule = 1.0
     """Probability of each augmentation, in [0, 1]: a number, a schedule, or {target: 0.6, images: 500_000}, which holds
-    the mean of sign(D(x)) at `target` by moving it by at most 1 in `images` images, from 0."""
+    the mean of sign(D(x)), averaged over four iterations and at least 256 images, at `target` by moving it by at most 1
+    in `images` images, from 0."""
     g_optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     d_optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     ema: EMAConfig = field(default_factory=EMAConfig)

@@ -101,6 +101,7 @@ class CheckpointState(Struct, frozen=True):
     files: dict[WeightsName, Sha256]
     scaler: dict[str, Any] | None = None
     augment_p: Annotated[float, Meta(ge=0, le=1)] = 0.0
+    augment_sign: float = 0.0
 
 
 class ModelMetadata(Struct, frozen=True):

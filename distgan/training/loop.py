@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from distgan import RunError
-from distgan.gan.schedules import adapt_probability, value_at
+from distgan.gan.schedules import adapt_probability, iterations_averaged, value_at
 from distgan.gan.step import Scalars, generate, train_step
 from distgan.rng import rng
 from distgan.training.alarms import spread
@@ -129,10 +129,14 @@ def adapt_augmentation(run: Run, state: TrainState, scalars: Scalars) -> None:
     config, rule = run.config, run.config.augment_p
     sign = run.dist.accelerator.reduce(scalars["d_sign"], "mean")
     assert isinstance(sign, Tensor) and isinstance(rule, dict)
+    state.augment_sign = sign + state.augment_sign
+    iteration, averaged = state.images_seen // config.iteration_images, iterations_averaged(config.iteration_images)
+    if (iteration + 1) % averaged:
+        return
     p = torch.as_tensor(state.augment_p, dtype=torch.float32, device=sign.device)
-    state.augment_p = adapt_probability(
-        p, sign, target=rule["target"], images=rule["images"], step=config.iteration_images
-    )
+    mean, step = state.augment_sign / averaged, averaged * config.iteration_images
+    state.augment_p = adapt_probability(p, mean, target=rule["target"], images=rule["images"], step=step)
+    state.augment_sign = 0.0
 
 
 def actions_due(

@@ -23,6 +23,8 @@ class TrainState:
     """Times the run returned to a checkpoint; part of the key of its random numbers from then on."""
     augment_p: Tensor | float = 0.0
     """Probability of augmentation if it is adaptive; after an iteration on the device, 0-dim float32."""
+    augment_sign: Tensor | float = 0.0
+    """Sum over iterations of the means of sign(D(x)), since that probability moved last; likewise."""
 
 
 def save_state(run: Run, state: TrainState, checkpoints: Checkpoints) -> None:
@@ -43,8 +45,13 @@ def save_state(run: Run, state: TrainState, checkpoints: Checkpoints) -> None:
         "images": state.images_seen,
     }
     scaler = accelerator.scaler.state_dict() if accelerator.scaler is not None else None
-    counters = {"skipped": state.skipped, "rollbacks": state.rollbacks, "augment_p": float(state.augment_p)}
-    counters |= {"scaler": scaler}
+    counters = {
+        "skipped": state.skipped,
+        "rollbacks": state.rollbacks,
+        "augment_p": float(state.augment_p),
+        "augment_sign": float(state.augment_sign),
+        "scaler": scaler,
+    }
     checkpoints.save(files, {key: metadata[key] for key in ("images", "config", "manifest")} | counters, metadata)
 
 
@@ -66,6 +73,7 @@ def restore_state(run: Run, state: TrainState, path: Path) -> None:
         accelerator.scaler.load_state_dict(saved.scaler)
     state.images_seen, state.skipped, state.rollbacks = saved.images, saved.skipped, saved.rollbacks
     state.augment_p = saved.augment_p
+    state.augment_sign = saved.augment_sign
 
 
 def copy_weights(network: nn.Module) -> Tensors:

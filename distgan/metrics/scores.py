@@ -61,17 +61,23 @@ def inception_score(generated: Statistics, reference: Reference) -> Values:
 
 
 def precision_recall(generated: Statistics, reference: Reference) -> Values:
-    """Improved precision and recall (Kynkaanniemi et al. 2019, arXiv 1904.06991), of the first 10,000 images, k = 3."""
+    """Improved precision and recall (Kynkaanniemi et al. 2019, arXiv 1904.06991), of the first 10,000 images, k = 3.
+
+    An image at exactly the radius counts as inside, as in the authors' code.
+    """
     from torch_fidelity.metric_prc import prc_features_to_metric
 
     options = {"prc_neighborhood": NEAREST_PR, "prc_batch_size": BLOCK, "save_cpu_ram": True, "verbose": False}
-    found = prc_features_to_metric(generated.rows, reference.statistics.rows, **options)
+    found = prc_features_to_metric(*centred(generated.rows, reference.statistics.rows), **options)
     return {"precision": found["precision"], "recall": found["recall"]}
 
 
 def density_coverage(generated: Statistics, reference: Reference) -> Values:
-    """Density and coverage (Naeem et al. 2020, arXiv 2002.09797, eq. 4 and 5), of the first 10,000 images, k = 5."""
-    fake, real = generated.rows, reference.statistics.rows
+    """Density and coverage (Naeem et al. 2020, arXiv 2002.09797, eq. 4 and 5), of the first 10,000 images, k = 5.
+
+    An image at exactly the radius counts as outside, as in the authors' code.
+    """
+    fake, real = centred(generated.rows, reference.statistics.rows)
     inside, nearest = torch.zeros(len(fake)), torch.zeros(len(real), dtype=torch.bool)
     for start in range(0, len(real), BLOCK):
         block = slice(start, start + BLOCK)
@@ -80,6 +86,13 @@ def density_coverage(generated: Statistics, reference: Reference) -> Values:
         inside += within.sum(0)
         nearest[block] = within.any(1)
     return {"density": float(inside.mean()) / NEAREST_DC, "coverage": float(nearest.double().mean())}
+
+
+def centred(fake: Tensor, real: Tensor) -> tuple[Tensor, Tensor]:
+    """Both sets of features minus the mean of the real ones: distances are computed from products of them in float32,
+    which lose digits far from 0."""
+    mean = real.double().mean(0)
+    return (fake.double() - mean).float(), (real.double() - mean).float()
 
 
 def class_coverage(generated: Statistics, reference: Reference) -> Values:

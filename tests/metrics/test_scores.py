@@ -136,6 +136,17 @@ def test_density_and_coverage_by_their_definition(dist):
     assert 0.1 < values["coverage"] < 1
 
 
+def test_distances_of_features_far_from_zero(dist):
+    """The same images with 1000 added to every feature: float32 products of these have no digits left of a distance."""
+    real, fake = torch.randn(600, 16), 1.1 * torch.randn(600, 16)
+    names = ["precision_recall", "density_coverage"]
+    near, far = (
+        compute(names, statistics(dist, fake + at), Reference(statistics(dist, real + at), torch.empty(0)), "x")
+        for at in (0, 1000)
+    )
+    assert near == pytest.approx(far, abs=2e-3) and 0.3 < near["precision"] < 1 and 0.3 < near["density"] < 1
+
+
 def test_a_collapse_shows_in_recall_and_coverage(dist):
     """150 of the real images repeated: precise, and hardly another image is near one of them."""
     real = torch.randn(1500, 8)

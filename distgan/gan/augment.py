@@ -142,7 +142,8 @@ def ada_geometry(images: Tensor, u: Tensor, p: Tensor | float) -> Tensor:
 
     Differs from the paper, which upsamples by a wavelet filter before the resampling and low-passes after it: here the
     weights are bilinear and nothing filters, so that images come out smoother where they are turned or enlarged, and
-    aliased where they are shrunk. What `ada_blit` does is a step of its own here, in the paper a part of the same map.
+    aliased where they are shrunk. What `ada_blit` does is a step of its own here, in the paper a part of the same map:
+    what a translation there moves out of the image is lost, and one back brings in reflected border pixels.
     """
     size = images.shape[3]
     p_rotation = 1 - (1 - p) ** 0.5

@@ -1,4 +1,8 @@
-"""SNGAN's residual networks (Miyato et al. 2018, arXiv 1802.05957, appendix B.4) for 32, 64 and 128 pixels."""
+"""SNGAN's residual networks (Miyato et al. 2018, arXiv 1802.05957, appendix B.4) for 32, 64 and 128 pixels.
+
+As the authors' Chainer code, with three small differences: D's last layer has a bias at 32 pixels too, BatchNorm's eps
+is 1e-5 (theirs 2e-5), and torch's spectral norm updates u before v, half a step of the power iteration later.
+"""
 
 import math
 from itertools import pairwise

@@ -2,42 +2,17 @@
 
 from typing import TYPE_CHECKING
 
+from distgan.errors import CorruptDataError, DistganError, RunError, UsageError
+
 if TYPE_CHECKING:
     from pathlib import Path
 
     import torch
 
-    from distgan.training.pretrained import PretrainedGenerator
+    from distgan.generators.pretrained import PretrainedGenerator
 
 __version__ = "0.1.0"
-
-
-class DistganError(Exception):
-    """An expected error, reported in one line without a traceback; the command exits with `exit_code`."""
-
-    exit_code = 1
-    on_all_ranks = False
-    """Whether every process of the run raises it: then only rank 0 prints it."""
-
-
-class UsageError(DistganError, ValueError):
-    """Invalid configuration, arguments or files. The message names the key or file and how to fix it."""
-
-    exit_code = 2
-
-
-class RunError(DistganError, RuntimeError):
-    """The run failed. The message says what failed and which checkpoint there is to resume from."""
-
-
-class CorruptDataError(RunError):
-    """The bytes of a shard are not those that were written. Names the shard, and the key and offset if known."""
-
-
-def format_os_error(error: OSError) -> str:
-    """The system's message in one line, with the file it names, if any."""
-    message = error.strerror or str(error)
-    return f"{error.filename}: {message}" if error.filename else message
+__all__ = ["CorruptDataError", "DistganError", "RunError", "UsageError", "__version__", "load"]
 
 
 def load(path: "str | Path", device: "str | torch.device" = "cpu") -> "PretrainedGenerator":
@@ -46,6 +21,6 @@ def load(path: "str | Path", device: "str | torch.device" = "cpu") -> "Pretraine
     A module in eval mode: z [N, z_dim] and, if it has `classes`, labels [N] -> images [N, C, S, S] in [-1, 1];
     `sample(n, seed)` draws z too. Raises UsageError.
     """
-    from distgan.training.pretrained import load_generator
+    from distgan.generators.pretrained import load_generator
 
     return load_generator(path, device)

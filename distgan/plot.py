@@ -1,4 +1,4 @@
-"""`distgan plot RUN [RUN ...]`: curves of losses and other metrics of runs, from their metrics.jsonl."""
+"""`distgan plot`, run by path or as a module; distgan/commands/plot.py says what it does."""
 
 import sys
 from pathlib import Path
@@ -6,90 +6,7 @@ from pathlib import Path
 if not __package__:  # run by path: import the package from the checkout, not this folder's modules by bare name
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-import json
-
-from distgan import UsageError, cli, format_os_error
-
-NOT_PLOTTED = {
-    "images",
-    "epoch",
-    "time",
-    "digest",
-    "override",
-    "skipped",
-    "save_seconds",
-    "data_wait_seconds",
-    "evaluate_seconds",
-    "g_lr",
-    "d_lr",
-}
-
-
-def read_metrics(run: str) -> dict[str, tuple[list[int], list[float]]]:
-    """Images seen and values of every scalar in a run's metrics.jsonl. Raises UsageError."""
-    path = Path(run) / "metrics.jsonl"
-    curves: dict[str, tuple[list[int], list[float]]] = {}
-    try:
-        for line in path.read_text().splitlines():
-            row = json.loads(line)
-            for name, value in {**row, **row.get("card", {}).get("metrics", {})}.items():
-                if isinstance(value, (int, float)) and name not in NOT_PLOTTED:
-                    images, values = curves.setdefault(name, ([], []))
-                    images.append(row["images"])
-                    values.append(value)
-    except OSError as error:
-        raise UsageError(f"{format_os_error(error)}; give a run folder") from None
-    except (ValueError, KeyError, AttributeError):
-        raise UsageError(f"{path} is not a metrics.jsonl of distgan; give a run folder") from None
-    return curves
-
-
-def plot(runs: list[str], out: str = "losses.png") -> None:
-    """Draw one panel per scalar and one line per run over the images seen.
-
-    Args:
-        runs: Run folders.
-        out: File to write: .png, .svg or .pdf.
-    """
-    curves = {run: read_metrics(run) for run in runs}
-    names = sorted({name for run in curves.values() for name in run})
-    if not names:
-        raise UsageError(f"{', '.join(runs)}: nothing is logged yet")
-    try:
-        import matplotlib
-    except ImportError:
-        raise UsageError("plot: matplotlib is not installed; pip install 'distgan[plot]'") from None
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
-    figure, axes = plt.subplots(len(names), figsize=(8, 1.8 * len(names)), sharex=True, squeeze=False)
-    for axis, name in zip(axes[:, 0], names, strict=True):
-        for run in runs:
-            if name in curves[run]:
-                axis.plot(*curves[run][name], label=run, lw=1)
-        axis.set_ylabel(name)
-    axes[-1, 0].set_xlabel("images seen")
-    axes[0, 0].legend(frameon=False)
-    figure.tight_layout()
-    try:
-        figure.savefig(out)
-    except (OSError, ValueError) as error:
-        raise UsageError(f"out: {out} cannot be written: {error}") from None
-    print(f"{out}: {', '.join(names)} of {len(runs)} run(s)")
-
-
-def main(argv: list[str] | None = None) -> int:
-    """Returns the exit code: 0, or 2 for bad input."""
-
-    def command(argv: list[str]) -> None:
-        parser = cli.Parser(prog="distgan plot", description=__doc__)
-        parser.add_argument("runs", nargs="+", help="Run folders.")
-        parser.add_argument("--out", default="losses.png", help="File to write: .png, .svg or .pdf.")
-        options = parser.parse_args(argv)
-        plot(options.runs, options.out)
-
-    return cli.run(command, argv)
-
+from distgan.commands.plot import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -1,4 +1,4 @@
-"""`distgan report RUN [RUN ...]`: a page of a run, or of several side by side, as one HTML file."""
+"""`distgan report`, run by path or as a module; distgan/commands/report.py says what it does."""
 
 import sys
 from pathlib import Path
@@ -6,41 +6,7 @@ from pathlib import Path
 if not __package__:  # run by path: import the package from the checkout, not this folder's modules by bare name
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from distgan import UsageError, cli, format_os_error
-
-
-def report(runs: list[str], out: str | None = None) -> None:
-    """Write the page of the run folders `runs`.
-
-    Args:
-        runs: Run folders.
-        out: File to write. Default: report.html in the run folder, or here for several runs.
-    """
-    # Imported after parsing: --help and a mistyped option do not wait for Pillow and YAML.
-    from distgan.files import atomic_write
-    from distgan.training.report_page import build_page
-
-    path = Path(out) if out else Path(runs[0] if len(runs) == 1 else ".") / "report.html"
-    page = build_page([Path(run) for run in runs]).encode(errors="replace")
-    try:
-        atomic_write(path, page)
-    except OSError as error:
-        raise UsageError(f"out: {path} cannot be written: {format_os_error(error)}") from None
-    print(f"{path}: {len(runs)} run(s), {len(page) / 1e6:.1f} MB")
-
-
-def main(argv: list[str] | None = None) -> int:
-    """Returns the exit code: 0, or 2 for bad input."""
-
-    def command(argv: list[str]) -> None:
-        parser = cli.Parser(prog="distgan report", description=__doc__)
-        parser.add_argument("runs", nargs="+", help="Run folders.")
-        parser.add_argument("--out", help="File to write. Default: report.html in the run folder, or here for several.")
-        options = parser.parse_args(argv)
-        report(options.runs, options.out)
-
-    return cli.run(command, argv)
-
+from distgan.commands.report import main
 
 if __name__ == "__main__":
     sys.exit(main())

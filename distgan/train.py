@@ -1,4 +1,4 @@
-"""`distgan train`: train a GAN, or resume the run in `run_dir`."""
+"""`distgan train`, run by path or as a module; distgan/commands/train.py says what it does."""
 
 import sys
 from pathlib import Path
@@ -6,42 +6,7 @@ from pathlib import Path
 if not __package__:  # run by path: import the package from the checkout, not this folder's modules by bare name
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-import os
-from typing import TYPE_CHECKING
-
-from distgan import cli
-from distgan.config import read_config
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from distgan.training.build import Run
-    from distgan.training.evaluation import Evaluate
-
-
-def train(argv: list[str]) -> None:
-    config, flags = read_config(argv, prog="distgan train", description=__doc__ or "")
-    # Imported after parsing: --help, --print_config and a mistyped key do not wait for torch.
-    from distgan.training.run import run_training
-
-    run_training(config, fresh=flags.fresh, dry_run=flags.dry_run, make_evaluate=make_evaluate)
-
-
-def make_evaluate(run: "Run", stop: "Callable[[], bool]") -> "Evaluate":
-    """The evaluation of `config.evaluate`. Raises UsageError for anything it lacks."""
-    from distgan.metrics.evaluator import evaluation_of
-
-    return evaluation_of(run, stop)
-
-
-def main(argv: list[str] | None = None) -> int:
-    """Returns the exit code: 0, 2 for bad input, 1 for a run that failed."""
-    code = cli.run(train, argv)
-    distributed = sys.modules.get("torch.distributed")
-    if code and distributed is not None and distributed.is_initialized():
-        os._exit(code)  # torch's exit handlers would wait for processes that have failed too
-    return code
-
+from distgan.commands.train import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -13,8 +13,9 @@ import pytest
 import torch
 from PIL import Image
 
-import distgan.train
-from distgan.dataset_tool import make, sources
+import distgan.commands.train
+from distgan.dataset_tool import make
+from distgan.dataset_tool.sources.source import from_arrays
 
 ROOT = Path(__file__).resolve().parent.parent
 TINY = ["--model.options.width", "4", "--model.latent", "8", "--batch", "16", "--samples.count", "16"]
@@ -44,7 +45,7 @@ def noise(count: int, size: int = 8, channels: int = 3, seed: int = 0) -> np.nda
 
 def make_dataset(folder: Path, images: np.ndarray, *, shards: int = 8, jobs: int = 1, **changes) -> Path:
     """A dataset of `images` with labels 0, 1, 2, 0, ... in about `shards` shards."""
-    source = sources.from_arrays("noise", images, np.arange(len(images)) % 3, ["a", "b", "c"])
+    source = from_arrays("noise", images, np.arange(len(images)) % 3, ["a", "b", "c"])
     member = images[0].size + 2048
     make.make(source, folder, options(shard_mb=len(images) * member / shards / 1e6, **changes), jobs)
     return folder
@@ -93,7 +94,7 @@ def reset_accelerate() -> None:
 def train(*words: object) -> int:
     """`distgan train` in this process; returns the exit code."""
     reset_accelerate()
-    return distgan.train.main([str(word) for word in words])
+    return distgan.commands.train.main([str(word) for word in words])
 
 
 @pytest.fixture

@@ -10,8 +10,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from distgan import UsageError, cli
-from distgan.config import Config, flatten, read_config, to_dict
+from distgan.commands.run import run_command
+from distgan.config.keys import Config, flatten, to_dict
+from distgan.config.read import read_config
+from distgan.errors import UsageError
 from distgan.training.build import build
 from shared import ROOT
 
@@ -216,7 +218,7 @@ def test_help_config_and_refusals_do_not_import_torch(tmp_path):
 
 
 def run(argv: list[str]) -> int:
-    return cli.run(lambda argv: build(parse(*argv), None), argv)  # type: ignore[arg-type] - refused before it is used
+    return run_command(lambda argv: build(parse(*argv), None), argv)  # type: ignore[arg-type] - refused before it is used
 
 
 DIGITS, LONG = "1" + "0" * 400, "x" * 10_000

@@ -16,9 +16,10 @@ import torch
 import yaml
 
 from distgan import models
-from distgan.config import Config, read_config, to_dict
+from distgan.config.keys import Config, to_dict
+from distgan.config.read import read_config
 from distgan.gan.schedules import value_at
-from distgan.training.combinations import check_config, check_d
+from distgan.training.checks import check_config, check_d
 from shared import ROOT, launch_env, make_dataset, metrics, noise, train
 
 PATHS = sorted((ROOT / "configs").glob("*.yaml"))
@@ -157,8 +158,8 @@ def test_two_iterations_at_reduced_width(name, data, tmp_path):
 RUNS = """
 import os, sys, torch
 from accelerate.state import AcceleratorState
-from distgan import train
-from distgan.distributed import Distributed
+from distgan.commands import train
+from distgan.distributed.processes import Distributed
 
 # All runs share one process group: another of the same launch would find the addresses of the first in its store.
 Distributed.shutdown = Distributed.drain_pending

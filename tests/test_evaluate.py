@@ -11,14 +11,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import distgan.evaluate
-from distgan.dataset_tool import make, sources
+import distgan.commands.evaluate
+from distgan.dataset_tool import make
+from distgan.dataset_tool.sources.source import from_arrays
 from shared import TINY, children, fill, launch, make_dataset, noise, options, reset_accelerate, start, train
 
 
 def evaluate(*words: object) -> int:
     reset_accelerate()
-    return distgan.evaluate.main([str(word) for word in words])
+    return distgan.commands.evaluate.main([str(word) for word in words])
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +28,7 @@ def dataset(tmp_path_factory) -> Path:
     labels = np.arange(240) % 3
     images = noise(240) // 3 + (80 * labels[:, None, None, None]).astype(np.uint8)
     folder = tmp_path_factory.mktemp("shades") / "set"
-    make.make(sources.from_arrays("shades", images, labels, ["dark", "grey", "bright"]), folder, options(), 1)
+    make.make(from_arrays("shades", images, labels, ["dark", "grey", "bright"]), folder, options(), 1)
     return folder
 
 
@@ -115,7 +116,7 @@ def test_prefetch_caches_the_statistics_of_a_dataset(dataset, cache, tmp_path, c
 def test_errors_are_one_line(run, dataset, cache, tmp_path, capsys):
     other = make_dataset(tmp_path / "other", noise(40, 16), shards=1)
     unlabelled = tmp_path / "unlabelled"
-    source = sources.from_arrays("noise", noise(40), np.zeros(40, np.int64), ["only"])
+    source = from_arrays("noise", noise(40), np.zeros(40, np.int64), ["only"])
     make.make(source, unlabelled, options(), 1)
     weights = run / "checkpoints/320/ema.safetensors"
     broken = tmp_path / "broken.safetensors"

@@ -14,14 +14,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from distgan import CorruptDataError, UsageError
 from distgan.data.order import Lanes
-from distgan.data.remote import open_storage
+from distgan.data.remote.cache import open_storage
 from distgan.data.shardset import LocalStorage, open_shardset
 from distgan.data.stream import Reader, stream
 from distgan.data.tar import members
 from distgan.dataset_tool import check
 from distgan.dataset_tool.scan import Scan
+from distgan.errors import CorruptDataError, UsageError
 from shared import make_dataset, metrics, noise, train
 
 

@@ -23,11 +23,13 @@ import safetensors
 import safetensors.torch
 from PIL import Image
 
-from distgan import cli, models, shards
+from distgan import models
+from distgan.commands import shards
+from distgan.commands.run import run_command
+from distgan.commands.sample import sample
 from distgan.data.stream import Reader
 from distgan.dataset_tool import sources
-from distgan.sample import sample
-from distgan.training.checkpoint import METADATA, Checkpoints
+from distgan.runs.checkpoint import METADATA, Checkpoints
 from shared import make_dataset, noise
 
 CASES, SEED = int(os.environ.get("FUZZ_CASES", "300")), int(os.environ.get("FUZZ_SEED", "0"))
@@ -161,7 +163,7 @@ def run(command: Callable[[], object]) -> int:
     """The exit code of a command; asserts that it says one line, or the list of `verify`, and no traceback."""
     out, error = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(error):
-        code = cli.run(lambda argv: (command(), None)[1], [])
+        code = run_command(lambda argv: (command(), None)[1], [])
     text = error.getvalue()
     assert code in (0, 1, 2), text
     assert (code == 0) == (text == ""), text

@@ -87,7 +87,7 @@ GRADIENTS = """
 import itertools, os, sys, torch
 from accelerate import Accelerator
 from distgan import models
-from distgan.training import batchnorm
+from distgan.distributed import batchnorm
 from distgan.gan.augment import Pipeline
 from distgan.gan.losses import LOSSES
 from distgan.gan.penalties import PENALTIES
@@ -212,7 +212,7 @@ def wait_for_children(process: subprocess.Popen, file: Path) -> list[int]:
 
 def test_a_process_lost_before_the_first_iteration_is_named(tiny, tmp_path):
     """The second process exits as soon as the process group is initialized."""
-    exits = "import os; from distgan.config import Config; from distgan.distributed import Distributed; "
+    exits = "import os; from distgan.config.keys import Config; from distgan.distributed.processes import Distributed; "
     exits += "Distributed(Config()); os._exit(3)"
     words = [str(word) for word in (ROOT / "distgan/train.py", "--data.shards", tiny, "--run_dir", tmp_path / "run")]
     with socket.socket() as free:

@@ -12,13 +12,14 @@ import pytest
 import yaml
 from PIL import Image
 
-import distgan.report
+import distgan.commands.report
 from browser import Browser, chromium
-from distgan import UsageError
+from distgan.errors import UsageError
+from distgan.evaluation.card import better
 from distgan.images import save_picture
-from distgan.training import report_data
-from distgan.training.report_data import better, clock, thin
-from distgan.training.report_page import build_page, group_of, sections, write_page
+from distgan.page import data as page_data
+from distgan.page.build import build_page, group_of, sections, write_page
+from distgan.page.data import clock, thin
 
 
 def write_run(folder: Path, *, lines: int = 40, grids: int = 3, fid: float = 10.0, size: int = 24, **config) -> Path:
@@ -153,7 +154,7 @@ def test_many_grids_are_reduced_and_the_page_says_so(tmp_path, monkeypatch):
     sizes = [picture(grid["src"]).size for grid in grids["fakes"]]
     assert sizes == [(384, 384)] * 24 + [(500, 500)] and picture(grids["real"]).size == (500, 500)
     assert grids["note"].startswith("All 25 grids, all but the newest reduced to 384 pixels")
-    monkeypatch.setattr(report_data, "MAX_GRIDS", 10)
+    monkeypatch.setattr(page_data, "MAX_GRIDS", 10)
     grids = data_of(build_page([folder]))["runs"][0]["grids"]
     assert [grid["epoch"] for grid in grids["fakes"]] == [1, 5, 9, 13, 17, 21, 25]
     assert grids["note"].startswith("7 of 25 grids")
@@ -184,21 +185,21 @@ def test_a_run_writes_its_page_and_the_command_compares_two(trained, tmp_path, c
     other = trained("--epochs", 1, "--report.page", "false", name="other")
     assert not (other / "report.html").exists()
     out = tmp_path / "both.html"
-    assert distgan.report.main([str(run), str(other), "--out", str(out)]) == 0
+    assert distgan.commands.report.main([str(run), str(other), "--out", str(out)]) == 0
     assert f"{out}: 2 run(s)" in capsys.readouterr().out
     assert [one["name"] for one in data_of(out.read_text())["runs"]] == ["run", "other"]
-    assert distgan.report.main([str(run)]) == 0 and (run / "report.html").read_text() == before
+    assert distgan.commands.report.main([str(run)]) == 0 and (run / "report.html").read_text() == before
 
 
 def test_what_the_command_refuses(tmp_path, capsys):
     run = write_run(tmp_path / "run", lines=1)
     (tmp_path / "empty").mkdir()
-    assert distgan.report.main([str(tmp_path / "empty")]) == 2
+    assert distgan.commands.report.main([str(tmp_path / "empty")]) == 2
     assert "neither metrics.jsonl nor config.yaml is there; give a run folder" in capsys.readouterr().err
-    assert distgan.report.main([str(run), "--out", str(tmp_path / "none" / "page.html")]) == 2
+    assert distgan.commands.report.main([str(run), "--out", str(tmp_path / "none" / "page.html")]) == 2
     assert "cannot be written" in capsys.readouterr().err
     (run / "environment.json").write_text("{")
-    assert distgan.report.main([str(run)]) == 2
+    assert distgan.commands.report.main([str(run)]) == 2
     assert "environment.json is corrupt" in capsys.readouterr().err
 
 

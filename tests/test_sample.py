@@ -10,9 +10,9 @@ import torch
 from PIL import Image
 
 import distgan
+import distgan.commands.sample
 import distgan.images
-import distgan.sample
-from distgan.training.sampling import slerp
+from distgan.generators.sampling import slerp
 from shared import ROOT, TINY, train
 
 
@@ -25,7 +25,7 @@ def run(tiny, tmp_path_factory) -> Path:
 
 
 def sample(*words: object) -> int:
-    return distgan.sample.main([str(word) for word in words])
+    return distgan.commands.sample.main([str(word) for word in words])
 
 
 def readme_example(first_line: str) -> str:
@@ -155,7 +155,7 @@ def test_truncation(run):
 def test_sample_refuses_bad_input(trained, words, message, capsys):
     run = trained("--epochs", 1)
     capsys.readouterr()
-    assert distgan.sample.main([word.replace("RUN", str(run)) for word in words]) == 2
+    assert distgan.commands.sample.main([word.replace("RUN", str(run)) for word in words]) == 2
     error = capsys.readouterr().err
     assert message in error and error.count("\n") == 1
 

@@ -21,13 +21,13 @@ from obstore.exceptions import BaseError
 from obstore.store import S3Store
 from PIL import Image
 
-from distgan import CorruptDataError, RunError, UsageError
-from distgan.data import remote
-from distgan.data.remote import RemoteStorage, open_storage
+from distgan.data.remote import cache
+from distgan.data.remote.cache import RemoteStorage, open_storage
 from distgan.data.shardset import ShardSet, open_shardset
 from distgan.data.stream import Reader
 from distgan.dataset_tool import make
 from distgan.dataset_tool.sources import open_source
+from distgan.errors import CorruptDataError, RunError, UsageError
 from shared import ROOT, TINY, noise, options, train, weights
 
 
@@ -422,5 +422,5 @@ def test_missing_s3_dataset_is_bad_input(with_s3, tmp_path):
 
 
 def test_remote_runs_no_external_program():
-    text = Path(remote.__file__).read_text()
+    text = Path(cache.__file__).read_text()
     assert "subprocess" not in text and "os.system" not in text and "shell" not in text.replace("No shell", "")

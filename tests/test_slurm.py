@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from distgan import shards
+from distgan.commands import shards
 from distgan.files import sha256_file
 from shared import ROOT, TINY, launch, make_dataset, noise, weights
 

@@ -15,16 +15,16 @@ import pytest
 import torch
 from PIL import Image
 
-import distgan.plot
-import distgan.sample
-import distgan.train
-import distgan.training.logger
+import distgan.commands.plot
+import distgan.commands.sample
+import distgan.commands.train
+import distgan.logs.log
 from distgan import models
 from distgan.data.shardset import LocalStorage, open_shardset
 from distgan.gan.step import generate
 from distgan.images import grid, to_uint8
 from distgan.rng import rng
-from distgan.training.checkpoint import load
+from distgan.runs.checkpoint import load
 from shared import (
     ROOT,
     TINY,
@@ -334,7 +334,7 @@ def test_a_wrong_world_size_is_refused(tiny, tmp_path, monkeypatch, capsys):
     assert train(*words, "--dry_run") == 0
     monkeypatch.setenv("WORLD_SIZE", "2")  # Accelerate is already initialized for one process
     capsys.readouterr()
-    assert distgan.train.main([str(word) for word in words]) == 2
+    assert distgan.commands.train.main([str(word) for word in words]) == 2
     assert "the launcher started 2 processes, but Accelerate sees 1" in capsys.readouterr().err
 
 
@@ -451,9 +451,9 @@ def test_a_second_interrupt_ends_the_run_without_a_traceback(tiny, tmp_path, whi
 
 def test_plot(trained, tmp_path, capsys):
     runs = [str(trained("--epochs", 1, "--seed", seed, name=f"run{seed}")) for seed in (0, 1)]
-    assert distgan.plot.main([*runs, "--out", str(tmp_path / "losses.png")]) == 0
+    assert distgan.commands.plot.main([*runs, "--out", str(tmp_path / "losses.png")]) == 0
     with Image.open(tmp_path / "losses.png") as image:
         assert image.width > 400
     capsys.readouterr()
-    assert distgan.plot.main([str(tmp_path)]) == 2
+    assert distgan.commands.plot.main([str(tmp_path)]) == 2
     assert "metrics.jsonl: No such file or directory; give a run folder" in capsys.readouterr().err

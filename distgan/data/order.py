@@ -16,7 +16,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from distgan import UsageError
+from distgan.errors import UsageError
 from distgan.rng import rng
 
 WINDOW = 1024  # samples of a lane that are permuted together

@@ -19,7 +19,6 @@ Positive = Annotated[int, Meta(ge=1, le=2**63 - 1)]
 Sha256 = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}\Z")]
 ShardName = Annotated[str, Meta(pattern=r"(?s)^(?!/|(.*/)?\.\./)[^\0]+\.tar\Z")]
 """A path below the dataset's folder."""
-WeightsName = Annotated[str, Meta(pattern=r"^[A-Za-z0-9_-]+\.safetensors\Z")]
 Channels = Literal[1, 3]
 Size = Annotated[int, Meta(ge=1, le=MAX_SIZE)]
 Label = int | str
@@ -88,40 +87,6 @@ class LabelRow(Struct, frozen=True):
 
     file_name: str
     label: Label
-
-
-class CheckpointState(Struct, frozen=True):
-    """state.json of a checkpoint."""
-
-    images: Count
-    config: dict[str, Any]
-    manifest: str
-    skipped: Count
-    rollbacks: Count
-    files: dict[WeightsName, Sha256]
-    scaler: dict[str, Any] | None = None
-    augment_p: Annotated[float, Meta(ge=0, le=1)] = 0.0
-    augment_sign: float = 0.0
-
-
-class ModelMetadata(Struct, frozen=True):
-    name: str
-    latent: Annotated[int, Meta(ge=1, le=2**31)]
-    options: dict[str, Any]
-
-
-class ConfigMetadata(Struct, frozen=True):
-    model: ModelMetadata
-
-
-class WeightsMetadata(Struct, frozen=True):
-    """What a generator is built from: the metadata of a .safetensors file of a checkpoint."""
-
-    config: ConfigMetadata
-    size: Size
-    channels: Channels
-    classes: Annotated[list[str], Meta(max_length=MAX_CLASSES)]
-    images: Count | None = None
 
 
 def decode(data: bytes | str, kind: type[T]) -> T:

@@ -17,9 +17,9 @@ from typing import BinaryIO, Protocol
 import msgspec
 import numpy as np
 
-from distgan import CorruptDataError, UsageError
 from distgan.data.schema import FORMAT, ClassCount, File, Format, Manifest, decode
 from distgan.data.tar import members, split_key
+from distgan.errors import CorruptDataError, UsageError
 from distgan.files import atomic_write, sha256_file
 
 COLUMNS = {"offset": "<i8", "size": "<u4", "label": "<i4", "check": "<u8"}

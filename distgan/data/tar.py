@@ -9,7 +9,7 @@ import tarfile
 from collections.abc import Iterator
 from typing import BinaryIO, NamedTuple
 
-from distgan import CorruptDataError
+from distgan.errors import CorruptDataError
 
 INVALID = (tarfile.TarError, ValueError, ArithmeticError, LookupError, RecursionError, MemoryError)
 """What tarfile raises for headers that no program writes."""

@@ -9,9 +9,9 @@ from typing import Any, NamedTuple
 import msgspec
 import numpy as np
 
-from distgan import CorruptDataError, UsageError, __version__
+from distgan import __version__
 from distgan.data.order import Lanes
-from distgan.data.remote import UnavailableError
+from distgan.data.remote.cache import UnavailableError
 from distgan.data.schema import FORMAT, Label, Manifest, Shard
 from distgan.data.shardset import (
     ShardSet,
@@ -24,6 +24,7 @@ from distgan.data.shardset import (
 from distgan.data.stream import Reader
 from distgan.dataset_tool.labels import labels_beside, number_labels
 from distgan.dataset_tool.scan import Scan
+from distgan.errors import CorruptDataError, UsageError
 from distgan.files import sha256_file
 
 Progress = Callable[[Any], Any]

@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from distgan import UsageError
 from distgan.data.schema import MAX_CLASSES, ClassNames, Label, LabelFile, LabelRow, decode
+from distgan.errors import UsageError
 
 
 def parse_labels(suffix: str, data: bytes, where: str) -> dict[str, Label]:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from distgan.gan.resample import bilinear, pick, rotation, sources, translate
+from distgan.gan.warp import bilinear, pick, rotation, sources, translate
 
 
 @dataclass(frozen=True)

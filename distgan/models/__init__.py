@@ -6,7 +6,7 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
-from distgan import UsageError
+from distgan.errors import UsageError
 from distgan.models import dcgan, mlp, r3gan, sngan
 from distgan.rng import derive_seed
 

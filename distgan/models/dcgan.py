@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from distgan import UsageError
+from distgan.errors import UsageError
 from distgan.models.layers import check_choice, check_positive, fan_in, init_normal, spectral_norm
 
 

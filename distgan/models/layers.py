@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
-from distgan import UsageError
+from distgan.errors import UsageError
 
 
 def fan_in(layer: nn.Module) -> int:

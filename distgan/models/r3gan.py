@@ -7,7 +7,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-from distgan import UsageError
+from distgan.errors import UsageError
 from distgan.models.layers import check_positive, init_normal
 from distgan.models.resample import downsample2x, upsample2x
 

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from distgan import UsageError
+from distgan.errors import UsageError
 from distgan.models.layers import check_positive, spectral_norm
 
 

@@ -1,1 +1,1 @@
-"""A training run: its components, its loop, its minibatches, its log, its state on disk."""
+"""A training run: its components, its loop, its minibatches, what it costs and what is refused."""

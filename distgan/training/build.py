@@ -1,29 +1,29 @@
 """What a run is built from: dataset, networks, optimizers, on every process."""
 
-import copy
 import math
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from distgan import UsageError, models
-from distgan.config import Config, OptimizerConfig, default_lanes
-from distgan.data.fetch import check_cache
+from distgan import models
+from distgan.config.keys import Config, OptimizerConfig, default_lanes
+from distgan.data.decode import check_decoder
 from distgan.data.order import Lanes, rank_rows
-from distgan.data.remote import open_storage
+from distgan.data.remote.ahead import check_cache
+from distgan.data.remote.cache import open_storage
 from distgan.data.shardset import ShardSet, open_shardset
-from distgan.data.stream import Reader, check_decoder, images_in_flight
-from distgan.distributed import Distributed
+from distgan.data.stream import Reader, images_in_flight
+from distgan.distributed import batchnorm
+from distgan.distributed.processes import Distributed
+from distgan.errors import UsageError
 from distgan.gan.augment import Pipeline
 from distgan.gan.ema import EMA
 from distgan.gan.losses import LOSSES
-from distgan.gan.penalties import PENALTIES, DForward, Penalty
+from distgan.gan.penalties import PENALTIES, Penalty
 from distgan.gan.schedules import Schedule, value_at
 from distgan.gan.step import GAN, WeightedPenalty, unaugmented
-from distgan.training import batchnorm
-from distgan.training.combinations import check_config, check_d
+from distgan.training.checks import check_config, check_d, check_loss, check_networks, check_penalties
 
 ROUNDING = 1e-9
 """1792 / (0.1 * 1792) is a little less than 10."""
@@ -209,83 +209,6 @@ def build_gan(config: Config, dist: Distributed, dataset: ShardSet, augment: Pip
         no_sync=accelerator.no_sync,
         clip=clip,
     )
-
-
-@torch.no_grad()
-def check_loss(name: str) -> None:
-    """Compute the loss of three logits. Raises UsageError if it is not per-sample."""
-    loss, logits = LOSSES[name], torch.zeros(3)
-    calls = {
-        "d(real, fake)": lambda: loss.d(logits, logits),
-        "g(fake, real)": lambda: loss.g(logits, logits if loss.paired else None),
-    }
-    for call, compute in calls.items():
-        try:
-            value = compute()
-        except Exception as error:  # a user's loss may raise anything
-            message = (str(error).splitlines() or [""])[0]
-            raise UsageError(f"loss: {call} of {name} raises {type(error).__name__}: {message}") from error
-        if not isinstance(value, Tensor) or value.shape != (3,):
-            found = list(value.shape) if isinstance(value, Tensor) else type(value).__name__
-            raise UsageError(
-                f"loss: {call} of {name} returns {found} for 3 logits; it must return [3], per-sample losses"
-            )
-
-
-@torch.no_grad()
-def check_networks(G: nn.Module, D: nn.Module, *, z_dim: int, num_classes: int, shape: tuple[int, int, int]) -> None:
-    """Run two images through the networks. Raises UsageError if they do not do what `models.build` says."""
-    device = next(G.parameters()).device
-    z, images = torch.randn(2, z_dim, device=device), torch.rand(2, *shape, device=device) * 2 - 1
-    for name, network, input, expected in (("G", G, z, (2, *shape)), ("D", D, images, (2,))):
-        training = network.training
-        network.eval()
-        outputs = []
-        for label in range(min(num_classes, 2) or 1):
-            labels = torch.full((2,), label, device=device) if num_classes else None
-            try:
-                outputs.append(network(input, labels))
-            except Exception as error:  # a user's network may raise anything
-                message = (str(error).splitlines() or [""])[0]
-                call = "G(z, labels)" if name == "G" else "D(images, labels)"
-                raise UsageError(f"model.name: {call} raises {type(error).__name__}: {message}") from error
-        output = outputs[0]
-        if not isinstance(output, Tensor) or output.shape != expected:
-            found = list(output.shape) if isinstance(output, Tensor) else type(output).__name__
-            raise UsageError(f"model.name: for 2 inputs {name} returns {found}; it must return {list(expected)}")
-        if len(outputs) > 1 and torch.equal(*outputs) and ignores_labels(network, input):
-            raise UsageError(f"data.labels: {name} ignores labels")
-        network.train(training)
-
-
-def ignores_labels(network: nn.Module, input: Tensor) -> bool:
-    """Whether two labels change nothing for other weights: at initialization classes may be alike, as in BatchNorm."""
-    other = copy.deepcopy(network)
-    for parameter in other.parameters():
-        parameter.add_(torch.randn_like(parameter), alpha=0.1)
-    labels = torch.zeros(len(input), dtype=torch.long, device=input.device)
-    return torch.equal(other(input, labels), other(input, labels + 1))
-
-
-def check_penalties(names: Iterable[str]) -> None:
-    """Compute each penalty of a quadratic D on three images. Raises UsageError if it is not per-sample."""
-    for name in names:
-        real, fake = (torch.full((3, 1, 2, 2), value, requires_grad=True) for value in (0.5, -0.5))
-        forward = DForward(quadratic, real, fake, quadratic(real), quadratic(fake), None, torch.full((3,), 0.5))
-        try:
-            value = PENALTIES[name].compute(forward)
-        except Exception as error:  # a user's penalty may raise anything
-            message = (str(error).splitlines() or [""])[0]
-            raise UsageError(f"penalties: {name} raises {type(error).__name__}: {message}") from error
-        if not isinstance(value, Tensor) or value.shape != (3,):
-            found = list(value.shape) if isinstance(value, Tensor) else type(value).__name__
-            raise UsageError(
-                f"penalties: {name} returns {found} for 3 images; it must return [3], per-sample penalties"
-            )
-
-
-def quadratic(images: Tensor, labels: object = None) -> Tensor:
-    return images.square().sum((1, 2, 3))
 
 
 def adam(network: nn.Module, config: OptimizerConfig) -> torch.optim.Adam:

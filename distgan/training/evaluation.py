@@ -9,11 +9,14 @@ from typing import Any, Protocol
 
 from torch import nn
 
-from distgan import RunError
+from distgan.errors import RunError, UsageError
+from distgan.evaluation.card import better
+from distgan.evaluation.evaluator import Evaluator
+from distgan.evaluation.rounds import Stopped
+from distgan.evaluation.scores import value_names
+from distgan.logs.log import MetricsLogger
+from distgan.runs.checkpoint import Best, Checkpoints, read_best
 from distgan.training.build import Run
-from distgan.training.checkpoint import Best, Checkpoints, read_best
-from distgan.training.logger import MetricsLogger
-from distgan.training.report_data import better
 from distgan.training.state import TrainState
 
 
@@ -97,3 +100,35 @@ def describe_best(run: Run, logger: MetricsLogger) -> str | None:
         return None
     last = cards[-1][1]["metrics"].get(best.metric, math.nan)
     return f"{root / 'checkpoints' / str(best.images)}: {best}; the last value is {last:.5g}"
+
+
+def evaluation_of(run: Run, stop: Callable[[], bool]) -> Callable[[nn.Module, int], Card | None]:
+    """The evaluation during a run that `config.evaluate` describes; it gives None if `stop` said so meanwhile.
+
+    Raises UsageError for anything it lacks.
+    """
+    keys = run.config.evaluate
+    evaluator = Evaluator(
+        run.dist,
+        run.dataset,
+        extractor=keys.extractor,
+        metrics=keys.metrics,
+        samples=keys.samples,
+        reference_images=keys.reference_images,
+        skip_bad=run.config.data.skip_bad,
+        path=run.config.data.shards,
+        cache=Path(keys.cache_dir) if keys.cache_dir else None,
+        log=lambda line: None,
+    )
+    names = value_names(evaluator.metrics, evaluator.extractor.name)
+    if keys.best is not None and keys.best not in names:
+        raise UsageError(f"evaluate.best: unknown metric {keys.best!r}; choose from {', '.join(names)}")
+    z_dim, conditional, ema = run.config.model.latent, run.num_classes > 0, run.ema is not None
+
+    def evaluate(G: nn.Module, images_seen: int) -> Card | None:
+        try:
+            return evaluator(G, z_dim=z_dim, conditional=conditional, images=images_seen, ema=ema, stop=stop)
+        except Stopped:
+            return None
+
+    return evaluate

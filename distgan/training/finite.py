@@ -8,8 +8,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from distgan import RunError
-from distgan.distributed import TIMEOUT_SECONDS
+from distgan.distributed.processes import TIMEOUT_SECONDS
+from distgan.errors import RunError
 from distgan.gan.step import Scalars
 
 RUN_AHEAD = 3  # iterations

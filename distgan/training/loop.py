@@ -1,48 +1,26 @@
 """The training loop: what is due before an iteration, the iteration, and what follows NaN or Inf."""
 
 import time
-from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from distgan import RunError
+from distgan.config.keys import is_adaptive
+from distgan.distributed.batchnorm import average_running_stats
 from distgan.gan.schedules import adapt_probability, iterations_averaged, value_at
-from distgan.gan.step import Scalars, generate, train_step
-from distgan.rng import rng
-from distgan.training.alarms import spread
-from distgan.training.batches import iterations, normalize
-from distgan.training.batchnorm import average_running_stats
+from distgan.gan.step import Scalars, train_step
+from distgan.logs.log import MetricsLogger
+from distgan.page.build import write_page
+from distgan.runs.checkpoint import Checkpoints
+from distgan.training.batches import iterations
 from distgan.training.build import Run
-from distgan.training.checkpoint import Checkpoints
-from distgan.training.combinations import is_adaptive
-from distgan.training.evaluation import Evaluate, describe_best, evaluate_generator
+from distgan.training.due import REQUESTED_ELSEWHERE, CollapseError, actions_due
+from distgan.training.evaluation import Evaluate, evaluate_generator
 from distgan.training.finite import FiniteCheck, NonFiniteError, checksum
-from distgan.training.logger import MetricsLogger
-from distgan.training.report_page import write_page
+from distgan.training.grids import save_fake_grid
 from distgan.training.state import TrainState, restore_state, save_state
 from distgan.training.stop import StopRequest
-
-STOP, COLLAPSED, NON_FINITE = 1, 2, 3  # flags of a process, max-reduced over ranks
-REQUESTED_ELSEWHERE = "requested on another rank"
-
-
-LEAST_IMAGES = 16
-"""Images that a spread is taken of."""
-
-
-@dataclass(frozen=True)
-class Actions:
-    """What is due before the next iteration; the same on every process."""
-
-    log: bool
-    sample: bool
-    save: bool
-    evaluate: bool
-    done: bool
-    """Whether the run ends here, at its length or at a stop."""
 
 
 def train_loop(
@@ -139,52 +117,6 @@ def adapt_augmentation(run: Run, state: TrainState, scalars: Scalars) -> None:
     state.augment_sign = 0.0
 
 
-def actions_due(
-    run: Run, state: TrainState, logger: MetricsLogger, check: FiniteCheck, stop: StopRequest, start: int, saved: int
-) -> Actions:
-    """What is due at `state.images_seen`, in a loop that began at `start` and saved last at `saved`.
-
-    Raises NonFiniteError on all processes if one found NaN or Inf; nothing is saved then.
-    """
-    config, dist, images_seen = run.config, run.dist, state.images_seen
-    at_end = images_seen >= run.total_images
-    collapsed = config.guard.stop_on_collapse and logger.alarms.collapsed
-    own = NON_FINITE if check.fault else COLLAPSED if collapsed else STOP if stop.requested() else 0
-    flag = dist.delayed_all_reduce_max(own)
-    done = at_end or flag == STOP
-    every = config.evaluate.every_epochs
-    evaluate = every > 0 and images_seen > logger.last_evaluated and (at_end or run.crossed(every, images_seen))
-    evaluate = evaluate and (at_end or flag != STOP)  # the resumed run does it first
-    save = images_seen > saved and (done or evaluate or run.crossed(config.checkpoint.every_epochs, images_seen))
-    if save:  # check what would be saved now, not an iteration later
-        check.check_weights(images_seen)
-        flag = max(flag, *dist.all_gather_object(NON_FINITE if check.fault else 0))
-    if flag == NON_FINITE:
-        faults = dist.all_gather_object(check.fault)
-        raise NonFiniteError(next(fault for fault in faults if fault is not None))
-    if flag == COLLAPSED:
-        raise CollapseError(dist.run_on_main(lambda: describe_collapse(run, logger)))
-    return Actions(
-        log=logger.due() or ((done or save) and logger.count > 0),
-        sample=images_seen > start and (done or run.crossed(config.samples.every_epochs, images_seen)),
-        save=save,
-        evaluate=evaluate,
-        done=done,
-    )
-
-
-class CollapseError(RunError):
-    """An alarm ended the run."""
-
-    on_all_ranks = True
-
-
-def describe_collapse(run: Run, logger: MetricsLogger) -> str:
-    """What was seen, and the best checkpoint; called on the main process."""
-    best = describe_best(run, logger) or "no checkpoint was evaluated (evaluate.every_epochs)"
-    return f"guard.stop_on_collapse: the run collapsed (see the warnings above); {best}"
-
-
 def loop_with_rollback(
     run: Run,
     state: TrainState,
@@ -220,31 +152,3 @@ def check_in_sync(run: Run, state: TrainState) -> None:
     if run.dist.world_size > 1:
         what = f"processes out of sync after {state.images_seen:,} images: the weights"
         run.dist.check_same_on_all_ranks(what, checksum([run.raw_G, run.gan.raw_D]))
-
-
-def save_fake_grid(run: Run, state: TrainState, logger: MetricsLogger) -> None:
-    """Generated images of fixed latents, as samples/fake-EPOCH.png; 0001_5 is one epoch and a half."""
-    config, device = run.config, run.dist.device
-    shape = (config.samples.count, config.model.latent)
-    z = torch.from_numpy(rng(config.seed, "samples").standard_normal(shape, np.float32)).to(device)
-    labels = torch.arange(len(z), device=device) % run.num_classes if run.num_classes else None
-    epoch, fraction = f"{state.images_seen / run.order.epoch_images:.4f}".split(".")
-    name = f"fake-{int(epoch):04d}" + (f"_{fraction.rstrip('0')}" if int(fraction) else "")
-    images = generate(run.G_for_sampling, z, labels)
-    logger.save_grid(name, images)
-    # the grid of an end or a stop between two others is not in the log: an uninterrupted run has none there
-    if run.crossed(config.samples.every_epochs, state.images_seen) and len(images) >= LEAST_IMAGES:
-        logger.diversity = spread(images) / max(spread(first_images(run, len(images))), 1e-6)
-
-
-def save_real_grid(run: Run, logger: MetricsLogger) -> None:
-    """The first images that the main process trains on."""
-    logger.save_grid("real", first_images(run, run.config.samples.count))
-
-
-def first_images(run: Run, count: int) -> Tensor:
-    """Up to `count` of the first images that this process trains on, in [-1, 1], on the CPU."""
-    count = min(count, run.order.epoch_images)
-    slots = min(-(-count // len(run.order.local_lanes)), run.order.length)
-    images = run.reader.read(run.order.ids(0, slots * run.order.lanes)[:count]).images
-    return normalize(images, channels_last=False)

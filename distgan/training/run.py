@@ -9,25 +9,24 @@ from pathlib import Path
 from typing import Any
 
 import torch.distributed
-from torch import Tensor
 
-from distgan import CorruptDataError, RunError, format_os_error
-from distgan.cli import import_user_modules
-from distgan.config import Config, to_dict
-from distgan.distributed import Distributed, unused_launcher_settings
-from distgan.gan.step import Batches, train_step
-from distgan.training.batches import iterations, join_and_split
+from distgan.config.keys import Config, to_dict
+from distgan.distributed.launch import unused_launcher_settings
+from distgan.distributed.processes import Distributed
+from distgan.errors import CorruptDataError, RunError, format_os_error
+from distgan.logs.log import MetricsLogger
+from distgan.logs.trackers import check_trackers, finish_trackers
+from distgan.page.build import write_page
+from distgan.plugins import import_user_modules
+from distgan.runs.checkpoint import Checkpoints
+from distgan.runs.folder import Changes, open_run_dir, write_run_info
 from distgan.training.build import Run, build
-from distgan.training.checkpoint import Checkpoints
+from distgan.training.dry_run import describe_run, parameter_counts
 from distgan.training.evaluation import Evaluate, describe_best, mark_best
-from distgan.training.logger import MetricsLogger, peak_memory
-from distgan.training.loop import augment_probability, loop_with_rollback, save_real_grid
-from distgan.training.profiling import describe_cost, largest_micro_batch
-from distgan.training.report_page import write_page
-from distgan.training.run_dir import Changes, open_run_dir, write_run_info
+from distgan.training.grids import save_real_grid
+from distgan.training.loop import loop_with_rollback
 from distgan.training.state import TrainState, restore_state
 from distgan.training.stop import StopRequest
-from distgan.training.trackers import check_trackers, finish_trackers
 
 CONTROL_DIR = "DISTGAN_CONTROL_DIR"
 """Environment variable: the folder of the files that launch/train.sbatch and the run exchange."""
@@ -118,47 +117,6 @@ def readable_errors(dist: Distributed, checkpoints: Checkpoints) -> Iterator[Non
             reason = next((line for line in reversed(text.splitlines()) if line.strip()), text)
             raise RunError(f"the launch: NCCL cannot start: {reason.strip()[:200]}") from None
         raise dist.peer_failure(error, checkpoints.describe_latest()) from error
-
-
-def describe_run(run: Run, state: TrainState) -> None:
-    """The dry run: parameters, FLOPs and memory, and two iterations, since the first makes the optimizers' state."""
-    config, dist, dataset = run.config, run.dist, run.dataset
-    shape = {"size": dataset.size, "channels": dataset.channels, "num_classes": run.num_classes}
-    if dist.is_main_process:
-        print(f"dry run: parameters: {parameter_counts(run)}", flush=True)
-        print(*describe_cost(config, **shape, world_size=dist.world_size), sep="\n", flush=True)
-    stream, p = iterations(run, state, on_read=lambda batch: None, count=2), augment_probability(run, state)
-    train_step(run.gan, next(stream), run.penalties_due(0), p)
-    minibatches = next(stream)
-    scalars = train_step(run.gan, minibatches, run.penalties_due(0), p)
-    if dist.is_main_process:
-        values = ", ".join(f"{name} {float(value):.4f}" for name, value in scalars.items())
-        memory = f"{peak_memory(dist.device) / 1e9:.2f} GB"
-        if dist.device.type == "cuda":
-            memory += f" reserved, {torch.cuda.max_memory_allocated(dist.device) / 1e9:.2f} GB allocated"
-        print(f"two iterations of {config.iteration_images} images on {dist.world_size} process(es): {values}")
-        print(f"peak memory per process: {memory}; nothing was written", flush=True)
-        print(describe_micro_batch(run, minibatches, p), flush=True)
-    dist.shutdown()
-
-
-def describe_micro_batch(run: Run, minibatches: Batches, p: Tensor | float) -> str:
-    """The largest micro_batch that fits in the device, found by iterations of a single process on a GPU."""
-    if run.dist.device.type != "cuda" or run.dist.world_size > 1:
-        return "largest micro_batch that fits: unknown; it is found on one process with a GPU"
-
-    def iterate(size: int) -> None:
-        resized = [join_and_split(batch, size) for batch in minibatches.d]
-        fresh = join_and_split(minibatches.g, size) if minibatches.g else None
-        train_step(run.gan, Batches(resized, fresh), run.penalties_due(0), p)
-
-    size = largest_micro_batch(run.config.batch, iterate)
-    return f"largest micro_batch that fits: {size or 'none'} of {run.config.batch} images"
-
-
-def parameter_counts(run: Run) -> str:
-    networks = {"G": run.raw_G, "D": run.gan.raw_D}
-    return ", ".join(f"{k} {sum(p.numel() for p in n.parameters()) / 1e6:.2f} M" for k, n in networks.items())
 
 
 def log_run_header(run: Run, logger: MetricsLogger, facts: dict[str, Any]) -> None:

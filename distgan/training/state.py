@@ -6,9 +6,9 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from distgan import UsageError
+from distgan.errors import UsageError
+from distgan.runs.checkpoint import Checkpoints, Tensors, load
 from distgan.training.build import Run
-from distgan.training.checkpoint import Checkpoints, Tensors, load
 
 
 @dataclass

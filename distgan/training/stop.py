@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from types import FrameType
 
-from distgan.cli import INTERRUPTED
+from distgan.errors import INTERRUPTED
 
 
 class StopRequest:

@@ -51,7 +51,8 @@ def prepare_ours(root: Path, size: int) -> None:
 
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
     from distgan.dataset_tool import make
-    from distgan.dataset_tool.sources import from_arrays, open_source
+    from distgan.dataset_tool.sources import open_source
+    from distgan.dataset_tool.sources.source import from_arrays
     from shared import options
 
     folder = root / f"images{size}" / "all"

@@ -22,7 +22,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from distgan.config import Config, DataConfig
+from distgan.config.keys import Config, DataConfig
 from distgan.data.order import WINDOW, Lanes
 from distgan.data.shardset import LocalStorage, open_shardset
 from distgan.data.stream import Reader

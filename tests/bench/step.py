@@ -25,8 +25,9 @@ from torchvision import transforms
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from distgan import models
-from distgan.config import Config, read_config
-from distgan.distributed import Distributed
+from distgan.config.keys import Config
+from distgan.config.read import read_config
+from distgan.distributed.processes import Distributed
 from distgan.gan.step import train_step
 from distgan.training.batches import iterations
 from distgan.training.build import build

@@ -9,10 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from distgan import CorruptDataError, UsageError, shards
-from distgan.data.schema import CheckpointState, decode
+from distgan.commands import shards
+from distgan.data.schema import decode
 from distgan.data.shardset import write_index
 from distgan.data.tar import members
+from distgan.errors import CorruptDataError, UsageError
+from distgan.runs.schema import CheckpointState
 
 
 def edit(folder: Path, keys: list, value: object) -> None:

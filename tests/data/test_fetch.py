@@ -22,14 +22,17 @@ from typing import Any, NoReturn
 import numpy as np
 import pytest
 
-from distgan import CorruptDataError, RunError, evaluate
-from distgan.data import fetch, remote
-from distgan.data.fetch import check_cache
+from distgan.commands import evaluate
 from distgan.data.order import Lanes
-from distgan.data.remote import open_storage, stat_of
+from distgan.data.remote import ahead
+from distgan.data.remote import cache as cache_module
+from distgan.data.remote.ahead import check_cache
+from distgan.data.remote.cache import open_storage
 from distgan.data.shardset import LocalStorage, ShardSet, open_shardset
 from distgan.data.stream import Reader, images_in_flight, stream
 from distgan.dataset_tool import check
+from distgan.errors import CorruptDataError, RunError
+from distgan.locks import stat_of
 from distgan.training.finite import FiniteCheck
 from shared import ROOT, TINY, fill, launch_env, make_dataset, metrics, noise, train, weights
 
@@ -133,7 +136,7 @@ def test_an_evaluation_uses_the_cache_of_its_run(shards, serve, tmp_path):
     """As a run's config.yaml names it; without a run, the default folder."""
     (tmp_path / "config.yaml").write_text(f"data: {{shards: a, cache_dir: {tmp_path}/cache, cache_gb: 0.5}}\n")
     storage = evaluate.open_dataset(serve(shards).address, evaluate.data_config(tmp_path)).storage
-    assert isinstance(storage, remote.RemoteStorage) and storage.cache_bytes == 5e8
+    assert isinstance(storage, cache_module.RemoteStorage) and storage.cache_bytes == 5e8
     assert storage.folder == tmp_path / "cache" and len(list(storage.folder.glob("*.json"))) == 1
     assert evaluate.data_config(None) == evaluate.data_config(tmp_path / "cache") == {}
 
@@ -459,7 +462,7 @@ def test_shards_and_locks_of_another_user_are_used_and_not_evicted(serve, shards
         return refuse(path) if path == other and mode == "r+b" else open(path, mode, **keys)
 
     monkeypatch.setattr(os, "open", open_fd)
-    monkeypatch.setattr(remote, "open", open_file, raising=False)
+    monkeypatch.setattr(cache_module, "open", open_file, raising=False)
     reader = Reader(dataset)
     for id in (1100, 2300, 0):
         reader.read(np.arange(id, id + 3))
@@ -481,7 +484,7 @@ def test_verify_lists_every_file_that_the_server_lacks(serve, tiny, tmp_path):
 
 
 def test_progress_is_printed_until_the_first_shards_are_there(serve, shards, tmp_path, capfd, monkeypatch):
-    monkeypatch.setattr(fetch, "REPORT_SECONDS", 0.0)
+    monkeypatch.setattr(ahead, "REPORT_SECONDS", 0.0)
     dataset = open_set(serve(shards, seconds=0.1).address, tmp_path / "cache", fetch_threads=2)
     images(dataset, 1, lanes=6, batch=60)
     assert f"distgan: fetched 2 of the first {SHARDS} shards, " in capfd.readouterr().err

@@ -14,9 +14,9 @@ from pathlib import Path
 
 import pytest
 
-from distgan import DistganError, RunError, UsageError
-from distgan.data.objectstore import aws_profile
-from distgan.data.remote import RemoteStorage
+from distgan.data.remote.cache import RemoteStorage
+from distgan.data.remote.objectstore import aws_profile
+from distgan.errors import DistganError, RunError, UsageError
 
 Respond = Callable[[BaseHTTPRequestHandler], None]
 

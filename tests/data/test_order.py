@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 
-from distgan import UsageError
 from distgan.data import order
 from distgan.data.order import WINDOW, Lanes, rank_rows
+from distgan.errors import UsageError
 
 
 @st.composite

@@ -20,10 +20,12 @@ import pytest
 import webdataset as wds
 from PIL import Image
 
-from distgan import UsageError, models, shards
+from distgan import models
+from distgan.commands import shards
 from distgan.data.schema import ClassCount
 from distgan.data.stream import Reader
 from distgan.dataset_tool import make
+from distgan.errors import UsageError
 from shared import ROOT, make_dataset, noise, options
 
 
@@ -474,9 +476,9 @@ def test_failed_make_removes_only_its_own_files(folder_of_images, tmp_path):
     args = [str(folder_of_images), str(tmp_path / "dataset"), "--size=8"]
     killed_before_the_manifest = """
 import os, signal, sys
-import distgan.dataset_tool.make, distgan.shards
+import distgan.dataset_tool.make, distgan.commands.shards
 distgan.dataset_tool.make.finish = lambda *args: os.kill(os.getpid(), signal.SIGKILL)
-distgan.shards.main(["make", *sys.argv[1:]])
+distgan.commands.shards.main(["make", *sys.argv[1:]])
 """
     subprocess.run([sys.executable, "-c", killed_before_the_manifest, *args], cwd=ROOT, capture_output=True)
     assert (tmp_path / "dataset" / "shard-000000.tar").exists()
@@ -681,7 +683,7 @@ def test_reading_commands_start_without_torch(args, tiny, tmp_path):
     without_torch = """
 import sys
 sys.modules.update(dict.fromkeys(("torch", "torchvision", "webdataset")))  # None: an import raises ImportError
-from distgan.shards import main
+from distgan.commands.shards import main
 sys.exit(main(sys.argv[1:]))
 """
     args = [arg.replace("DATASET", str(tmp_path / "dataset")) for arg in args]

@@ -15,9 +15,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from distgan import shards
-from distgan.dataset_tool import join, make
-from distgan.dataset_tool.join import ShardInfo
+from distgan.commands import shards
+from distgan.dataset_tool import parts, workers
+from distgan.dataset_tool.parts import ShardInfo
 from shared import noise
 
 OPTIONS = ["--format", "png", "--shard_mb", "0.075", "--skip_bad"]
@@ -57,19 +57,19 @@ def whole(images, tmp_path_factory) -> dict[str, bytes]:
 
 def hold(monkeypatch: pytest.MonkeyPatch, shards: Mapping[int, Callable[[], object]]) -> None:
     """Have workers call this instead of completing these shards."""
-    write_info = make.write_info
+    write_info = workers.write_info
 
     def held(dest: Path, info: ShardInfo, columns: dict) -> None:
         shards.get(int(info.name[6:12]), lambda: write_info(dest, info, columns))()
 
-    monkeypatch.setattr(make, "write_info", held)
+    monkeypatch.setattr(workers, "write_info", held)
 
 
 def is_free(dest: Path) -> bool:
     """Whether no process is left that writes to it."""
     fd = os.open(dest, os.O_RDONLY)
     try:
-        return join.try_lock(fd, fcntl.LOCK_EX)
+        return parts.try_lock(fd, fcntl.LOCK_EX)
     finally:
         os.close(fd)
 
@@ -108,7 +108,7 @@ def test_ctrl_c_ends_all_workers_at_once_and_is_resumed(images, whole, tmp_path,
         process.join(LONG)
     assert process.exitcode == 130 and is_free(dest) and capfd.readouterr().err == "distgan: interrupted\n"
     first = (dest / "shard-000000.tar").stat().st_mtime_ns
-    assert join.is_written(dest, 0) and not join.is_written(dest, 1)
+    assert parts.is_written(dest, 0) and not parts.is_written(dest, 1)
     assert command("make", images, dest, *OPTIONS, "--jobs", 1) == 0 and files(dest) == whole
     assert (dest / "shard-000000.tar").stat().st_mtime_ns == first
 
@@ -116,7 +116,7 @@ def test_ctrl_c_ends_all_workers_at_once_and_is_resumed(images, whole, tmp_path,
 @pytest.mark.signals
 def test_ctrl_c_raises_nothing_where_a_lock_of_the_pool_may_be_taken():
     reached = []
-    with pytest.raises(KeyboardInterrupt), make.on_interrupt(lambda: reached.append("work")):
+    with pytest.raises(KeyboardInterrupt), workers.on_interrupt(lambda: reached.append("work")):
         signal.raise_signal(signal.SIGINT)
         reached.append("the rest")
     assert reached == ["work", "the rest"] and signal.getsignal(signal.SIGINT) is signal.default_int_handler
@@ -179,8 +179,8 @@ def test_kill_while_cleaning_up_leaves_a_complete_dataset(folder_of_images, tmp_
     assert command("make", folder_of_images, whole, *words) == 0 and len(list(whole.glob("*.tar"))) == 5
 
     def killed() -> None:
-        write_manifest = join.write_manifest
-        monkeypatch.setattr(join, "write_manifest", lambda *args: (write_manifest(*args), os._exit(9)))
+        write_manifest = parts.write_manifest
+        monkeypatch.setattr(parts, "write_manifest", lambda *args: (write_manifest(*args), os._exit(9)))
         command("make", folder_of_images, dest, *words)
 
     process = multiprocessing.get_context("fork").Process(target=killed)
@@ -208,7 +208,7 @@ def test_parts_of_another_source_are_refused(images, tmp_path, capsys):
 
 
 def test_join_waits_for_no_part_and_says_so(images, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(join, "LOCK_SECONDS", 0.1)
+    monkeypatch.setattr(parts, "LOCK_SECONDS", 0.1)
     assert command("join", tmp_path / "nowhere") == 2 and not (tmp_path / "nowhere").exists()
     assert "there is nothing to join" in capsys.readouterr().err
     running = start(images, tmp_path / "dataset", "1/1")

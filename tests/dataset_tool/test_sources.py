@@ -14,8 +14,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from distgan import CorruptDataError, UsageError, shards
+from distgan.commands import shards
 from distgan.data.stream import Reader
+from distgan.errors import CorruptDataError, UsageError
 from shared import ROOT, make_dataset, noise
 
 
@@ -161,9 +162,9 @@ def test_kill_between_sources_and_manifest(dataset, folder_of_images, tmp_path):
     args = [str(folder_of_images), str(tmp_path / "killed"), "--skip_bad", "--shard_mb", "0.007"]
     killed_before_the_manifest = """
 import os, signal, sys
-import distgan.dataset_tool.join, distgan.shards
-distgan.dataset_tool.join.write_manifest = lambda *args: os.kill(os.getpid(), signal.SIGKILL)
-distgan.shards.main(["make", *sys.argv[1:]])
+import distgan.dataset_tool.parts, distgan.commands.shards
+distgan.dataset_tool.parts.write_manifest = lambda *args: os.kill(os.getpid(), signal.SIGKILL)
+distgan.commands.shards.main(["make", *sys.argv[1:]])
 """
     subprocess.run([sys.executable, "-c", killed_before_the_manifest, *args], cwd=ROOT, capture_output=True)
     assert (tmp_path / "killed" / "sources.txt").exists() and not (tmp_path / "killed" / "manifest.json").exists()

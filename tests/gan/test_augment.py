@@ -9,7 +9,7 @@ from torch.autograd import gradcheck, gradgradcheck
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from distgan.gan.augment import AUGMENTATIONS, Pipeline
-from distgan.gan.resample import bilinear, rotation, sources, translate
+from distgan.gan.warp import bilinear, rotation, sources, translate
 
 NAMES = list(AUGMENTATIONS)
 EVERYTHING = Pipeline([(name, 1.0) for name in NAMES])

@@ -9,10 +9,11 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from distgan.config import Config, DataConfig, EMAConfig, ModelConfig
+from distgan.config.keys import Config, DataConfig, EMAConfig, ModelConfig
+from distgan.distributed import batchnorm
 from distgan.models import MODELS
-from distgan.training import batchnorm, profiling
-from distgan.training.profiling import describe_cost, estimate_cost, largest_micro_batch
+from distgan.training import cost
+from distgan.training.cost import describe_cost, estimate_cost, largest_micro_batch
 
 
 def estimate(size: int = 64, num_classes: int = 0, world_size: int = 1, **keys: Any) -> float:
@@ -50,7 +51,7 @@ def test_dcgan64_at_batch_1024(precision, gigabytes):
 )
 def test_tensors_with_data_take_the_same(monkeypatch, keys, precision):
     fake = estimate(16, batch=128, precision=precision, **keys)
-    monkeypatch.setattr(profiling, "FakeTensorMode", contextlib.nullcontext)
+    monkeypatch.setattr(cost, "FakeTensorMode", contextlib.nullcontext)
     assert estimate(16, batch=128, precision=precision, **keys) == pytest.approx(fake, rel=0.02)
 
 
@@ -79,12 +80,12 @@ def cuda_batchnorm(monkeypatch):
 
 @pytest.mark.parametrize("precision", ["no", "bf16"])
 def test_global_batchnorm_needs_no_more(cuda_batchnorm, monkeypatch, precision):
-    plain, build = estimate(batch=256, precision=precision), profiling.models.build
+    plain, build = estimate(batch=256, precision=precision), cost.models.build
 
     def converted(*words: Any, **options: Any) -> tuple[nn.Module, ...]:
         return tuple(batchnorm.convert(network) for network in build(*words, **options))
 
-    monkeypatch.setattr(profiling.models, "build", converted)
+    monkeypatch.setattr(cost.models, "build", converted)
     assert plain <= estimate(batch=256, precision=precision) < 1.03 * plain  # with float32 copies it was twice as much
 
 
@@ -106,7 +107,7 @@ def test_the_line_of_the_dry_run(monkeypatch):
     assert line.startswith(
         "estimated FLOPs and peak memory per process on a GPU: unknown (DataDependentOutputException"
     )
-    monkeypatch.setattr(profiling, "FakeTensorMode", None)
+    monkeypatch.setattr(cost, "FakeTensorMode", None)
     (line,) = describe_cost(config, size=64, channels=3, num_classes=0, world_size=1)
     assert f"unknown (RuntimeError: torch {torch.__version__} has no FakeTensorMode)" in line
 
@@ -160,4 +161,4 @@ def test_the_largest_micro_batch_is_found_by_trying():
 
 def test_a_torch_without_fake_tensors_is_no_error(monkeypatch):
     monkeypatch.delattr("torch._subclasses.fake_tensor.FakeTensorMode")
-    assert runpy.run_path(profiling.__file__)["FakeTensorMode"] is None
+    assert runpy.run_path(cost.__file__)["FakeTensorMode"] is None

@@ -16,16 +16,19 @@ from gpu import pretend
 from torch import Tensor
 
 from distgan import models
-from distgan.config import OptimizerConfig, read_config
-from distgan.distributed import Distributed
+from distgan.config.keys import OptimizerConfig
+from distgan.config.read import read_config
+from distgan.distributed import batchnorm
+from distgan.distributed.batchnorm import RunningStatsWarmup
+from distgan.distributed.processes import Distributed
 from distgan.gan.losses import LOSSES
 from distgan.gan.step import GAN, Batches, Minibatch, Scalars, train_step
-from distgan.training import batchnorm, loop
-from distgan.training.batchnorm import RunningStatsWarmup
+from distgan.logs.log import MetricsLogger
+from distgan.runs.checkpoint import Checkpoints
+from distgan.training import loop
 from distgan.training.build import Run, adam, build
-from distgan.training.checkpoint import Checkpoints
+from distgan.training.due import Actions
 from distgan.training.finite import FiniteCheck
-from distgan.training.logger import MetricsLogger
 from distgan.training.state import TrainState, restore_state
 from shared import TINY, metrics
 
@@ -91,7 +94,7 @@ def follow(device: pretend.CudaDevice, watched: Watched, patches: pytest.MonkeyP
         device.waits.clear()
         return waits
 
-    def before_actions(*words: Any) -> loop.Actions:
+    def before_actions(*words: Any) -> Actions:
         if started:
             watched.in_iterations.append(take())
             watched.uploads.append(device.uploads)

@@ -17,16 +17,18 @@ from gpu import pretend
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from distgan.config import Config, DataConfig, read_config
+from distgan.config.keys import Config, DataConfig
+from distgan.config.read import read_config
 from distgan.data import order
-from distgan.distributed import Distributed
+from distgan.distributed.batchnorm import GlobalBatchNorm2d
+from distgan.distributed.processes import Distributed
 from distgan.gan.losses import LOSSES
+from distgan.logs.log import MetricsLogger
 from distgan.rng import philox, rng
+from distgan.runs.checkpoint import Checkpoints
 from distgan.training import batches, loop
-from distgan.training.batchnorm import GlobalBatchNorm2d
 from distgan.training.build import Run, build
-from distgan.training.checkpoint import Checkpoints
-from distgan.training.logger import MetricsLogger
+from distgan.training.due import Actions
 from distgan.training.state import TrainState
 from shared import TINY, make_dataset, noise
 
@@ -142,7 +144,7 @@ def traffic(images16, tmp_path, monkeypatch) -> Callable[..., Traffic]:
             result = Traffic(run)
             actions_due = loop.actions_due
 
-            def between(*words: Any) -> loop.Actions:
+            def between(*words: Any) -> Actions:
                 result.iterations.append(collectives.calls[:])
                 collectives.calls.clear()
                 if state.images_seen == 3 * batch:

@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from distgan import UsageError, models
+from distgan import models
+from distgan.errors import UsageError
 from distgan.models.layers import fan_in
 
 

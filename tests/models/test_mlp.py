@@ -5,7 +5,8 @@ from typing import Any
 import pytest
 import torch
 
-from distgan import UsageError, models
+from distgan import models
+from distgan.errors import UsageError
 
 
 def build(**changes):

@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from distgan import UsageError, models
+from distgan import models
+from distgan.errors import UsageError
 from distgan.models.r3gan import ResidualBlock
 
 

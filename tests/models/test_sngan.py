@@ -9,9 +9,10 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import nn
 
-from distgan import UsageError, models
+from distgan import models
+from distgan.distributed.batchnorm import GlobalBatchNorm2d, convert
+from distgan.errors import UsageError
 from distgan.models.sngan import ConditionalBatchNorm2d
-from distgan.training.batchnorm import GlobalBatchNorm2d, convert
 
 
 def build(**changes):

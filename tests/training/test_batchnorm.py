@@ -7,7 +7,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from distgan.training.batchnorm import GlobalBatchNorm2d, RunningStatsWarmup, convert
+from distgan.distributed.batchnorm import GlobalBatchNorm2d, RunningStatsWarmup, convert
 
 
 def test_the_first_statistics_are_averaged_with_equal_weights():

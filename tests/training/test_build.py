@@ -8,8 +8,8 @@ import pytest
 import torch
 
 import distgan
-import distgan.training.checkpoint
-from distgan import sample
+import distgan.runs.checkpoint
+from distgan.commands import sample
 from distgan.gan.losses import LOSSES
 from distgan.gan.penalties import PENALTIES
 from distgan.models import MODELS
@@ -160,6 +160,6 @@ def test_options_of_the_optimizers(trained, tiny):
     weights = {}
     for name, words in runs.items():
         run = trained("--images", 32, *words, name=name)
-        weights[name] = distgan.training.checkpoint.load(run / "checkpoints" / "32")[0]["discriminator"]["head.weight"]
+        weights[name] = distgan.runs.checkpoint.load(run / "checkpoints" / "32")[0]["discriminator"]["head.weight"]
     assert torch.equal(weights["plain"], weights["wide"])
     assert not any(torch.equal(weights["plain"], weights[name]) for name in ("clip", "eps", "decay"))

@@ -12,9 +12,9 @@ import msgspec
 import pytest
 import torch
 
-from distgan import RunError, UsageError
-from distgan.training.checkpoint import Checkpoints, load
-from distgan.training.run_dir import RunDir
+from distgan.errors import RunError, UsageError
+from distgan.runs.checkpoint import Checkpoints, load
+from distgan.runs.folder import RunDir
 from distgan.training.state import get_optimizer_tensors, set_optimizer_tensors
 from shared import TINY, launch, train, weights
 

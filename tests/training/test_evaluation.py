@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from distgan import evaluate, sample
+from distgan.commands import evaluate, sample
 from distgan.data.shardset import LocalStorage, open_shardset
-from distgan.metrics import evaluator, reference, rounds
-from distgan.training.alarms import Alarms, spread
-from distgan.training.checkpoint import Best, Checkpoints
+from distgan.evaluation import evaluator, reference, rounds
+from distgan.logs.alarms import Alarms, spread
+from distgan.runs.checkpoint import Best, Checkpoints
 from distgan.training.evaluation import best_of
 from shared import ROOT, TINY, computed, launch_env, make_dataset, metrics, noise, train, weights
 
@@ -66,8 +66,8 @@ def test_cards_and_the_best_checkpoint(words, tmp_path, capsys):
 
 KILLED = """
 import os, signal, sys
-from distgan import train
-from distgan.metrics.evaluator import Evaluator
+from distgan.commands import train
+from distgan.evaluation.evaluator import Evaluator
 
 def latents(self, first, *arguments):
     evaluated[0] += first == 0

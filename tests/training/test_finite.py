@@ -103,7 +103,7 @@ def test_rollbacks_are_limited(tiny, tmp_path, monkeypatch, capsys):
 
 FAULTY = """
 import sys, torch, torch.distributed as dist
-import distgan.train
+import distgan.commands.train
 import distgan.training.loop as loop
 step = loop.train_step
 seen = [0]
@@ -117,7 +117,7 @@ def faulty(gan, batches, *rest):
         scalars["d_loss"] = scalars["d_loss"] * float("nan")
     return scalars
 loop.train_step = faulty
-sys.exit(distgan.train.main())
+sys.exit(distgan.commands.train.main())
 """
 
 

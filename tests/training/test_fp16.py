@@ -5,22 +5,22 @@ import itertools
 import pytest
 import torch
 
-import distgan.distributed
-from distgan.training.checkpoint import load
+import distgan.distributed.processes
+from distgan.runs.checkpoint import load
 from shared import TINY, metrics, train, weights
 
 
 @pytest.fixture
 def scaler(monkeypatch):
     """Gives the run a GradScaler on the CPU, as Accelerate gives it one on a GPU."""
-    initialize = distgan.distributed.Distributed.__init__
+    initialize = distgan.distributed.processes.Distributed.__init__
 
     def arrange(scale: float) -> None:
         def patched(self, config):
             initialize(self, config)
             self.accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=scale, growth_interval=7)
 
-        monkeypatch.setattr(distgan.distributed.Distributed, "__init__", patched)
+        monkeypatch.setattr(distgan.distributed.processes.Distributed, "__init__", patched)
 
     return arrange
 

@@ -11,8 +11,8 @@ import torch
 import torch.distributed as dist
 
 import distgan.training.loop
-from distgan.config import Config
-from distgan.distributed import set_determinism
+from distgan.config.keys import Config
+from distgan.distributed.launch import set_determinism
 from distgan.training.build import Run
 from shared import TINY, train, weights
 

@@ -11,10 +11,10 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS
 
-from distgan import UsageError
-from distgan.config import Config, ReportConfig
-from distgan.training import trackers
-from distgan.training.trackers import TRACKERS, check_trackers, log_card, log_grid, start_trackers
+from distgan.config.keys import Config, ReportConfig
+from distgan.errors import UsageError
+from distgan.logs import trackers
+from distgan.logs.trackers import TRACKERS, check_trackers, log_card, log_grid, start_trackers
 from shared import metrics, train
 
 CARD = {"metrics": {"fid": 12.5, "kid": {"value": 0.25, "std": 0.5}, "note": "text"}, "seed": 0, "extractor": "cnn"}

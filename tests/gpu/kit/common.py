@@ -52,7 +52,8 @@ def expect(name: str, value: object, ok: bool) -> None:
 
 def make_datasets() -> None:
     """Drawn digits in 32x32, ten classes, which need no download; noise in 64x64, three classes."""
-    from distgan.dataset_tool import make, sources
+    from distgan.dataset_tool import make
+    from distgan.dataset_tool.sources.source import from_arrays
 
     count = 320 if DRY else 1792
     random, digits = np.random.default_rng(0), []
@@ -65,7 +66,7 @@ def make_datasets() -> None:
     images = {DIGITS: (np.stack(digits), 10), NOISE: (noise(128 if DRY else 8192, SIZE), 3)}
     for folder, (array, classes) in images.items():
         labels = np.arange(len(array)) % classes
-        source = sources.from_arrays(folder.name, array, labels, [str(i) for i in range(classes)])
+        source = from_arrays(folder.name, array, labels, [str(i) for i in range(classes)])
         make.make(source, folder, options(shard_mb=len(array) * (array[0].size + 2048) / 4e6), 1)
         record(folder.name, f"{len(array):,} images {array.shape[1]}x{array.shape[2]}")
 
@@ -201,8 +202,8 @@ def build_run(*words: object, batch: int = BATCH, precision: str = "no"):
     """A run on the noise in this process; nothing is due before its end. Returns `training.build.Run`."""
     from accelerate.state import AcceleratorState
 
-    from distgan.config import read_config
-    from distgan.distributed import Distributed
+    from distgan.config.read import read_config
+    from distgan.distributed.processes import Distributed
     from distgan.training.build import build
 
     AcceleratorState._reset_state(reset_partial_state=True)
@@ -219,8 +220,8 @@ def run_loop(run, visit: Callable[[int], bool]) -> None:
 
     `train_loop` asks its stop request once per iteration, on the host: this is where measurements start and end.
     """
-    from distgan.training.checkpoint import Checkpoints
-    from distgan.training.logger import MetricsLogger
+    from distgan.logs.log import MetricsLogger
+    from distgan.runs.checkpoint import Checkpoints
     from distgan.training.loop import train_loop
     from distgan.training.state import TrainState
     from distgan.training.stop import StopRequest

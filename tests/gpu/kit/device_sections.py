@@ -36,7 +36,7 @@ from torch import Tensor, nn
 from torch.profiler import ProfilerActivity
 
 from distgan import models
-from distgan.training.batchnorm import GlobalBatchNorm2d, convert
+from distgan.distributed.batchnorm import GlobalBatchNorm2d, convert
 
 WATCHED = (3, 5) if DRY else (10, 60)
 """The iterations in which no wait of the host is allowed; the first ones build what is cached."""

@@ -7,7 +7,7 @@ import sys
 
 import torch.distributed as dist
 
-from distgan.train import main
+from distgan.commands.train import main
 
 if __name__ == "__main__":
     dist.init_process_group("gloo")

@@ -1,0 +1,1 @@
+"""What the commands do; the modules of the same names above are their doors."""

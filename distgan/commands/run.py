@@ -1,0 +1,53 @@
+"""How every command is run: its errors in one line, and its exit codes."""
+
+import contextlib
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from distgan.errors import INTERRUPTED, DistganError, UsageError, format_os_error, shorten_values
+
+
+def run_command(command: Callable[[list[str]], None], argv: Sequence[str] | None = None) -> int:
+    """Run a command on `argv` (default: the command line's). Returns the exit code.
+
+    0: done. 2: bad input, named in one line. 1: the run failed, named likewise. 130: Ctrl-C. A bug keeps its traceback.
+    With several processes all of them fail; only rank 0 prints.
+    """
+    try:
+        command(list(sys.argv[1:] if argv is None else argv))
+    except DistganError as error:
+        message = f"distgan: {shorten_values(str(error))}"
+        report_to_launcher(message)
+        # All processes of a node read the same arguments and files: what is wrong there is printed once per node.
+        printer = not isinstance(error, UsageError) or os.environ.get("LOCAL_RANK", "0") == "0"
+        if os.environ.get("RANK", "0") == "0" or (printer and not error.on_all_ranks):
+            print(message, file=sys.stderr, flush=True)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print(INTERRUPTED, file=sys.stderr, flush=True)
+        return 130
+    except UnicodeDecodeError as error:
+        print(f"distgan: a text file is not UTF-8: {error}", file=sys.stderr, flush=True)
+        return 2
+    except BrokenPipeError:  # `distgan shards order ... | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except OSError as error:
+        print(f"distgan: {shorten_values(format_os_error(error))}", file=sys.stderr, flush=True)
+        return 1
+    except MemoryError:
+        print("distgan: out of memory", file=sys.stderr, flush=True)
+        return 1
+    return 0
+
+
+def report_to_launcher(message: str) -> None:
+    """Leave the message where the launcher of several processes looks for it: it prints it last, as the root cause."""
+    file = os.environ.get("TORCHELASTIC_ERROR_FILE")
+    if file:
+        error = {"message": message, "extraInfo": {"py_callstack": message, "timestamp": str(int(time.time()))}}
+        with contextlib.suppress(OSError):
+            Path(file).write_text(json.dumps({"message": error}))

@@ -1,0 +1,280 @@
+"""`distgan shards make|join|index|verify|stats|order`: write, check and inspect datasets of WebDataset shards."""
+
+import os
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+import jsonargparse
+from tqdm import tqdm
+
+import distgan.dataset_tool.check
+import distgan.dataset_tool.make
+import distgan.dataset_tool.parts
+from distgan.commands.run import run_command
+from distgan.config.keys import default_lanes
+from distgan.config.parser import Parser
+from distgan.data.order import Lanes, rank_rows
+from distgan.data.remote.cache import open_storage
+from distgan.data.schema import Manifest
+from distgan.data.shardset import ShardSet, open_shardset
+from distgan.dataset_tool.sources import open_source
+from distgan.errors import CorruptDataError, UsageError
+from distgan.images import grid, save_picture
+
+
+def make(
+    src: str,
+    dest: str,
+    size: int | None = None,
+    channels: Literal["auto", "1", "3"] = "auto",
+    crop: Literal["center", "none"] = "center",
+    resize: Literal["lanczos", "bicubic", "box"] = "lanczos",
+    format: Literal["npy", "png", "jpg"] = "npy",
+    quality: int = 95,
+    background: Literal["white", "black"] = "white",
+    labels: str = "auto",
+    split: Literal["train", "test"] = "train",
+    source: str | None = None,
+    samples: int = 128_000,
+    seed: int = 0,
+    shard_mb: float = 64,
+    skip_bad: bool = False,
+    record_paths: bool = True,
+    jobs: int | None = None,
+    part: str | None = None,
+) -> None:
+    """Write the images of SRC as a dataset of shards into the folder DEST.
+
+    Args:
+        src: A folder, a class-folder tree, a .zip, or digits, fashion-mnist, mnist, stacked-mnist, cifar10.
+        dest: The folder to write; re-run the same command to resume an unfinished one.
+        size: Side of the square images in pixels; default: that of the images, which must be the same for all.
+        channels: 1 (grey) or 3 (RGB); auto: those of a built-in dataset, and 3 for folders and zips.
+        crop: For images that are not square: center crop, or fail.
+        resize: Filter, always antialiased; recorded in the manifest, since it changes FID.
+        format: npy (raw pixels, fastest to read), png, or jpg (lossy: G learns its artefacts).
+        quality: Of jpg, 1 to 95, without chroma subsampling.
+        background: Colour behind transparent pixels.
+        labels: auto (dataset.json inside, else class folders), none, or a CSV, JSONL or dataset.json file.
+        split: Of the built-in datasets.
+        source: Folder with the files of fashion-mnist, mnist, stacked-mnist or cifar10; default: download.
+        samples: Images of stacked-mnist.
+        seed: Of the order in the shards, and of the digits of stacked-mnist.
+        shard_mb: Size of a shard in MB.
+        skip_bad: Leave out images that cannot be used; default: fail with a list of them.
+        record_paths: Write sources.txt, the path in the folder or zip of every sample.
+        jobs: Number of processes; default: one per CPU core.
+        part: I/N: write only the I-th of N parts of the shards, from 1; the other parts on other machines, in any
+            order; `shards join` completes the dataset.
+    """
+    which = parse_part(part)
+    if size is not None and not 4 <= size <= 4096:
+        raise UsageError(f"--size: {size} is not between 4 and 4096")
+    if not 1 <= quality <= 95:
+        raise UsageError(f"--quality: {quality} is not between 1 and 95")
+    if not shard_mb > 0 or (jobs is not None and jobs < 1) or samples < 1:
+        raise UsageError("--shard_mb, --jobs and --samples must be above 0")
+    opened = open_source(src, split=split, files=source, labels=labels, samples=samples, seed=seed)
+    options = distgan.dataset_tool.make.Options(
+        size=size,
+        channels=0 if channels == "auto" else int(channels),
+        crop=crop,
+        resize=resize,
+        background=background,
+        format=format,
+        quality=quality,
+        seed=seed,
+        shard_mb=shard_mb,
+        skip_bad=skip_bad,
+    )
+    options = distgan.dataset_tool.make.resolve_options(opened, options)
+    assert options.size is not None
+    if warning := distgan.dataset_tool.make.size_warning(options.size):
+        print(warning, file=sys.stderr)
+    jobs = jobs or len(os.sched_getaffinity(0))
+    manifest = distgan.dataset_tool.make.make(opened, Path(dest), options, jobs, record_paths, which)
+    if manifest is None:
+        print(f"{dest}: part {part} is written; when all are, `distgan shards join {dest}`")
+        return
+    print(f"{dest}: {summary(manifest)}")
+    for line in details(manifest):
+        print(line)
+
+
+def parse_part(part: str | None) -> tuple[int, int] | None:
+    if part is None:
+        return None
+    found = re.fullmatch(r"(\d{1,6})/(\d{1,6})", part)
+    if found is None or not 1 <= int(found[1]) <= int(found[2]):
+        raise UsageError(f"--part: {part!r} is not I/N with I from 1 to N, such as 2/4")
+    return int(found[1]), int(found[2])
+
+
+def join(dest: str) -> None:
+    """Complete a dataset whose parts `make --part I/N` wrote: check that all are there, write index and manifest.
+
+    Args:
+        dest: The folder of all parts.
+    """
+    manifest = distgan.dataset_tool.parts.join(Path(dest))
+    print(f"{dest}: {summary(manifest)}")
+    for line in details(manifest):
+        print(line)
+
+
+def index(dest: str, label_key: str = "label") -> None:
+    """Write the manifest and the index of tars that another program wrote.
+
+    Args:
+        dest: A folder of .tar files, with .npy, .png or .jpg images and .cls or .json labels, or a dataset.json of
+            labels; a classes.json names the classes.
+        label_key: The key of a .json that holds the label, a number or a name.
+    """
+    manifest = distgan.dataset_tool.check.index(Path(dest), progress, label_key)
+    print(f"{dest}: {summary(manifest)}")
+
+
+def verify(dest: str, cache_dir: str | None = None) -> None:
+    """Check the sizes, hashes, headers and images of a dataset; exit 1 with a list of errors, if any.
+
+    Args:
+        dest: A folder, or an http(s)://, s3://, gs:// or az:// address.
+        cache_dir: Folder for the shards of a remote dataset.
+    """
+    shards = open_dataset(dest, cache_dir)
+    errors = list(distgan.dataset_tool.check.verify(shards, progress))
+    if errors:
+        raise CorruptDataError(f"{dest}: {len(errors)} errors\n  " + "\n  ".join(errors))
+    print(f"{dest}: {summary(shards.manifest)}; verified")
+
+
+def stats(dest: str, out: str | None = None, duplicates: int = 20, cache_dir: str | None = None) -> None:
+    """Print samples per class, mean and std per channel, and the duplicate images.
+
+    Args:
+        dest: A folder, or an http(s)://, s3://, gs:// or az:// address.
+        out: PNG file for a grid of the first 64 images.
+        duplicates: Groups of equal images to list, by source file, or by key if sources are not recorded.
+        cache_dir: Folder for the shards of a remote dataset.
+    """
+    if duplicates < 0:
+        raise UsageError(f"--duplicates: {duplicates} is too small; at least 0")
+    shards = open_dataset(dest, cache_dir)
+    statistics = distgan.dataset_tool.check.statistics(shards, progress)
+    print(summary(shards.manifest))
+    for name, value in statistics.values.items():
+        print(f"{name}: {value}")
+    print_duplicates(shards, statistics.duplicates, duplicates)
+    for row in shards.classes:
+        print(f"class {row.name}: {row.samples}")
+    print(f"samples per shard: {shards.counts.min()} to {shards.counts.max()}")
+    if out:
+        save_picture(grid(statistics.images), Path(out))
+        print(f"wrote {out}")
+
+
+def print_duplicates(shards: ShardSet, groups: list[list[int]], count: int) -> None:
+    if groups[:count]:
+        name = distgan.dataset_tool.check.sample_names(shards)
+        for ids in groups[:count]:
+            print("duplicates: " + ", ".join(name(id) for id in ids))
+    if len(groups) > count:
+        print(f"duplicates: {count} of {len(groups)} groups listed; --duplicates {len(groups)} lists all")
+
+
+def order(
+    dest: str,
+    seed: int = 0,
+    batch: int = 64,
+    world: int = 1,
+    rank: int = 0,
+    start: int = 0,
+    count: int = 1,
+    lanes: int | None = None,
+    cache_dir: str | None = None,
+) -> None:
+    """Print the sample keys that a process reads, one line per minibatch.
+
+    Args:
+        dest: A folder, or an http(s)://, s3://, gs:// or az:// address.
+        seed: Seed of the run.
+        batch: Global minibatch in images.
+        world: Number of processes.
+        rank: Rank of the process, from 0.
+        start: Images seen before the first minibatch to print.
+        count: Minibatches to print.
+        lanes: As data.lanes; default: the largest divisor of `batch` up to 64 and to the number of images.
+        cache_dir: Folder for the shards of a remote dataset.
+    """
+    for name, value, least in (("batch", batch, 1), ("lanes", lanes, 1), ("start", start, 0), ("count", count, 0)):
+        if value is not None and value < least:
+            raise UsageError(f"--{name}: {value} is too small; at least {least}")
+    shards = open_dataset(dest, cache_dir)
+    lanes = lanes or default_lanes(batch, int(shards.counts.sum()))
+    if batch % lanes or start % lanes:
+        raise UsageError(f"--batch {batch} and --start {start} must be multiples of the {lanes} lanes")
+    if not 0 <= rank < world:
+        raise UsageError(f"--rank: {rank} is not in [0, {world}) for {world} processes")
+    rank_rows(batch, lanes, rank, world)  # raises UsageError if `world` does not divide the lanes
+    local = Lanes(shards.counts, seed, lanes, rank * lanes // world, (rank + 1) * lanes // world)
+    for keys in distgan.dataset_tool.check.minibatch_keys(shards, local, batch, start, count):
+        print(*keys)
+
+
+def open_dataset(dest: str, cache_dir: str | None) -> ShardSet:
+    shards = open_shardset(open_storage(dest, cache_dir), dest)
+    shards.check_bounds()
+    return shards
+
+
+def summary(manifest: Manifest) -> str:
+    labels = f"{len(manifest.classes)} classes" if manifest.classes else "no labels"
+    size = sum(row.bytes for row in manifest.shards) / 1e6
+    shards = f"{len(manifest.shards)} shard{'s' if len(manifest.shards) > 1 else ''}"
+    kind = f"{manifest.size}x{manifest.size}x{manifest.channels} {manifest.encoding}"
+    return f"{manifest.samples:,} images {kind}, {labels}, {shards}, {size:.1f} MB"
+
+
+def details(manifest: Manifest) -> Iterator[str]:
+    """What `make` did to the images, one line for each kind of change."""
+    left_out, converted = manifest.left_out or [], dict(manifest.converted or {})
+    if left_out:
+        more = [f"and {len(left_out) - 3:,} more in manifest.json"] if len(left_out) > 3 else []
+        yield f"left out: {len(left_out):,} ({'; '.join([*left_out[:3], *more])})"
+    cropped, resized, enlarged = (converted.pop(name, 0) for name in ("cropped", "resized", "enlarged"))
+    if converted:
+        yield "converted: " + "; ".join(f"{name} ({count:,})" for name, count in converted.items())
+    if resized:
+        yield f"resized: {resized:,}" + (f", of which enlarged: {enlarged:,}" if enlarged else "")
+    if cropped:
+        yield f"cropped to a square: {cropped:,}"
+
+
+def progress(items: Any) -> Any:
+    return tqdm(items, unit=" shards", disable=None)
+
+
+PROG = "distgan shards"
+COMMANDS = {"make": make, "join": join, "index": index, "verify": verify, "stats": stats, "order": order}
+FLAGS = ("--skip_bad", "--record_paths")
+"""Options that mean true when none of BOOLS follows."""
+BOOLS = ("true", "false", "yes", "no", "on", "off")
+
+
+def expand_flags(args: list[str]) -> list[str]:
+    """jsonargparse asks for the value of a bool: `--skip_bad` -> `--skip_bad=true`."""
+    values = [*args[1:], ""]
+    return [
+        f"{word}=true" if word in FLAGS and value.lower() not in BOOLS else word
+        for word, value in zip(args, values, strict=True)
+    ]
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Returns the exit code: 0, 2 for bad input, 1 for a corrupt dataset."""
+    return run_command(
+        lambda args: jsonargparse.auto_cli(COMMANDS, args=expand_flags(args), prog=PROG, parser_class=Parser), argv
+    )

@@ -1,0 +1,38 @@
+"""`distgan train`: train a GAN, or resume the run in `run_dir`."""
+
+import os
+import sys
+from typing import TYPE_CHECKING
+
+from distgan.commands.run import run_command
+from distgan.config.read import read_config
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from distgan.training.build import Run
+    from distgan.training.evaluation import Evaluate
+
+
+def train(argv: list[str]) -> None:
+    config, flags = read_config(argv, prog="distgan train", description=__doc__ or "")
+    # Imported after parsing: --help, --print_config and a mistyped key do not wait for torch.
+    from distgan.training.run import run_training
+
+    run_training(config, fresh=flags.fresh, dry_run=flags.dry_run, make_evaluate=make_evaluate)
+
+
+def make_evaluate(run: "Run", stop: "Callable[[], bool]") -> "Evaluate":
+    """The evaluation of `config.evaluate`. Raises UsageError for anything it lacks."""
+    from distgan.training.evaluation import evaluation_of
+
+    return evaluation_of(run, stop)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Returns the exit code: 0, 2 for bad input, 1 for a run that failed."""
+    code = run_command(train, argv)
+    distributed = sys.modules.get("torch.distributed")
+    if code and distributed is not None and distributed.is_initialized():
+        os._exit(code)  # torch's exit handlers would wait for processes that have failed too
+    return code

@@ -1,0 +1,1 @@
+"""The configuration of a run: its keys, their types, and how it is read."""

@@ -1,0 +1,1 @@
+"""Datasets on a server: shards fetched ahead into a cache folder."""

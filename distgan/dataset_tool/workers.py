@@ -1,0 +1,150 @@
+"""The worker processes that write shards."""
+
+import contextlib
+import multiprocessing
+import os
+import signal
+import threading
+import warnings
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from multiprocessing.connection import Connection
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from tqdm import tqdm
+
+from distgan.dataset_tool.convert import Options, encode, prepare, reason
+from distgan.dataset_tool.parts import (
+    Plan,
+    ShardInfo,
+    is_written,
+    own_name,
+    shard_name,
+    write_info,
+)
+from distgan.dataset_tool.scan import Scan
+from distgan.dataset_tool.sources.source import Source, escape_name
+from distgan.errors import RunError
+from distgan.files import sha256_file
+
+
+def write_shards(
+    source: Source, dest: Path, options: Options, plan: Plan, shards: dict[int, list[int]], jobs: int
+) -> None:
+    """Write those of `shards`, image indices by shard, that are missing. Raises RunError if a worker is killed.
+
+    On any error, and on Ctrl-C, the workers end at once: what they have not written is left to the next `make`.
+    """
+    import webdataset  # noqa: F401 - imports torch, which takes a second: here once, before the workers are forked
+
+    pending = [shard for shard in shards if not is_written(dest, shard)]
+    total = sum(map(len, shards.values()))
+    bar = tqdm(total=total, initial=total - sum(len(shards[shard]) for shard in pending), unit=" images", disable=None)
+    # The workers inherit the source by fork, so that it need not be picklable.
+    context = multiprocessing.get_context("fork")
+    stopped, stop = context.Pipe(duplex=False)
+    pool = ProcessPoolExecutor(
+        jobs, context, initializer=start_worker, initargs=(stopped, stop, source, dest, options, plan.digest())
+    )
+    try:
+        with bar, stopped, stop, on_interrupt(stop.close), pool:
+            try:
+                futures = {pool.submit(write_shard, shard, shards[shard]): len(shards[shard]) for shard in pending}
+                for future in as_completed(futures):
+                    future.result()
+                    bar.update(futures[future])
+            except BaseException:
+                stop.close()  # else leaving the pool waits for all shards
+                raise
+    except BrokenProcessPool:
+        reason = "a worker process was killed, perhaps out of memory (--jobs 1 needs the least)"
+        raise RunError(f"{dest}: {reason}; re-run the same command to resume") from None
+
+
+@contextlib.contextmanager
+def on_interrupt(work: Callable[[], None]) -> Iterator[None]:
+    """Ctrl-C calls `work`, and KeyboardInterrupt is raised at the end: anywhere else, it could leave a lock of the pool
+    taken, for which its shutdown would wait forever."""
+    if threading.current_thread() is not threading.main_thread():  # Python gives signals to the main thread
+        yield
+        return
+    interrupted = threading.Event()
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        interrupted.set()
+        work()
+
+    before = signal.signal(signal.SIGINT, handle)
+    try:
+        yield
+    except Exception:
+        if not interrupted.is_set():
+            raise
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if interrupted.is_set():
+        raise KeyboardInterrupt
+
+
+WORKER: tuple[Source, Path, Options, str]  # set once per worker by start_worker
+
+
+def start_worker(
+    stopped: Connection, stop: Connection, source: Source, dest: Path, options: Options, plan: str
+) -> None:
+    global WORKER
+    WORKER = source, dest, options, plan
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the parent says when to stop
+    stop.close()  # the parent has the only other end, which is closed if it is killed
+    threading.Thread(target=exit_when, args=(stopped,), daemon=True).start()
+
+
+def exit_when(stopped: Connection) -> None:
+    """Exit when the parent stops, also if it was killed: a worker would otherwise wait for work forever."""
+    stopped.poll(None)
+    os._exit(1)
+
+
+def write_shard(shard: int, indices: list[int]) -> None:
+    """Write the images `indices` as one shard, then its rows of the index."""
+    from webdataset.writer import TarWriter
+
+    source, dest, options, plan = WORKER
+    info = ShardInfo(plan, shard_name(shard), sums=[0] * options.channels, squares=[0] * options.channels)
+    kept: list[int] = []
+    temporary = own_name(dest / info.name)
+    with open(temporary, "wb") as file:
+        with TarWriter(file, encoder=False, mtime=0, user="root", group="root") as tar:
+            for index in indices:
+                try:
+                    with warnings.catch_warnings():
+                        warnings.simplefilter("error", Image.DecompressionBombWarning)
+                        pixels, conversions = prepare(source.load(index), options)
+                except Exception as error:  # decoders and archives document no exceptions
+                    info.bad.append(f"{escape_name(source.names[index])}: {reason(error)}")
+                    continue
+                kept.append(index)
+                for name in conversions:
+                    info.converted[name] = info.converted.get(name, 0) + 1
+                sample: dict[str, Any] = {"__key__": f"{index:09d}", options.format: encode(pixels, options)}
+                if source.labels is not None:
+                    sample["cls"] = str(source.labels[index]).encode()
+                tar.write(sample)
+                flat = pixels.reshape(-1, options.channels).astype(np.int64)
+                info.sums = (flat.sum(0) + info.sums).tolist()
+                info.squares = ((flat**2).sum(0) + info.squares).tolist()
+                info.samples += 1
+        file.flush()
+        os.fsync(file.fileno())
+    info.bytes, info.sha256 = temporary.stat().st_size, sha256_file(temporary)
+    columns = Scan(temporary).arrays()
+    columns["label"] = np.full(info.samples, -1) if source.labels is None else source.labels[kept]
+    if source.has_paths:
+        info.paths = [escape_name(source.names[index]) for index in kept]
+    os.replace(temporary, dest / info.name)
+    write_info(dest, info, columns)

@@ -1,0 +1,1 @@
+"""The processes of a run: launch, collectives, BatchNorm over all of them."""

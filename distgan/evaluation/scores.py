@@ -1,0 +1,183 @@
+"""The metrics on features and logits: torch-fidelity's functions, and those of classes and coverage."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from distgan.errors import UsageError
+from distgan.evaluation.features import Given
+from distgan.evaluation.statistics import Statistics
+
+Values = dict[str, float]
+KID_SUBSETS, KID_SUBSET_SIZE = 100, 1000
+IS_SPLITS = 10
+NEAREST_PR, NEAREST_DC = 3, 5
+"""Neighbours of precision and recall, and of density and coverage: those of the papers."""
+BLOCK = 1000
+"""Rows of a block of a matrix of distances."""
+CONFIDENT = 0.9
+
+
+class Reference(NamedTuple):
+    """Real images."""
+
+    statistics: Statistics
+    frequencies: Tensor
+    """float64 [classes], what the classes of generated images are compared with; empty without labels"""
+
+
+def frechet_distance(generated: Statistics, reference: Reference) -> Values:
+    """FID: the Frechet distance of two Gaussians fitted to the features (Heusel et al. 2017, eq. 6)."""
+    from torch_fidelity.metric_fid import fid_statistics_to_metric
+
+    a, b = ({"mu": s.mean, "sigma": s.covariance} for s in (generated, reference.statistics))
+    return {"fid": fid_statistics_to_metric(a, b, verbose=False)["frechet_inception_distance"]}
+
+
+def kernel_distance(generated: Statistics, reference: Reference) -> Values:
+    """KID: squared MMD with a cubic kernel (Binkowski et al. 2018, arXiv 1801.01401), mean and std of 100 subsets.
+
+    Subsets are of 1,000 images, or as many as there are, of the first 10,000. About 0 for equal distributions, and
+    may be negative.
+    """
+    from torch_fidelity.metric_kid import kid_features_to_metric
+
+    # in float64: a float32 product depends on the number of threads
+    a = generated.rows.double()
+    b = reference.statistics.rows.double()
+    size = min(KID_SUBSET_SIZE, len(a), len(b))
+    found = kid_features_to_metric(a, b, kid_subsets=KID_SUBSETS, kid_subset_size=size, verbose=False)
+    return {"kid": found["kernel_inception_distance_mean"], "kid_std": found["kernel_inception_distance_std"]}
+
+
+def inception_score(generated: Statistics, reference: Reference) -> Values:
+    """IS (Salimans et al. 2016, arXiv 1606.03498), mean and std of 10 splits."""
+    from torch_fidelity.metric_isc import isc_features_to_metric
+
+    assert generated.logits is not None
+    found = isc_features_to_metric(joint_logits(generated.logits), splits=min(IS_SPLITS, generated.n))
+    return {"is": found["inception_score_mean"], "is_std": found["inception_score_std"]}
+
+
+def precision_recall(generated: Statistics, reference: Reference) -> Values:
+    """Improved precision and recall (Kynkaanniemi et al. 2019, arXiv 1904.06991), of the first 10,000 images, k = 3.
+
+    An image at exactly the radius counts as inside, as in the authors' code.
+    """
+    from torch_fidelity.metric_prc import prc_features_to_metric
+
+    options = {"prc_neighborhood": NEAREST_PR, "prc_batch_size": BLOCK, "save_cpu_ram": True, "verbose": False}
+    found = prc_features_to_metric(*centred(generated.rows, reference.statistics.rows), **options)
+    return {"precision": found["precision"], "recall": found["recall"]}
+
+
+def density_coverage(generated: Statistics, reference: Reference) -> Values:
+    """Density and coverage (Naeem et al. 2020, arXiv 2002.09797, eq. 4 and 5), of the first 10,000 images, k = 5.
+
+    An image at exactly the radius counts as outside, as in the authors' code.
+    """
+    fake, real = centred(generated.rows, reference.statistics.rows)
+    inside, nearest = torch.zeros(len(fake)), torch.zeros(len(real), dtype=torch.bool)
+    for start in range(0, len(real), BLOCK):
+        block = slice(start, start + BLOCK)
+        radii = torch.cdist(real[block], real).kthvalue(NEAREST_DC + 1).values  # the nearest is the image itself
+        within = torch.cdist(real[block], fake) < radii[:, None]
+        inside += within.sum(0)
+        nearest[block] = within.any(1)
+    return {"density": float(inside.mean()) / NEAREST_DC, "coverage": float(nearest.double().mean())}
+
+
+def centred(fake: Tensor, real: Tensor) -> tuple[Tensor, Tensor]:
+    """Both sets of features minus the mean of the real ones: distances are computed from products of them in float32,
+    which lose digits far from 0."""
+    mean = real.double().mean(0)
+    return (fake.double() - mean).float(), (real.double() - mean).float()
+
+
+def class_coverage(generated: Statistics, reference: Reference) -> Values:
+    """Classes that images were classified as, classes without images, KL(generated || reference frequencies) in nats,
+    and the share of images whose every unit is classified with a probability above 0.9.
+
+    On StackedMNIST: modes and KL to uniform of Metz et al. 2017 (arXiv 1611.02163), of 26,000 images in PacGAN.
+    """
+    counts = class_histogram(generated)
+    assert generated.logits is not None
+    share = counts / counts.sum()
+    hit = counts > 0
+    confident = (generated.logits.softmax(2).amax(2) > CONFIDENT).all(1)
+    return {
+        "modes": int(hit.sum()),
+        "missing": int((~hit).sum()),
+        "kl": float((share[hit] * (share[hit] / reference.frequencies[hit]).log()).sum()),
+        "confident": float(confident.double().mean()),
+    }
+
+
+def class_histogram(generated: Statistics) -> Tensor:
+    """Images by the class they are classified as, float64 [classes]; of several units, the class is the tuple."""
+    assert generated.logits is not None
+    _, units, classes = generated.logits.shape
+    places = classes ** torch.arange(units - 1, -1, -1)
+    labels = (generated.logits.argmax(2) * places).sum(1)
+    return torch.bincount(labels, minlength=classes**units).double()
+
+
+def joint_logits(logits: Tensor) -> Tensor:
+    """Logits [N, units, classes] of independent units -> log-probabilities of their tuples [N, classes^units]."""
+    joint = logits[:, 0]
+    for unit in range(1, logits.shape[1]):
+        joint = (joint[:, :, None] + logits[:, unit, None]).flatten(1)
+    return joint
+
+
+@dataclass(frozen=True)
+class Metric:
+    """(generated, reference) -> values by name, on the main process."""
+
+    compute: Callable[[Statistics, Reference], Values]
+    needs: Given
+    """What the extractor must give."""
+    values: tuple[str, ...]
+    """What it computes."""
+
+
+METRICS: dict[str, Metric] = {
+    "fid": Metric(frechet_distance, "features", ("fid",)),
+    "kid": Metric(kernel_distance, "features", ("kid", "kid_std")),
+    "is": Metric(inception_score, "logits", ("is", "is_std")),
+    "precision_recall": Metric(precision_recall, "features", ("precision", "recall")),
+    "density_coverage": Metric(density_coverage, "features", ("density", "coverage")),
+    "modes": Metric(class_coverage, "labels", ("modes", "missing", "kl", "confident")),
+}
+
+HONEST = {"fid": "fd", "kid": "kd", "kid_std": "kd_std", "is": "is", "is_std": "is_std"}
+"""What a metric defined by the Inception network is called with another: fd_EXTRACTOR."""
+
+
+def compute(names: list[str], generated: Statistics, reference: Reference, extractor: str) -> Values:
+    """The values of metrics by name; FID, KID and IS are called so with Inception only."""
+    values: Values = {}
+    for name in names:
+        for key, value in METRICS[name].compute(generated, reference).items():
+            values[called(key, extractor)] = value
+    return values
+
+
+def value_names(names: list[str], extractor: str) -> list[str]:
+    """What `compute` gives for these metrics."""
+    return [called(key, extractor) for name in names for key in METRICS[name].values]
+
+
+def called(key: str, extractor: str) -> str:
+    return key if extractor == "inception" or key not in HONEST else f"{HONEST[key]}_{extractor}"
+
+
+def check_library() -> None:
+    """Raises UsageError if torch-fidelity is not installed."""
+    try:
+        import torch_fidelity  # noqa: F401
+    except ImportError:
+        raise UsageError("metrics: torch-fidelity is not installed; pip install 'distgan[metrics]'") from None

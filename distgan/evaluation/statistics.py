@@ -1,0 +1,120 @@
+"""Statistics of features: sums in float64, a fixed number of rows, and logits, over the images of all processes."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.distributed
+from torch import Tensor
+
+from distgan.distributed.processes import Distributed
+
+ROWS = 10_000
+"""Feature rows that are kept, for the metrics that compare images one by one."""
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """Of n images with d features. Rows and logits are those of the main process; they are empty on the others."""
+
+    n: int
+    total: Tensor
+    """float64 [d], the sum of x"""
+    outer: Tensor
+    """float64 [d, d], the sum of x x^T"""
+    rows: Tensor
+    """float32 [min(n, ROWS), d], the features of the first images"""
+    logits: Tensor | None = None
+    """float32 [n, units, classes]"""
+
+    @property
+    def mean(self) -> np.ndarray:
+        return (self.total / self.n).numpy()
+
+    @property
+    def covariance(self) -> np.ndarray:
+        """The unbiased estimate, float64 [d, d]."""
+        mean = self.total / self.n
+        return ((self.outer - self.n * torch.outer(mean, mean)) / (self.n - 1)).numpy()
+
+    def __add__(self, other: "Statistics") -> "Statistics":
+        """Of both sets of images, without logits."""
+        rows = torch.cat([self.rows, other.rows])[:ROWS]
+        return Statistics(self.n + other.n, self.total + other.total, self.outer + other.outer, rows)
+
+
+class ExactSum:
+    """A sum of float64 tensors that does not depend on their order: in double-double arithmetic, rounded at the end.
+
+    Each addition keeps its rounding error (TwoSum, Knuth 1997, section 4.2.2). The Frechet distance takes square roots
+    of eigenvalues that are 0 but for rounding: plain sums, in another order, change it by 1e-6.
+    """
+
+    def __init__(self, *shape: int) -> None:
+        self.high, self.low = torch.zeros(2, *shape, dtype=torch.float64)
+
+    def add(self, x: Tensor) -> None:
+        high = self.high.to(x.device)
+        total = high + x
+        part = total - high
+        self.low = self.low.to(x.device) + ((high - (total - part)) + (x - part))
+        self.high = total
+
+    def reduce(self, dist: Distributed) -> Tensor:
+        """The sum over all processes, on the CPU; called by all."""
+        if dist.cpu_group is None:
+            return (self.high + self.low).cpu()
+        result = ExactSum(*self.high.shape)
+        for rank in range(dist.world_size):
+            both = torch.stack([self.high, self.low]).cpu()
+            torch.distributed.broadcast(both, rank, dist.cpu_group)
+            result.add(both[0])
+            result.low += both[1]
+        return result.high + result.low
+
+
+class Accumulator:
+    """Adds up the statistics of this process's images.
+
+    Every image has a number, its position in the sequence of all processes' images: rows and logits are put in its
+    order, so that they do not depend on the number of processes.
+    """
+
+    def __init__(self, num_features: int) -> None:
+        self.n = 0
+        self.total, self.outer = ExactSum(num_features), ExactSum(num_features, num_features)
+        self.kept: list[tuple[Tensor, Tensor]] = []
+        self.logits: list[tuple[Tensor, Tensor]] = []
+
+    def add(self, positions: Tensor, features: Tensor, logits: Tensor | None) -> None:
+        """`positions` [N] on the CPU; features [N, d]; logits [N, units, classes] or None."""
+        # Apple's GPUs have no float64
+        x = features.double() if features.device.type == "cuda" else features.cpu().double()
+        self.n += len(x)
+        self.total.add(x.sum(0))
+        self.outer.add(x.T @ x)
+        early = positions < ROWS
+        self.kept.append((positions[early], features.cpu()[early]))
+        if logits is not None:
+            self.logits.append((positions, logits.cpu()))
+
+    def reduce(self, dist: Distributed) -> Statistics:
+        """The statistics of all processes' images; called by all."""
+        n, total, outer = dist.all_reduce_sum(self.n), self.total.reduce(dist), self.outer.reduce(dist)
+        rows = gather_sorted(dist, self.kept)
+        logits = gather_sorted(dist, self.logits)
+        return Statistics(n, total, outer, rows if rows is not None else torch.empty(0, len(total)), logits)
+
+
+def gather_sorted(dist: Distributed, parts: list[tuple[Tensor, Tensor]]) -> Tensor | None:
+    """The values of all processes' (positions, values), by position, on the main process; None on the others."""
+    local = tuple(torch.cat(column).numpy() for column in zip(*parts, strict=True)) if parts else None
+    gathered: list[tuple[np.ndarray, ...] | None] = [local]
+    if dist.cpu_group is not None:
+        gathered = [None] * dist.world_size
+        torch.distributed.gather_object(local, gathered if dist.is_main_process else None, 0, dist.cpu_group)
+    found = [part for part in gathered if part is not None]
+    if not dist.is_main_process or not found:
+        return None
+    positions, values = (np.concatenate(column) for column in zip(*found, strict=True))
+    return torch.from_numpy(values[np.argsort(positions)])

@@ -1,0 +1,1 @@
+"""A trained generator, and its images."""

@@ -1,0 +1,1 @@
+"""Numbers on their way to people: means, the log, alarms, trackers."""

@@ -1,0 +1,232 @@
+"""What the page of a run shows, read from the run folder: curves, metric cards, events, pictures."""
+
+import base64
+import functools
+import io
+import json
+import math
+import re
+import statistics
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from PIL import Image
+
+from distgan.config.keys import Config, flatten, to_dict
+from distgan.errors import UsageError
+from distgan.evaluation.card import better
+from distgan.runs.metrics_file import Row, is_number, read_rows
+
+MAX_POINTS = 2_000  # of a curve
+WHOLE_GRIDS, WHOLE_BYTES = 20, 8_000_000  # more grids, or larger ones, are reduced
+MAX_GRIDS, THUMBNAIL = 100, 384  # reduced grids at most, about; pixels of their longer side
+NOT_DRAWN = {"images", "epoch", "time", "digest"}
+
+Curve = tuple[list[int], list[float]]
+"""Images seen, and the values there."""
+
+
+def read_run(folder: Path) -> dict[str, Any]:
+    """Everything the page shows of a run, as JSON values: config.yaml, environment.json, metrics.jsonl, samples/.
+
+    Each of them may be missing. Raises UsageError for a damaged one, and for a folder that holds no run.
+    """
+    rows = read_rows(folder / "metrics.jsonl")
+    config = read_mapping(folder / "config.yaml", yaml.safe_load)
+    if not rows and not config:
+        raise UsageError(f"{folder}: neither metrics.jsonl nor config.yaml is there; give a run folder")
+    values, defaults = flatten(config), flatten(to_dict(Config()))
+    return {
+        "path": str(folder),
+        "epochs": config.get("epochs"),
+        "total_images": config.get("images"),
+        **summary(rows),
+        **curves_of(rows),
+        "events": events_of(rows),
+        "grids": read_grids(folder / "samples"),
+        "config": {
+            "values": to_json(values),
+            "changed": [key for key, value in values.items() if value != defaults.get(key)],
+        },
+        "environment": to_json(flatten(read_mapping(folder / "environment.json", json.loads))),
+    }
+
+
+def summary(rows: Sequence[Row]) -> dict[str, Any]:
+    """How far the run is, and the time of its last line in seconds since 1970."""
+    return {
+        "images": max((row["images"] for row in rows), default=0),
+        "epoch": max((row["epoch"] for row in rows if is_number(row.get("epoch"))), default=0),
+        "updated": max((row["time"] for row in rows if is_number(row.get("time"))), default=None),
+    }
+
+
+def curves_of(rows: Sequence[Row]) -> dict[str, Any]:
+    """The curves of scalars and of the cards' metrics, the best and the last of these, and the last card."""
+    cards = [row for row in rows if isinstance(row.get("card"), dict)]
+    scalars, scores = scalars_of(rows), scores_of(cards)
+    all_curves = scalars | scores
+    curves = {name: thin(curve) for name, curve in all_curves.items()}
+    rates = scalars.get("images_per_second", ([], []))
+    epochs = {row["images"]: row["epoch"] for row in rows if is_number(row.get("epoch"))}
+    details = {key: value for key, value in cards[-1]["card"].items() if key != "metrics"} if cards else {}
+    return {
+        "series": {name: to_json(curve) for name, curve in curves.items()},
+        "thinned": any(len(curves[name][0]) < len(curve[0]) for name, curve in all_curves.items()),
+        "clock": to_json(thin(clock(rates))),
+        "median_rate": to_json(statistics.median(rates[1])) if rates[1] else None,
+        "scores": list(scores),
+        "best": {name: point(curve, i, epochs) for name, curve in scores.items() for i in best(name, curve)},
+        "last": {name: point(curve, -1, epochs) for name, curve in scores.items()},
+        "card": to_json(flatten(details)),
+    }
+
+
+def read_mapping(path: Path, parse: Callable[[str], Any]) -> dict[str, Any]:
+    """A file that holds one mapping; {} if there is none. Raises UsageError."""
+    try:
+        values = parse(path.read_text())
+    except FileNotFoundError:
+        return {}
+    except (ValueError, yaml.YAMLError):
+        values = None
+    if not isinstance(values, dict):
+        raise UsageError(f"{path} is corrupt: not a mapping; resume the run to write it again, or remove it")
+    return values
+
+
+def scalars_of(rows: Sequence[Row]) -> dict[str, Curve]:
+    """The curve of every scalar by name, without those that are 0 throughout."""
+    curves: dict[str, Curve] = {}
+    for row in rows:
+        for name in row.keys() - NOT_DRAWN:
+            if is_number(row[name]):
+                images, values = curves.setdefault(name, ([], []))
+                images.append(row["images"])
+                values.append(row[name])
+    return {name: curves[name] for name in sorted(curves) if any(curves[name][1])}
+
+
+def scores_of(rows: Sequence[Row]) -> dict[str, Curve]:
+    """The curve of every metric of the rows' cards by name: a number, or an object with a number as `value`."""
+    curves: dict[str, Curve] = {}
+    for row in rows:
+        metrics = row["card"].get("metrics")
+        for name, value in metrics.items() if isinstance(metrics, dict) else ():
+            value: Any = value.get("value") if isinstance(value, dict) else value
+            if is_number(value):
+                images, values = curves.setdefault(name, ([], []))
+                images.append(row["images"])
+                values.append(value)
+    return curves
+
+
+def clock(rates: Curve) -> Curve:
+    """Minutes of training by images seen, from (0, 0); rates are images per second since the line before.
+
+    So the pause before a resume does not count.
+    """
+    images, minutes = [0], [0.0]
+    for at, rate in zip(*rates, strict=True):
+        minutes.append(minutes[-1] + ((at - images[-1]) / rate / 60 if rate > 0 else 0))
+        images.append(at)
+    return images, minutes
+
+
+def thin(curve: Curve, limit: int = MAX_POINTS) -> Curve:
+    """A curve of at most about `limit` points: the smallest and the largest of each interval, the first and the last.
+
+    So a spike of one line stays visible.
+    """
+    images, values = curve
+    count, intervals = len(images), limit // 2
+    if count <= limit:
+        return curve
+    kept = {0, count - 1}
+    for i in range(intervals):
+        inside = range(i * count // intervals, (i + 1) * count // intervals)
+        finite = [j for j in inside if math.isfinite(values[j])]
+        kept |= {min(finite, key=values.__getitem__), max(finite, key=values.__getitem__)} if finite else {inside[0]}
+    return [images[i] for i in sorted(kept)], [values[i] for i in sorted(kept)]
+
+
+def to_json(value: Any) -> Any:
+    """Values for JSON: six significant digits, null for NaN and Inf, text for what JSON does not have (dates)."""
+    if isinstance(value, dict):
+        return {str(key): to_json(inner) for key, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [to_json(inner) for inner in value]
+    if isinstance(value, float):
+        return float(f"{value:.6g}") if math.isfinite(value) else None
+    return value if isinstance(value, (int, str)) or value is None else str(value)
+
+
+def best(name: str, curve: Curve) -> list[int]:
+    """The index of the first best value of a metric; none if better is unknown, or no value finite."""
+    direction, values = better(name), curve[1]
+    finite = [i for i, value in enumerate(values) if math.isfinite(value)]
+    if direction is None or not finite:
+        return []
+    return [(min if direction == "lower" else max)(finite, key=values.__getitem__)]
+
+
+def point(curve: Curve, index: int, epochs: dict[int, int]) -> dict[str, Any]:
+    """A point of a curve, with its epoch if that is known."""
+    images = curve[0][index]
+    return {"images": images, "value": to_json(curve[1][index]), "epoch": epochs.get(images)}
+
+
+def events_of(rows: Sequence[Row]) -> list[dict[str, Any]]:
+    """Warnings, and the keys that a resumed run changed, with where they happened."""
+    events = []
+    for row in rows:
+        where = {"images": row["images"], "epoch": row.get("epoch")}
+        if "warning" in row:
+            text = row["warning"] if isinstance(row["warning"], str) else json.dumps(row["warning"])
+            events.append({**where, "kind": "warning", "text": text})
+        if isinstance(row.get("override"), dict):
+            changes = (f"{key} {old} → {new}" for key, (old, new) in row["override"].items())
+            events.append({**where, "kind": "override", "text": "; ".join(changes)})
+    return events
+
+
+def read_grids(folder: Path) -> dict[str, Any]:
+    """The grids of a run as data: URIs, and a note if not all of them are there in full.
+
+    More than 20 grids, or more than 8 MB, are reduced to 384 pixels, the newest excepted; of more than 100, every
+    second is shown (every fourth, ...), so that a run that goes on reduces each grid once.
+    """
+    found = ((re.fullmatch(r"fake-(\d+(?:_\d+)?)\.png", path.name), path) for path in folder.glob("fake-*.png"))
+    fakes = sorted((float(name[1].replace("_", ".")), path) for name, path in found if name)
+    real, shown, note = folder / "real.png", fakes, ""
+    reduce = len(fakes) > WHOLE_GRIDS or sum(path.stat().st_size for _, path in fakes) > WHOLE_BYTES
+    if reduce:
+        step = 2 ** max(0, math.ceil(math.log2(len(fakes) / MAX_GRIDS)))
+        shown = fakes[:-1:step] + fakes[-1:]
+        number = f"{len(shown)} of {len(fakes):,}" if step > 1 else f"All {len(fakes)}"
+        note = f"{number} grids, all but the newest reduced to {THUMBNAIL} pixels; the full ones are in {folder}."
+    return {
+        "real": data_uri(real) if real.exists() else None,
+        "fakes": [{"epoch": epoch, "src": data_uri(path, reduce and path != shown[-1][1])} for epoch, path in shown],
+        "note": note,
+    }
+
+
+def data_uri(path: Path, reduced: bool = False) -> str:
+    """A picture as a data: URI: its file, or a thumbnail; of a file above 8 MB always a thumbnail."""
+    status = path.stat()
+    if reduced or status.st_size > WHOLE_BYTES:
+        return f"data:image/webp;base64,{thumbnail(path, status.st_mtime_ns)}"
+    return f"data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}"
+
+
+@functools.lru_cache(maxsize=256)
+def thumbnail(path: Path, written: int) -> str:
+    """A WebP of at most THUMBNAIL pixels, base64; kept for the picture that was written at that time."""
+    out = io.BytesIO()
+    with Image.open(path, formats=["PNG"]) as image:
+        image.thumbnail((THUMBNAIL, THUMBNAIL))
+        image.save(out, "WEBP", quality=85)
+    return base64.b64encode(out.getvalue()).decode()

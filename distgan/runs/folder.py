@@ -1,0 +1,107 @@
+"""The run folder: its lock, which run may resume in it, and the files that describe the run."""
+
+import contextlib
+import fcntl
+import json
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from distgan.config.keys import Config, flatten, to_dict
+from distgan.environment import environment
+from distgan.errors import UsageError
+from distgan.files import atomic_write
+from distgan.runs.checkpoint import Checkpoints, read_state
+from distgan.training.build import Run
+
+
+class RunDir:
+    """Locks a run folder for this process; the lock of a killed process is released. Raises UsageError."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        try:
+            root.mkdir(parents=True, exist_ok=True)
+            self.lock = open(root / ".lock", "a")  # noqa: SIM115 - held open
+        except OSError as error:
+            raise UsageError(f"run_dir: {root} cannot be written: {error.strerror}") from None
+        try:
+            fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            self.lock.close()
+            raise UsageError(f"run_dir: another run is writing to {root}; give another run_dir, or wait") from None
+        except OSError as error:
+            self.lock.close()
+            raise UsageError(
+                f"run_dir: the file system of {root} has no locks ({error.strerror}); give another run_dir"
+            ) from None
+
+    def close(self) -> None:
+        self.lock.close()
+
+    def move_aside(self) -> Path:
+        """Rename the folder, with the lock, to the first unused of RUN.1, RUN.2, ..."""
+        number = next(n for n in range(1, 10**9) if not self.root.with_name(f"{self.root.name}.{n}").exists())
+        return self.root.rename(self.root.with_name(f"{self.root.name}.{number}"))
+
+
+Changes = dict[str, list[Any]]
+"""Key -> [old value, new value]"""
+
+
+def open_run_dir(run: Run, fresh: bool, stack: contextlib.ExitStack) -> tuple[Path | None, Changes]:
+    """Lock the run folder; the checkpoint to resume from and the keys that `resume.override` changes.
+
+    Called on the main process. A folder that holds a run with another configuration is refused before anything in it
+    is touched. Raises UsageError.
+    """
+    config, root = run.config, Path(run.config.run_dir)
+    changes = {} if fresh else config_changes(run, root)
+    if changes and not config.resume.override:
+        shown = "; ".join(f"{key} {old} -> {new}" for key, (old, new) in changes.items())
+        raise UsageError(
+            f"run_dir: {root} holds a run with another configuration: {shown}. Give another run_dir, or --fresh to "
+            "move that run aside, or --resume.override true to resume it with the new one"
+        )
+    run_dir = stack.enter_context(contextlib.closing(RunDir(root)))
+    if fresh and any(path.name != ".lock" for path in root.iterdir()):
+        print(f"moved the previous run to {run_dir.move_aside()}", flush=True)
+        stack.enter_context(contextlib.closing(RunDir(root)))
+    with contextlib.closing(Checkpoints(root / "checkpoints", config.checkpoint.keep)) as checkpoints:
+        checkpoints.remove_partial()
+        return checkpoints.newest(), changes
+
+
+def write_run_info(run: Run) -> dict[str, Any]:
+    """Write config.yaml and environment.json, and return the latter; called on the main process."""
+    root = Path(run.config.run_dir)
+    atomic_write(root / "config.yaml", yaml.safe_dump(to_dict(run.config), sort_keys=False).encode())
+    facts = environment(run.dist.device, run.dist.world_size)
+    atomic_write(root / "environment.json", (json.dumps(facts, indent=1) + "\n").encode())
+    return facts
+
+
+def config_changes(run: Run, root: Path) -> Changes:
+    """The keys that differ from those of the newest checkpoint, of the configuration and of the dataset.
+
+    A folder without a checkpoint has nothing to protect: {}.
+    """
+    checkpoints = Checkpoints(root / "checkpoints")
+    for images in reversed(checkpoints.all()):
+        try:
+            state = read_state(checkpoints.folder / str(images))
+        except (OSError, ValueError):
+            continue  # `Checkpoints.newest` reports corrupt ones
+        saved = flatten(state.config)
+        then = flatten(Config().fingerprint()) | saved  # defaults, for keys that are newer than the saved run
+        now = flatten(run.config.fingerprint())
+        keys = [key for key in sorted(saved.keys() | now.keys()) if then.get(key) != now.get(key)]
+        changes = {key: [then.get(key), now.get(key)] for key in keys}
+        if state.manifest != run.dataset.digest:
+            changes["the images of data.shards"] = [
+                state.manifest[:12],
+                f"{run.dataset.digest[:12]} ({run.config.data.shards})",
+            ]
+        return changes
+    return {}

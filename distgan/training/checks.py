@@ -1,0 +1,132 @@
+"""Combinations of losses, penalties, networks and augmentations that are refused, with the reason."""
+
+import copy
+from collections.abc import Collection, Iterable
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.utils import parametrize
+
+from distgan.config.keys import Config, is_adaptive
+from distgan.errors import UsageError
+from distgan.gan.augment import AUGMENTATIONS
+from distgan.gan.losses import LOSSES
+from distgan.gan.penalties import PENALTIES, DForward
+
+
+def check_config(config: Config) -> None:
+    """Raises UsageError for an unknown name, and for a combination that cannot work whatever the networks are."""
+    check_name("loss", "loss", config.loss, LOSSES)
+    for name in config.penalties:
+        check_name("penalties", "penalty", name, PENALTIES)
+    for entry in config.augment:
+        check_name("augment", "augmentation", entry if isinstance(entry, str) else next(iter(entry)), AUGMENTATIONS)
+    if config.penalties and config.precision == "fp16":
+        raise UsageError("penalties: gradients of gradients overflow and underflow in fp16; use precision bf16 or no")
+    if is_adaptive(config) and LOSSES[config.loss].boundary is None:
+        raise UsageError(
+            f"augment_p: the sign of D(x) means nothing for the loss {config.loss}: only differences of logits count; "
+            "give a probability or a schedule"
+        )
+
+
+def check_d(config: Config, D: nn.Module) -> None:
+    """Raises UsageError for a D that does not go with the loss or the penalties."""
+    batch_norm = any(isinstance(module, _BatchNorm) for module in D.modules())
+    spectral_norm = any(parametrize.is_parametrized(module) for module in D.modules())
+    for name in config.penalties:
+        if batch_norm:
+            raise UsageError(
+                f"penalties.{name}: D has BatchNorm, through which the gradient of one image's logit depends on the "
+                "other images; give D another norm, e.g. --model.options.d_norm group (or spectral, none)"
+            )
+    if not (LOSSES[config.loss].bounded or config.penalties or spectral_norm):
+        raise UsageError(
+            f"loss: {config.loss} is unbounded unless D is constrained; add a penalty, e.g. "
+            "--penalties.wgan_gp 10, or spectral normalization, --model.options.d_norm spectral"
+        )
+
+
+def check_name(key: str, what: str, name: str, known: Collection[str]) -> None:
+    """Raises UsageError unless `name` is known."""
+    if name not in known:
+        choices = ", ".join(known)
+        raise UsageError(f"{key}: unknown {what} {name!r}; choose from {choices}, or add it by `import`")
+
+
+@torch.no_grad()
+def check_loss(name: str) -> None:
+    """Compute the loss of three logits. Raises UsageError if it is not per-sample."""
+    loss, logits = LOSSES[name], torch.zeros(3)
+    calls = {
+        "d(real, fake)": lambda: loss.d(logits, logits),
+        "g(fake, real)": lambda: loss.g(logits, logits if loss.paired else None),
+    }
+    for call, compute in calls.items():
+        try:
+            value = compute()
+        except Exception as error:  # a user's loss may raise anything
+            message = (str(error).splitlines() or [""])[0]
+            raise UsageError(f"loss: {call} of {name} raises {type(error).__name__}: {message}") from error
+        if not isinstance(value, Tensor) or value.shape != (3,):
+            found = list(value.shape) if isinstance(value, Tensor) else type(value).__name__
+            raise UsageError(
+                f"loss: {call} of {name} returns {found} for 3 logits; it must return [3], per-sample losses"
+            )
+
+
+@torch.no_grad()
+def check_networks(G: nn.Module, D: nn.Module, *, z_dim: int, num_classes: int, shape: tuple[int, int, int]) -> None:
+    """Run two images through the networks. Raises UsageError if they do not do what `models.build` says."""
+    device = next(G.parameters()).device
+    z, images = torch.randn(2, z_dim, device=device), torch.rand(2, *shape, device=device) * 2 - 1
+    for name, network, input, expected in (("G", G, z, (2, *shape)), ("D", D, images, (2,))):
+        training = network.training
+        network.eval()
+        outputs = []
+        for label in range(min(num_classes, 2) or 1):
+            labels = torch.full((2,), label, device=device) if num_classes else None
+            try:
+                outputs.append(network(input, labels))
+            except Exception as error:  # a user's network may raise anything
+                message = (str(error).splitlines() or [""])[0]
+                call = "G(z, labels)" if name == "G" else "D(images, labels)"
+                raise UsageError(f"model.name: {call} raises {type(error).__name__}: {message}") from error
+        output = outputs[0]
+        if not isinstance(output, Tensor) or output.shape != expected:
+            found = list(output.shape) if isinstance(output, Tensor) else type(output).__name__
+            raise UsageError(f"model.name: for 2 inputs {name} returns {found}; it must return {list(expected)}")
+        if len(outputs) > 1 and torch.equal(*outputs) and ignores_labels(network, input):
+            raise UsageError(f"data.labels: {name} ignores labels")
+        network.train(training)
+
+
+def ignores_labels(network: nn.Module, input: Tensor) -> bool:
+    """Whether two labels change nothing for other weights: at initialization classes may be alike, as in BatchNorm."""
+    other = copy.deepcopy(network)
+    for parameter in other.parameters():
+        parameter.add_(torch.randn_like(parameter), alpha=0.1)
+    labels = torch.zeros(len(input), dtype=torch.long, device=input.device)
+    return torch.equal(other(input, labels), other(input, labels + 1))
+
+
+def check_penalties(names: Iterable[str]) -> None:
+    """Compute each penalty of a quadratic D on three images. Raises UsageError if it is not per-sample."""
+    for name in names:
+        real, fake = (torch.full((3, 1, 2, 2), value, requires_grad=True) for value in (0.5, -0.5))
+        forward = DForward(quadratic, real, fake, quadratic(real), quadratic(fake), None, torch.full((3,), 0.5))
+        try:
+            value = PENALTIES[name].compute(forward)
+        except Exception as error:  # a user's penalty may raise anything
+            message = (str(error).splitlines() or [""])[0]
+            raise UsageError(f"penalties: {name} raises {type(error).__name__}: {message}") from error
+        if not isinstance(value, Tensor) or value.shape != (3,):
+            found = list(value.shape) if isinstance(value, Tensor) else type(value).__name__
+            raise UsageError(
+                f"penalties: {name} returns {found} for 3 images; it must return [3], per-sample penalties"
+            )
+
+
+def quadratic(images: Tensor, labels: object = None) -> Tensor:
+    return images.square().sum((1, 2, 3))

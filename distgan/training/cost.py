@@ -1,0 +1,171 @@
+"""What a run costs, for --dry_run: FLOPs and GPU memory, estimated without a GPU; the largest micro-batch, tried."""
+
+import weakref
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from accelerate.utils import convert_outputs_to_fp32
+from torch import Tensor, nn
+from torch.utils.flop_counter import flop_registry
+
+from distgan import models
+from distgan.config.keys import Config
+from distgan.gan.losses import LOSSES
+from distgan.gan.schedules import value_at
+from distgan.gan.step import GAN, Batches, Minibatch, WeightedPenalty, train_step, unaugmented
+from distgan.training.batches import split
+from distgan.training.build import adam, build_augment, build_penalties
+
+try:
+    from torch._subclasses.fake_tensor import FakeTensorMode
+    from torch.utils._python_dispatch import TorchDispatchMode
+except ImportError:  # torch does not document these names
+    FakeTensorMode, TorchDispatchMode = None, object  # type: ignore[assignment, misc]
+
+ALLOCATION = 512  # bytes; the CUDA allocator rounds up to multiples of it
+
+
+class Cost(NamedTuple):
+    """What a process computes and keeps."""
+
+    flops: int
+    """Floating-point operations of an iteration in convolutions and matrix products; an addition and a multiplication
+    are two."""
+    memory: int
+    """Peak bytes of tensors on a GPU: weights, optimizer state, minibatch, activations, gradients."""
+
+
+def describe_cost(config: Config, *, size: int, channels: int, num_classes: int, world_size: int) -> list[str]:
+    """Lines for the dry run: `estimate_cost`, and what it leaves out; or why it is unknown."""
+    try:
+        cost = estimate_cost(config, size=size, channels=channels, num_classes=num_classes, world_size=world_size)
+    except Exception as error:  # of networks and losses of the user's that need values, or of another torch
+        reason = (str(error).splitlines() or [""])[0][:200]
+        return [f"estimated FLOPs and peak memory per process on a GPU: unknown ({type(error).__name__}: {reason})"]
+    images = config.iteration_images
+    return [
+        f"FLOPs of an iteration: {cost.flops * world_size / 1e9:,.1f} G for {images} images, all processes and due "
+        "penalties included",
+        f"estimated peak memory per process on a GPU: {cost.memory / 1e9:.2f} GB of tensors; in addition the CUDA "
+        "context, cuDNN's workspaces, NCCL's buffers and the allocator's fragmentation",
+    ]
+
+
+def estimate_cost(config: Config, *, size: int, channels: int, num_classes: int, world_size: int) -> Cost:
+    """The cost of a process of `world_size`.
+
+    Runs two iterations, since the first makes the optimizers' state, on fake tensors: they have no data. Raises what
+    networks and losses raise if they need values, and RuntimeError if this torch has no fake tensors.
+    """
+    if FakeTensorMode is None:
+        raise RuntimeError(f"torch {torch.__version__} has no FakeTensorMode")
+    penalties = {
+        name: WeightedPenalty(row.penalty, value_at(row.weight, 0), row.every)
+        for name, row in build_penalties(config).items()
+    }
+    with FakeTensorMode(), Meter() as meter:
+        gan, ema = fake_gan(config, size=size, channels=channels, num_classes=num_classes)
+        flops = 0
+        for _ in range(2):
+            micro_batches = fake_minibatch(config, size, channels, num_classes, config.batch // world_size)
+            fresh = micro_batches if LOSSES[config.loss].paired else None
+            before = meter.flops
+            train_step(gan, Batches([micro_batches] * config.n_critic, fresh), penalties)
+            flops = meter.flops - before
+        del ema  # kept until here
+        parameters = [*gan.G.parameters(), *gan.D.parameters()]
+        buckets = sum(p.numel() * p.element_size() for p in parameters)
+    return Cost(flops, meter.peak + (buckets if world_size > 1 else 0))  # DDP copies gradients into buckets of its own
+
+
+def largest_micro_batch(images: int, iterate: Callable[[int], object]) -> int | None:
+    """The largest divisor of `images` that `iterate` runs with; None if none does."""
+    for size in range(images, 0, -1):
+        if images % size:
+            continue
+        try:
+            iterate(size)
+            return size
+        except torch.OutOfMemoryError:
+            torch.cuda.empty_cache()
+    return None
+
+
+class Meter(TorchDispatchMode):  # pyright: ignore[reportGeneralTypeIssues]
+    """Counts the bytes of live tensors, by storage, and FLOPs, by the formulas of torch's FlopCounterMode.
+
+    That mode itself also attributes them to modules, by hooks that a gradient with respect to an image breaks.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sizes: dict[int, int] = {}
+        self.allocated = self.peak = self.flops = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        output = func(*args, **(kwargs or {}))
+        if func.overloadpacket in flop_registry:
+            self.flops += flop_registry[func.overloadpacket](*args, **(kwargs or {}), out_val=output)
+        for tensor in output if isinstance(output, (tuple, list)) else (output,):
+            if isinstance(tensor, Tensor):
+                self.add(tensor.untyped_storage())
+        return output
+
+    def add(self, storage: torch.UntypedStorage) -> None:
+        key = storage._cdata
+        if key not in self.sizes:
+            self.sizes[key] = -(-storage.nbytes() // ALLOCATION) * ALLOCATION
+            self.allocated += self.sizes[key]
+            self.peak = max(self.peak, self.allocated)
+            weakref.finalize(storage, self.remove, key)
+
+    def remove(self, key: int) -> None:
+        self.allocated -= self.sizes.pop(key)
+
+
+def fake_gan(config: Config, *, size: int, channels: int, num_classes: int) -> tuple[GAN, nn.Module | None]:
+    """Networks, optimizers and EMA of G, as on a GPU; on the CPU, where autograd needs no driver.
+
+    BatchNorm is torch's own: on a GPU GlobalBatchNorm2d keeps the same tensors.
+    """
+
+    def build() -> tuple[nn.Module, nn.Module]:
+        G, D = models.build(
+            config.model.name,
+            size=size,
+            channels=channels,
+            num_classes=num_classes,
+            z_dim=config.model.latent,
+            options=config.model.options,
+            seed=config.seed,
+        )
+        return mixed_precision(G, config.precision), mixed_precision(D, config.precision)
+
+    G, D = build()
+    optimizers = adam(G, config.g_optimizer), adam(D, config.d_optimizer)
+    ema = build()[0] if config.ema.half_life_images else None
+    augment = build_augment(config)
+    gan = GAN(G, D, D, *optimizers, LOSSES[config.loss], augment if augment.columns else unaugmented)
+    return gan, ema
+
+
+def mixed_precision(network: nn.Module, precision: str) -> nn.Module:
+    """Autocast as Accelerate does it."""
+    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)
+    if dtype is not None:
+        network.forward = convert_outputs_to_fp32(torch.autocast("cpu", dtype)(network.forward))
+        for module in network.modules():
+            if isinstance(module, (nn.GroupNorm, nn.LayerNorm)):  # on CUDA autocast computes them in float32
+                module.register_forward_pre_hook(lambda module, inputs: tuple(x.float() for x in inputs))
+    return network
+
+
+def fake_minibatch(config: Config, size: int, channels: int, num_classes: int, n: int) -> list[Minibatch]:
+    """A minibatch of `n` images, as micro-batches."""
+    real = torch.empty(n, size, size, channels).permute(0, 3, 1, 2)
+    real = real if config.channels_last else real.contiguous()
+    labels = torch.zeros(n, dtype=torch.long) if num_classes else None
+    u = torch.empty(n, build_augment(config).columns)
+    batch = Minibatch(real, torch.empty(n, config.model.latent), labels, labels, u, u, u, torch.empty(n))
+    return split(batch, config.micro_batch or n)

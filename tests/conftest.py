@@ -4,6 +4,7 @@ import signal
 from collections.abc import Iterator
 
 import pytest
+import torch
 
 from shared import folder_of_images, small_disk, tiny, trained  # noqa: F401
 
@@ -23,3 +24,9 @@ def default_signals() -> Iterator[None]:
     yield
     for number, handler in before.items():
         signal.signal(number, handler)
+
+
+@pytest.fixture(autouse=True)
+def seed() -> None:
+    """A test that draws random tensors draws the same ones in every run."""
+    torch.manual_seed(0)

@@ -95,12 +95,12 @@ def evaluate_generator(run_or_file: str, data: str | None, options: dict[str, An
     if out is not None and out.suffix != ".json":
         raise UsageError(f"out: {out} must end in .json")
     data = data or trained_on(run)
-    dist = Distributed(Config())
+    processes = Distributed(Config())
     # found once: a run that goes on may save another checkpoint meanwhile
-    file, _ = dist.run_on_main(lambda: find_weights(Path(run_or_file), newest=True))
-    G = dist.run_on_all(lambda: load_generator(file, dist.device))
+    file, _ = processes.run_on_main(lambda: find_weights(Path(run_or_file), newest=True))
+    G = processes.run_on_all(lambda: load_generator(file, processes.device))
     images = load_weights(G.path)[1].images
-    dataset = dist.run_on_all(lambda: open_dataset(data, data_config(run)))
+    dataset = processes.run_on_all(lambda: open_dataset(data, data_config(run)))
     if (G.size, G.channels) != (dataset.size, dataset.channels):
         raise UsageError(
             f"data: {data} has images {dataset.size}x{dataset.size}x{dataset.channels}, the generator makes "
@@ -108,17 +108,17 @@ def evaluate_generator(run_or_file: str, data: str | None, options: dict[str, An
         )
     if G.classes and G.classes != [row.name for row in dataset.classes]:
         raise UsageError(f"data: the classes of {data} are not those that the generator was trained with")
-    evaluator = Evaluator(dist, dataset, path=data, **options)
+    evaluator = Evaluator(processes, dataset, path=data, **options)
     about = {"images": images, "ema": G.path.stem == "ema", "file": str(G.path)}
-    with readable_errors(dist):
+    with readable_errors(processes):
         card = evaluator(G, z_dim=G.z_dim, conditional=bool(G.classes), **about)
-        if dist.is_main_process:
+        if processes.is_main_process:
             print(card.line(), flush=True)
         if out is None and run is not None:
             out = run / "cards" / card_name(images, card.extractor["name"], options)
         if out is not None:
-            dist.run_on_main(lambda: write_card(card, out))
-    dist.shutdown()
+            processes.run_on_main(lambda: write_card(card, out))
+    processes.shutdown()
 
 
 def card_name(images: int | None, extractor: str, options: dict[str, Any]) -> str:
@@ -177,7 +177,7 @@ def write_card(card: "Card", out: Path) -> None:
 
 
 @contextlib.contextmanager
-def readable_errors(dist: "Distributed") -> Iterator[None]:
+def readable_errors(processes: "Distributed") -> Iterator[None]:
     """One line for a lost process and for too little memory."""
     import torch
 
@@ -190,7 +190,7 @@ def readable_errors(dist: "Distributed") -> Iterator[None]:
         lost = isinstance(error, torch.distributed.DistError) or "gloo" in str(error)
         if isinstance(error, RunError) or not lost:
             raise
-        raise dist.peer_failure(error, nothing_lost) from error
+        raise processes.peer_failure(error, nothing_lost) from error
 
 
 def train_classifier(address: str, seed: int, images: int | None, cache: Path, out: Path | None) -> None:
@@ -245,14 +245,14 @@ def fetch(address: str | None, options: dict[str, Any]) -> None:
         from distgan.distributed.processes import Distributed
         from distgan.evaluation.evaluator import Evaluator
 
-        dist = Distributed(Config())
-        dataset = dist.run_on_all(lambda: open_dataset(address))
-        evaluator = Evaluator(dist, dataset, path=address, **options)
-        with readable_errors(dist):
+        processes = Distributed(Config())
+        dataset = processes.run_on_all(lambda: open_dataset(address))
+        evaluator = Evaluator(processes, dataset, path=address, **options)
+        with readable_errors(processes):
             evaluator.prepare()
-        if dist.is_main_process:
+        if processes.is_main_process:
             print(f"the statistics of {address} for {evaluator.extractor.name} are cached", flush=True)
-        dist.shutdown()
+        processes.shutdown()
 
 
 def main(argv: list[str] | None = None) -> int:

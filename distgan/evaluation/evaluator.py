@@ -47,7 +47,7 @@ class Evaluator:
 
     def __init__(
         self,
-        dist: Distributed,
+        processes: Distributed,
         dataset: ShardSet,
         *,
         extractor: str = "classifier",
@@ -73,10 +73,10 @@ class Evaluator:
             cache: Folder of extractors and statistics. Default: ~/.cache/distgan.
             log: Where lines on progress go. Default: a bar on a terminal, else standard output.
         """
-        self.dist, self.dataset, self.seed, self.path, self.log = dist, dataset, seed, path, log
+        self.processes, self.dataset, self.seed, self.path, self.log = processes, dataset, seed, path, log
         self.cache = cache or cache_folder()
-        self.extractor = dist.run_on_all(lambda: open_extractor(extractor, dataset, dist.device, self.cache))
-        dist.check_same_on_all_ranks(f"extractor: the sha256 of {extractor}", self.extractor.sha256)
+        self.extractor = processes.run_on_all(lambda: open_extractor(extractor, dataset, processes.device, self.cache))
+        processes.check_same_on_all_ranks(f"extractor: the sha256 of {extractor}", self.extractor.sha256)
         self.metrics = choose_metrics(metrics, self.extractor)
         check_library()
         total = len(dataset.columns["label"])
@@ -92,7 +92,7 @@ class Evaluator:
         """Read or compute the statistics of the real images; the first evaluation does it otherwise. Raises Stopped."""
         if not self.prepared:
             self.real = real_images(
-                self.dist,
+                self.processes,
                 self.dataset,
                 self.extractor,
                 samples=self.samples,
@@ -115,7 +115,8 @@ class Evaluator:
         file: str | None = None,
         stop: Callable[[], bool] = never,
     ) -> Card:
-        """Evaluate G: z [N, z_dim], labels [N] or None -> images in [-1, 1], on `dist.device`; the same card on all.
+        """Evaluate G: z [N, z_dim], labels [N] or None -> images in [-1, 1], on the processes' device; the same card
+        on all.
 
         A conditional G is given labels at the frequencies of the dataset. `images` seen, `ema` and `file` are for the
         card. Raises Stopped on all processes soon after `stop()` is true on one.
@@ -124,14 +125,14 @@ class Evaluator:
         start = time.perf_counter()
         generated = self.generated(G, z_dim, conditional, stop)
         about = {"file": file, "images": images, "ema": ema}
-        return self.dist.run_on_main(lambda: self.card(generated, about, start))
+        return self.processes.run_on_main(lambda: self.card(generated, about, start))
 
     @torch.no_grad()
     def generated(self, G: nn.Module, z_dim: int, conditional: bool, stop: Callable[[], bool]) -> Statistics:
         """Statistics of the images of G. This process makes every W-th chunk of them."""
-        dist, accumulator = self.dist, Accumulator(self.extractor.num_features)
+        processes, accumulator = self.processes, Accumulator(self.extractor.num_features)
         keep_logits = any(METRICS[name].needs != "features" for name in self.metrics)
-        progress = Progress("generated images", self.samples, main=dist.is_main_process, log=self.log)
+        progress = Progress("generated images", self.samples, main=processes.is_main_process, log=self.log)
 
         def work(number: int) -> None:
             first = number * CHUNK
@@ -144,15 +145,15 @@ class Evaluator:
         training = G.training
         G.eval()
         try:
-            run_in_rounds(dist, -(-self.samples // CHUNK), work, stop)
+            run_in_rounds(processes, -(-self.samples // CHUNK), work, stop)
         finally:
             G.train(training)
         progress.close()
-        return accumulator.reduce(dist)
+        return accumulator.reduce(processes)
 
     def latents(self, first: int, count: int, z_dim: int, conditional: bool) -> tuple[Tensor, Tensor | None]:
         """Latents [count, z_dim] and labels of the images from number `first` on, on the device."""
-        device = self.dist.device
+        device = self.processes.device
         z = torch.from_numpy(normal_rows(philox(self.seed, "evaluate"), first, count, z_dim)).to(device)
         if not conditional:
             return z, None
@@ -194,7 +195,7 @@ class Evaluator:
             seed=self.seed,
             histogram=histogram,
             missing=[name for name, count in zip(names, histogram, strict=False) if count == 0],
-            code=code_versions() | {"device": self.dist.device.type, "processes": self.dist.world_size},
+            code=code_versions() | {"device": self.processes.device.type, "processes": self.processes.world_size},
             time=datetime.now(UTC).isoformat(timespec="seconds"),
             seconds=round(time.perf_counter() - start, 3),
         )

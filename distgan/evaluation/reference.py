@@ -53,7 +53,7 @@ def class_frequencies(dataset: ShardSet) -> Tensor:
 
 
 def real_images(
-    dist: Distributed,
+    processes: Distributed,
     dataset: ShardSet,
     extractor: Extractor,
     *,
@@ -92,11 +92,11 @@ def real_images(
         return found is not None
 
     frequencies = class_frequencies(dataset)
-    if dist.run_on_main(look_up):
+    if processes.run_on_main(look_up):
         return RealImages(Reference(cached[0][0], frequencies), cached[0][1], floor_images) if cached else None
     counts = floor_images, others_count, images - others_count
-    first, others, shared, replaced = measure(dist, dataset, extractor, counts, skip_bad, stop, log)
-    if not dist.is_main_process:
+    first, others, shared, replaced = measure(processes, dataset, extractor, counts, skip_bad, stop, log)
+    if not processes.is_main_process:
         return None
     statistics, floor = others + shared, {}
     if floor_images > 10:  # fewer have no 5 nearest neighbours
@@ -108,7 +108,7 @@ def real_images(
 
 
 def measure(
-    dist: Distributed,
+    processes: Distributed,
     dataset: ShardSet,
     extractor: Extractor,
     counts: tuple[int, int, int],
@@ -134,7 +134,7 @@ def measure(
 
     def add(chunk: np.ndarray, batch: ImageBatch) -> None:
         corrupt.extend(batch.corrupt)
-        pixels = torch.from_numpy(batch.images).permute(0, 3, 1, 2).contiguous().to(dist.device)
+        pixels = torch.from_numpy(batch.images).permute(0, 3, 1, 2).contiguous().to(processes.device)
         features, logits = extract(extractor, pixels)
         positions = torch.from_numpy(position[chunk])
         early = positions < first_count
@@ -144,8 +144,8 @@ def measure(
         for accumulator, rows, offset, kept in parts:
             accumulator.add(positions[rows] - offset, features[rows], kept[rows] if kept is not None else None)
 
-    progress = Progress("statistics of the real images", count, main=dist.is_main_process, log=log)
-    mine = chunks[dist.rank :: dist.world_size]
+    progress = Progress("statistics of the real images", count, main=processes.is_main_process, log=log)
+    mine = chunks[processes.rank :: processes.world_size]
     read: Any = threaded(lambda chunk: (chunk, reader.read(chunk)), 2)(mine)
     with contextlib.closing(read) as batches:
 
@@ -153,15 +153,15 @@ def measure(
             add(*next(batches))
             progress.update((number + 1) * CHUNK)
 
-        run_in_rounds(dist, len(chunks), work, stop)
+        run_in_rounds(processes, len(chunks), work, stop)
     progress.close()
     for line in corrupt:
         print(f"distgan: skipped a corrupt image: {line}", file=sys.stderr, flush=True)
-    replaced = dist.all_reduce_sum(len(corrupt))
+    replaced = processes.all_reduce_sum(len(corrupt))
     if replaced > skip_bad:
         raise CorruptDataError(f"more than {skip_bad} corrupt images (skip_bad) over all processes")
-    found = first.reduce(dist), others.reduce(dist)
-    return *found, found[0] if shared is first else shared.reduce(dist), replaced
+    found = first.reduce(processes), others.reduce(processes)
+    return *found, found[0] if shared is first else shared.reduce(processes), replaced
 
 
 def read_statistics(path: Path, key: dict[str, Any], say: Callable[[str], None]) -> tuple[Statistics, Values] | None:

@@ -12,22 +12,22 @@ class Stopped(Exception):
     """The work was given up on all processes, because one was asked to stop."""
 
 
-def run_in_rounds(dist: Distributed, count: int, work: Callable[[int], None], stop: Callable[[], bool]) -> None:
+def run_in_rounds(processes: Distributed, count: int, work: Callable[[int], None], stop: Callable[[], bool]) -> None:
     """Call `work(i)` for the i below `count` with i % world_size == rank, in order; called by all processes.
 
     All processes raise what the first failing one raises, or Stopped soon after `stop()` is true on one of them.
     """
     failure: Exception | None = None
-    rounds, flag = -(-count // dist.world_size), 0
+    rounds, flag = -(-count // processes.world_size), 0
     for number in range(rounds):
-        i, last = number * dist.world_size + dist.rank, number == rounds - 1
+        i, last = number * processes.world_size + processes.rank, number == rounds - 1
         if failure is None and i < count:
             try:
                 work(i)
             except Exception as error:  # raised below: the others wait for this process until then
                 failure = error
         if last or number % CHECK_EVERY == CHECK_EVERY - 1:
-            flag = dist.all_reduce_max(2 if failure else int(not last and stop()))
+            flag = processes.all_reduce_max(2 if failure else int(not last and stop()))
             if flag:
                 break
 
@@ -35,6 +35,6 @@ def run_in_rounds(dist: Distributed, count: int, work: Callable[[int], None], st
         if failure is not None:
             raise failure
 
-    dist.run_on_all(outcome)
+    processes.run_on_all(outcome)
     if flag:
         raise Stopped

@@ -60,14 +60,14 @@ class ExactSum:
         self.low = self.low.to(x.device) + ((high - (total - part)) + (x - part))
         self.high = total
 
-    def reduce(self, dist: Distributed) -> Tensor:
+    def reduce(self, processes: Distributed) -> Tensor:
         """The sum over all processes, on the CPU; called by all."""
-        if dist.cpu_group is None:
+        if processes.cpu_group is None:
             return (self.high + self.low).cpu()
         result = ExactSum(*self.high.shape)
-        for rank in range(dist.world_size):
+        for rank in range(processes.world_size):
             both = torch.stack([self.high, self.low]).cpu()
-            torch.distributed.broadcast(both, rank, dist.cpu_group)
+            torch.distributed.broadcast(both, rank, processes.cpu_group)
             result.add(both[0])
             result.low += both[1]
         return result.high + result.low
@@ -98,23 +98,23 @@ class Accumulator:
         if logits is not None:
             self.logits.append((positions, logits.cpu()))
 
-    def reduce(self, dist: Distributed) -> Statistics:
+    def reduce(self, processes: Distributed) -> Statistics:
         """The statistics of all processes' images; called by all."""
-        n, total, outer = dist.all_reduce_sum(self.n), self.total.reduce(dist), self.outer.reduce(dist)
-        rows = gather_sorted(dist, self.kept)
-        logits = gather_sorted(dist, self.logits)
+        n, total, outer = processes.all_reduce_sum(self.n), self.total.reduce(processes), self.outer.reduce(processes)
+        rows = gather_sorted(processes, self.kept)
+        logits = gather_sorted(processes, self.logits)
         return Statistics(n, total, outer, rows if rows is not None else torch.empty(0, len(total)), logits)
 
 
-def gather_sorted(dist: Distributed, parts: list[tuple[Tensor, Tensor]]) -> Tensor | None:
+def gather_sorted(processes: Distributed, parts: list[tuple[Tensor, Tensor]]) -> Tensor | None:
     """The values of all processes' (positions, values), by position, on the main process; None on the others."""
     local = tuple(torch.cat(column).numpy() for column in zip(*parts, strict=True)) if parts else None
     gathered: list[tuple[np.ndarray, ...] | None] = [local]
-    if dist.cpu_group is not None:
-        gathered = [None] * dist.world_size
-        torch.distributed.gather_object(local, gathered if dist.is_main_process else None, 0, dist.cpu_group)
+    if processes.cpu_group is not None:
+        gathered = [None] * processes.world_size
+        torch.distributed.gather_object(local, gathered if processes.is_main_process else None, 0, processes.cpu_group)
     found = [part for part in gathered if part is not None]
-    if not dist.is_main_process or not found:
+    if not processes.is_main_process or not found:
         return None
     positions, values = (np.concatenate(column) for column in zip(*found, strict=True))
     return torch.from_numpy(values[np.argsort(positions)])

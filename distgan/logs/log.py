@@ -37,10 +37,10 @@ class MetricsLogger:
     def __init__(self, run: Run, state: TrainState) -> None:
         config = run.config
         self.run, self.state, self.folder = run, state, Path(config.run_dir)
-        self.accelerator, self.is_main_process = run.dist.accelerator, run.dist.is_main_process
+        self.accelerator, self.is_main_process = run.processes.accelerator, run.processes.is_main_process
         self.every_images = config.report.every_images
         if config.report.trackers:
-            run.dist.run_on_main(lambda: start_trackers(self.accelerator, config, state.images_seen))
+            run.processes.run_on_main(lambda: start_trackers(self.accelerator, config, state.images_seen))
         self.start_images, self.start_time = state.images_seen, time.monotonic()
         self.save_seconds = 0.0
         """Time that the loop waited for checkpoints in this logging interval."""
@@ -73,7 +73,7 @@ class MetricsLogger:
         """Of the grid of this logging interval, if there is one; on the main process."""
         self.alarms = Alarms(list(self.run.penalties), self.run.gan.loss.boundary is not None)
         """Of the main process."""
-        self.last_evaluated = self.run.dist.run_on_main(self.read_metrics)
+        self.last_evaluated = self.run.processes.run_on_main(self.read_metrics)
 
     def read_metrics(self) -> int:
         """Go on from metrics.jsonl as it was at `state.images_seen`: a resumed run raises the same alarms.
@@ -131,16 +131,18 @@ class MetricsLogger:
 
         Called on all processes. Raises RunError if `data.skip_bad` is exceeded over all of them.
         """
-        config, dist, state = self.run.config, self.run.dist, self.state
+        config, processes, state = self.run.config, self.run.processes, self.state
         for line in self.corrupt:
             print(f"distgan: skipped a corrupt image: {line}", file=sys.stderr, flush=True)
-        state.skipped += dist.all_reduce_sum(len(self.corrupt))
+        state.skipped += processes.all_reduce_sum(len(self.corrupt))
         extra: dict[str, Any] = {"skipped": state.skipped, "save_seconds": self.save_seconds}
-        extra["data_wait_seconds"] = max(dist.all_gather_object(self.data_wait_seconds))  # the others wait for this one
+        extra["data_wait_seconds"] = max(
+            processes.all_gather_object(self.data_wait_seconds)
+        )  # the others wait for this one
         if self.accelerator.scaler is not None:
             extra |= self.fp16_scalars()
         if config.report.digests:
-            extra["digest"] = dist.all_reduce_sum(self.digest)
+            extra["digest"] = processes.all_reduce_sum(self.digest)
         if is_adaptive(config):
             extra["augment_p"] = float(state.augment_p)
         if self.diversity is not None:

@@ -77,7 +77,7 @@ def write_run_info(run: Run) -> dict[str, Any]:
     """Write config.yaml and environment.json, and return the latter; called on the main process."""
     root = Path(run.config.run_dir)
     atomic_write(root / "config.yaml", yaml.safe_dump(to_dict(run.config), sort_keys=False).encode())
-    facts = environment(run.dist.device, run.dist.world_size)
+    facts = environment(run.processes.device, run.processes.world_size)
     atomic_write(root / "environment.json", (json.dumps(facts, indent=1) + "\n").encode())
     return facts
 

@@ -51,7 +51,7 @@ class LoadedBatch(NamedTuple):
 
 def load(run: Run, state: TrainState, count: int) -> Iterator[LoadedBatch]:
     """`count` minibatches from `state.images_seen` on, on the device."""
-    config, device = run.config, run.dist.device
+    config, device = run.config, run.processes.device
     batches = stream(
         run.order,
         run.reader,
@@ -66,7 +66,7 @@ def load(run: Run, state: TrainState, count: int) -> Iterator[LoadedBatch]:
         real = normalize(batch.images.to(device, non_blocking=True), config.channels_last)
         if "flip" in inputs:
             real = torch.where(inputs["flip"][:, None, None, None], real.flip(3), real)
-        labels = run.dist.to_pinned(batch.labels).to(device, non_blocking=True) if config.data.labels else None
+        labels = run.processes.to_pinned(batch.labels).to(device, non_blocking=True) if config.data.labels else None
 
         def minibatch(z: Tensor, u_real: Tensor | None, real=real, labels=labels, inputs=inputs) -> list[Minibatch]:
             fake_labels = inputs.get("fake_labels", labels)
@@ -131,7 +131,7 @@ def draw(run: Run, state: TrainState, images_seen: int) -> dict[str, Tensor]:
     if columns := run.augment_columns:
         for name in ("u_real", "u_fake", "u_g", *(["g_u_real"] if paired else [])):
             random_inputs[name] = uniform32(name, columns)
-    return {name: run.dist.to_pinned(values) for name, values in random_inputs.items()}
+    return {name: run.processes.to_pinned(values) for name, values in random_inputs.items()}
 
 
 def normalize(images: Tensor, channels_last: bool) -> Tensor:

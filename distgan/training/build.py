@@ -44,7 +44,7 @@ class Run:
     """The components of a run, on one of its processes."""
 
     config: Config
-    dist: Distributed
+    processes: Distributed
     dataset: ShardSet
     reader: Reader
     order: Lanes
@@ -91,14 +91,14 @@ class Run:
         }
 
 
-def build(config: Config, dist: Distributed) -> Run:
+def build(config: Config, processes: Distributed) -> Run:
     """Dataset, networks, optimizers. Raises UsageError; writes nothing."""
     check_config(config)
     check_loss(config.loss)
     check_penalties(config.penalties)
-    dataset, order = dist.run_on_all(lambda: open_data(config, dist.rank, dist.world_size))
-    dist.check_same_on_all_ranks(f"the manifest of {config.data.shards}", dataset.digest)
-    pin = dist.device.type == "cuda"
+    dataset, order = processes.run_on_all(lambda: open_data(config, processes.rank, processes.world_size))
+    processes.check_same_on_all_ranks(f"the manifest of {config.data.shards}", dataset.digest)
+    pin = processes.device.type == "cuda"
     reader = Reader(
         dataset,
         decoder=config.data.decoder,
@@ -106,13 +106,23 @@ def build(config: Config, dist: Distributed) -> Run:
         allocate=lambda shape: torch.empty(shape, dtype=torch.uint8, pin_memory=pin),
     )
     augment = build_augment(config)
-    gan = build_gan(config, dist, dataset, augment)
-    raw_G = dist.accelerator.unwrap_model(gan.G)
+    gan = build_gan(config, processes, dataset, augment)
+    raw_G = processes.accelerator.unwrap_model(gan.G)
     half_life = config.ema.half_life_images
     ema = EMA(raw_G, half_life, config.ema.warmup) if half_life else None
     running_stats = batchnorm.RunningStatsWarmup([raw_G, gan.raw_D])
     return Run(
-        config, dist, dataset, reader, order, gan, raw_G, ema, running_stats, build_penalties(config), augment.columns
+        config,
+        processes,
+        dataset,
+        reader,
+        order,
+        gan,
+        raw_G,
+        ema,
+        running_stats,
+        build_penalties(config),
+        augment.columns,
     )
 
 
@@ -158,9 +168,9 @@ def open_data(config: Config, rank: int, world_size: int) -> tuple[ShardSet, Lan
     return dataset, order
 
 
-def build_gan(config: Config, dist: Distributed, dataset: ShardSet, augment: Pipeline) -> GAN:
+def build_gan(config: Config, processes: Distributed, dataset: ShardSet, augment: Pipeline) -> GAN:
     """The networks on their device, with their optimizers, prepared by Accelerate."""
-    accelerator, device = dist.accelerator, dist.device
+    accelerator, device = processes.accelerator, processes.device
     z_dim, num_classes = config.model.latent, len(dataset.classes) if config.data.labels else 0
     G, D = models.build(
         config.model.name,
@@ -172,7 +182,7 @@ def build_gan(config: Config, dist: Distributed, dataset: ShardSet, augment: Pip
         seed=config.seed,
     )
     check_d(config, D)
-    if config.sync_batchnorm and dist.world_size > 1:
+    if config.sync_batchnorm and processes.world_size > 1:
         G, D = batchnorm.convert(G), batchnorm.convert(D)
     if config.channels_last:
         G, D = (network.to(memory_format=torch.channels_last) for network in (G, D))  # type: ignore[call-overload]
@@ -193,10 +203,12 @@ def build_gan(config: Config, dist: Distributed, dataset: ShardSet, augment: Pip
         norm = nn.utils.clip_grad_norm_(network.parameters(), limit or math.inf)
         return None if scaled else norm  # infinite where the loss scale was too large: no fault
 
-    n = config.micro_batch or config.batch // dist.world_size
+    n = config.micro_batch or config.batch // processes.world_size
     labels = torch.zeros(n, dtype=torch.long, device=device) if config.data.labels else None
-    dist.rebuild_ddp_buckets(G, torch.zeros(n, z_dim, device=device), labels)
-    dist.rebuild_ddp_buckets(D, torch.zeros(n, dataset.channels, dataset.size, dataset.size, device=device), labels)
+    processes.rebuild_ddp_buckets(G, torch.zeros(n, z_dim, device=device), labels)
+    processes.rebuild_ddp_buckets(
+        D, torch.zeros(n, dataset.channels, dataset.size, dataset.size, device=device), labels
+    )
     return GAN(
         G=G,
         D=D,

@@ -33,11 +33,11 @@ def actions_due(
 
     Raises NonFiniteError on all processes if one found NaN or Inf; nothing is saved then.
     """
-    config, dist, images_seen = run.config, run.dist, state.images_seen
+    config, processes, images_seen = run.config, run.processes, state.images_seen
     at_end = images_seen >= run.total_images
     collapsed = config.guard.stop_on_collapse and logger.alarms.collapsed
     own = NON_FINITE if check.fault else COLLAPSED if collapsed else STOP if stop.requested() else 0
-    flag = dist.delayed_all_reduce_max(own)
+    flag = processes.delayed_all_reduce_max(own)
     done = at_end or flag == STOP
     every = config.evaluate.every_epochs
     evaluate = every > 0 and images_seen > logger.last_evaluated and (at_end or run.crossed(every, images_seen))
@@ -45,12 +45,12 @@ def actions_due(
     save = images_seen > saved and (done or evaluate or run.crossed(config.checkpoint.every_epochs, images_seen))
     if save:  # check what would be saved now, not an iteration later
         check.check_weights(images_seen)
-        flag = max(flag, *dist.all_gather_object(NON_FINITE if check.fault else 0))
+        flag = max(flag, *processes.all_gather_object(NON_FINITE if check.fault else 0))
     if flag == NON_FINITE:
-        faults = dist.all_gather_object(check.fault)
+        faults = processes.all_gather_object(check.fault)
         raise NonFiniteError(next(fault for fault in faults if fault is not None))
     if flag == COLLAPSED:
-        raise CollapseError(dist.run_on_main(lambda: describe_collapse(run, logger)))
+        raise CollapseError(processes.run_on_main(lambda: describe_collapse(run, logger)))
     return Actions(
         log=logger.due() or ((done or save) and logger.count > 0),
         sample=images_seen > start and (done or run.crossed(config.samples.every_epochs, images_seen)),

@@ -46,8 +46,8 @@ def evaluate_generator(
     card = evaluate(run.G_for_sampling, state.images_seen)
     if card is None:
         return False
-    run.dist.run_on_main(checkpoints.wait)  # a best checkpoint must be on disk
-    if run.dist.is_main_process:
+    run.processes.run_on_main(checkpoints.wait)  # a best checkpoint must be on disk
+    if run.processes.is_main_process:
         logger.log_card(json.loads(card.to_json()), card.line(), time.monotonic() - start)
         mark_best(run, logger, checkpoints)
     logger.last_evaluated = state.images_seen
@@ -109,7 +109,7 @@ def evaluation_of(run: Run, stop: Callable[[], bool]) -> Callable[[nn.Module, in
     """
     keys = run.config.evaluate
     evaluator = Evaluator(
-        run.dist,
+        run.processes,
         run.dataset,
         extractor=keys.extractor,
         metrics=keys.metrics,

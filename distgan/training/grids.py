@@ -18,7 +18,7 @@ LEAST_IMAGES = 16
 
 def save_fake_grid(run: Run, state: TrainState, logger: MetricsLogger) -> None:
     """Generated images of fixed latents, as samples/fake-EPOCH.png; 0001_5 is one epoch and a half."""
-    config, device = run.config, run.dist.device
+    config, device = run.config, run.processes.device
     shape = (config.samples.count, config.model.latent)
     z = torch.from_numpy(rng(config.seed, "samples").standard_normal(shape, np.float32)).to(device)
     labels = torch.arange(len(z), device=device) % run.num_classes if run.num_classes else None

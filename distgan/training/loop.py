@@ -35,7 +35,7 @@ def train_loop(
 
     Maintenance comes first and the iteration last: a new run, a resumed one and its end take the same path.
     """
-    config, gan, dist = run.config, run.gan, run.dist
+    config, gan, processes = run.config, run.gan, run.processes
     batches = iterations(run, state, logger.record_batch)
     check = FiniteCheck(run.raw_G, gan.raw_D)
     start = last_saved = state.images_seen
@@ -43,19 +43,19 @@ def train_loop(
         # agree with the other processes on what is due
         due = actions_due(run, state, logger, check, stop, start, last_saved)
         # once in a while: save a grid of generated images
-        if due.sample and dist.is_main_process:
+        if due.sample and processes.is_main_process:
             save_fake_grid(run, state, logger)
         # once in a while: log the metrics; a logging interval never spans a checkpoint
         if due.log:
             logger.log_metrics()
             check_in_sync(run, state)
         # after each grid: write the page of the run
-        if due.sample and dist.is_main_process and config.report.page:
+        if due.sample and processes.is_main_process and config.report.page:
             write_page(Path(config.run_dir))
         # once in a while, at the end and at a stop: save a checkpoint
         if due.save:
             last_saved, start_time = state.images_seen, time.perf_counter()
-            if dist.is_main_process:
+            if processes.is_main_process:
                 save_state(run, state, checkpoints)
                 if config.checkpoint.wait:
                     checkpoints.wait()
@@ -74,7 +74,7 @@ def train_loop(
         norms = check.param_norms()
         scalars = train_step(gan, next(batches), run.penalties_due(state.images_seen), augment_probability(run, state))
         # update the averages, the adaptive probability and the clock
-        average_running_stats([run.raw_G, gan.raw_D], dist.accelerator)
+        average_running_stats([run.raw_G, gan.raw_D], processes.accelerator)
         if run.ema:
             run.ema.update(run.raw_G, config.iteration_images, state.images_seen)
         adapt_augmentation(run, state, scalars)
@@ -105,7 +105,7 @@ def adapt_augmentation(run: Run, state: TrainState, scalars: Scalars) -> None:
     if not is_adaptive(run.config):
         return
     config, rule = run.config, run.config.augment_p
-    sign = run.dist.accelerator.reduce(scalars["d_sign"], "mean")
+    sign = run.processes.accelerator.reduce(scalars["d_sign"], "mean")
     assert isinstance(sign, Tensor) and isinstance(rule, dict)
     state.augment_sign = sign + state.augment_sign
     iteration, averaged = state.images_seen // config.iteration_images, iterations_averaged(config.iteration_images)
@@ -126,20 +126,20 @@ def loop_with_rollback(
     evaluate: Evaluate | None = None,
 ) -> str | None:
     """The loop; after NaN or Inf it resumes from the newest checkpoint, up to `guard.rollbacks` times."""
-    dist, limit = run.dist, run.config.guard.rollbacks
+    processes, limit = run.processes, run.config.guard.rollbacks
     while True:
         try:
             return train_loop(run, state, logger, checkpoints, stop, evaluate)
         except CollapseError:
-            if dist.is_main_process and run.config.report.page:
+            if processes.is_main_process and run.config.report.page:
                 write_page(Path(run.config.run_dir))  # with the alarms
             raise
         except NonFiniteError as error:
-            dist.drain_pending()
-            dist.run_on_main(checkpoints.wait)
-            newest = dist.run_on_main(checkpoints.newest)
+            processes.drain_pending()
+            processes.run_on_main(checkpoints.wait)
+            newest = processes.run_on_main(checkpoints.newest)
             if state.rollbacks >= limit or newest is None:
-                raise NonFiniteError(f"{error}; {dist.run_on_main(checkpoints.describe_latest)}") from None
+                raise NonFiniteError(f"{error}; {processes.run_on_main(checkpoints.describe_latest)}") from None
             rollbacks = state.rollbacks + 1
             logger.print0(f"{error}; rollback {rollbacks} of {limit} to {newest}")
             restore_state(run, state, newest)
@@ -149,6 +149,6 @@ def loop_with_rollback(
 
 def check_in_sync(run: Run, state: TrainState) -> None:
     """Raises RunError if the weights differ between processes."""
-    if run.dist.world_size > 1:
+    if run.processes.world_size > 1:
         what = f"processes out of sync after {state.images_seen:,} images: the weights"
-        run.dist.check_same_on_all_ranks(what, checksum([run.raw_G, run.gan.raw_D]))
+        run.processes.check_same_on_all_ranks(what, checksum([run.raw_G, run.gan.raw_D]))

@@ -51,33 +51,33 @@ def run_training(
     with contextlib.ExitStack() as stack:
         # from here on a signal only sets a flag: a run that is asked to stop while it starts saves a checkpoint too
         stop = stack.enter_context(contextlib.closing(StopRequest([root, control] if control else [root])))
-        dist = Distributed(config)
+        processes = Distributed(config)
         checkpoints = Checkpoints(root / "checkpoints", config.checkpoint.keep, on_written=record_saved(control))
         stack.enter_context(contextlib.closing(checkpoints))
-        stack.enter_context(readable_errors(dist, checkpoints))
-        if not dist.is_main_process:
+        stack.enter_context(readable_errors(processes, checkpoints))
+        if not processes.is_main_process:
             stop.files.clear()  # one process polls the files, and the flags are reduced
-        run, state = build(config, dist), TrainState()
+        run, state = build(config, processes), TrainState()
         stack.enter_context(contextlib.closing(run.reader))
         evaluate = make_evaluate(run, stop.requested) if config.evaluate.every_epochs and make_evaluate else None
         if dry_run:
             return describe_run(run, state)
-        newest, changes = dist.run_on_main(lambda: open_run_dir(run, fresh, stack))
+        newest, changes = processes.run_on_main(lambda: open_run_dir(run, fresh, stack))
         if newest is not None:
-            dist.run_on_all(lambda: restore_state(run, state, newest))
-        facts = dist.run_on_main(lambda: write_run_info(run))
+            processes.run_on_all(lambda: restore_state(run, state, newest))
+        facts = processes.run_on_main(lambda: write_run_info(run))
         logger = stack.enter_context(contextlib.closing(MetricsLogger(run, state)))
         checkpoints.print_error = logger.print0
         log_run_header(run, logger, facts)
         log_resume(run, state, logger, newest, changes)
-        if dist.is_main_process and state.images_seen == 0:
+        if processes.is_main_process and state.images_seen == 0:
             save_real_grid(run, logger)
-        dist.run_on_main(lambda: mark_best(run, logger, checkpoints))
+        processes.run_on_main(lambda: mark_best(run, logger, checkpoints))
         reason = loop_with_rollback(run, state, logger, checkpoints, stop, evaluate)
-        dist.run_on_main(checkpoints.wait)
+        processes.run_on_main(checkpoints.wait)
         report_end(run, state, logger, reason, control)
-        finish_trackers(dist.accelerator)
-        dist.shutdown()
+        finish_trackers(processes.accelerator)
+        processes.shutdown()
 
 
 def record_saved(control: Path | None) -> Callable[[int], None]:
@@ -91,7 +91,7 @@ def record_saved(control: Path | None) -> Callable[[int], None]:
 
 
 @contextlib.contextmanager
-def readable_errors(dist: Distributed, checkpoints: Checkpoints) -> Iterator[None]:
+def readable_errors(processes: Distributed, checkpoints: Checkpoints) -> Iterator[None]:
     """One line for what breaks a run from outside: a lost process, a folder that cannot be written."""
     try:
         yield
@@ -116,7 +116,7 @@ def readable_errors(dist: Distributed, checkpoints: Checkpoints) -> Iterator[Non
         if "Duplicate GPU detected" in text or "invalid usage" in text:  # NCCL was set up wrongly: no peer is lost
             reason = next((line for line in reversed(text.splitlines()) if line.strip()), text)
             raise RunError(f"the launch: NCCL cannot start: {reason.strip()[:200]}") from None
-        raise dist.peer_failure(error, checkpoints.describe_latest()) from error
+        raise processes.peer_failure(error, checkpoints.describe_latest()) from error
 
 
 def log_run_header(run: Run, logger: MetricsLogger, facts: dict[str, Any]) -> None:
@@ -124,7 +124,7 @@ def log_run_header(run: Run, logger: MetricsLogger, facts: dict[str, Any]) -> No
     dataset = run.dataset
     commit = facts["commit"] or "unknown"
     logger.print0(f"distgan {facts['distgan']} (commit {commit}), torch {facts['libraries']['torch']}")
-    logger.print0(f"{run.dist.world_size} process(es), {facts['device']}, precision {run.config.precision}")
+    logger.print0(f"{run.processes.world_size} process(es), {facts['device']}, precision {run.config.precision}")
     if facts["cuda"]:
         switches = ("tf32", run.config.tf32), ("deterministic", run.config.deterministic)
         shown = ", ".join(f"{name} {'on' if on else 'off'}" for name, on in switches)
@@ -148,7 +148,7 @@ def log_resume(run: Run, state: TrainState, logger: MetricsLogger, newest: Path 
             logger.print0(f"nothing to do: {key} {getattr(run.config, key)} is less than this run has done")
     for key, (old, new) in changes.items():
         logger.print0(f"override: {key} {old} -> {new}")
-    if changes and run.dist.is_main_process:
+    if changes and run.processes.is_main_process:
         logger.append_metrics({"images": state.images_seen, "override": changes, "time": round(time.time(), 3)})
 
 
@@ -159,14 +159,14 @@ def report_end(run: Run, state: TrainState, logger: MetricsLogger, reason: str |
     if reason is None:
         grid = f"{logger.last_grid} ({'EMA of G' if run.ema else 'G'}), " if logger.last_grid else ""
         logger.print0(f"done: {state.images_seen:,} images; {grid}{checkpoint}")
-        if run.dist.is_main_process and (best := describe_best(run, logger)):
+        if run.processes.is_main_process and (best := describe_best(run, logger)):
             logger.print0(best)
-        if run.dist.is_main_process and run.config.report.page:
+        if run.processes.is_main_process and run.config.report.page:
             write_page(root)  # with the last card
         return
     progress = f"{state.images_seen:,} of {run.total_images:,} images"
     logger.print0(f"stopped at {progress} ({reason}); run the same command to resume")
-    if run.dist.is_main_process and str(root / "stop") in reason:
+    if run.processes.is_main_process and str(root / "stop") in reason:
         (root / "stop").unlink(missing_ok=True)  # the user's stop file: the cluster must not requeue the run
-    elif run.dist.is_main_process and control:
+    elif run.processes.is_main_process and control:
         (control / "stopped").write_text(f"{state.images_seen}\n")

@@ -29,7 +29,7 @@ class TrainState:
 
 def save_state(run: Run, state: TrainState, checkpoints: Checkpoints) -> None:
     """Copy the run's state to host memory and hand it to the writer; called on the main process."""
-    accelerator, gan = run.dist.accelerator, run.gan
+    accelerator, gan = run.processes.accelerator, run.gan
     files = {"generator": copy_weights(run.raw_G), "discriminator": copy_weights(gan.raw_D)}
     if run.ema:
         files["ema"] = copy_weights(run.ema.module)
@@ -57,7 +57,7 @@ def save_state(run: Run, state: TrainState, checkpoints: Checkpoints) -> None:
 
 def restore_state(run: Run, state: TrainState, path: Path) -> None:
     """Load a checkpoint, on every process. Raises UsageError if its networks are not those of the configuration."""
-    accelerator, gan = run.dist.accelerator, run.gan
+    accelerator, gan = run.processes.accelerator, run.gan
     files, saved = load(path)
     try:
         run.raw_G.load_state_dict(files["generator"])

@@ -39,15 +39,16 @@ VARIANTS = {
 PARTS = ("ids", "random numbers", "reading")
 
 
-def parts(reader: Reader, processes: int, lanes: int, seed: int) -> dict[str, Callable[[int], object]]:
+def parts(reader: Reader, world_size: int, lanes: int, seed: int) -> dict[str, Callable[[int], object]]:
     """The parts of iteration i of the process in the middle of the world."""
-    rank, batch = processes // 2, SHARE * processes
-    local = lanes // processes
+    rank = world_size // 2
+    batch = SHARE * world_size
+    local = lanes // world_size
     order = Lanes(np.full(IMAGES // 1000, 1000), seed, lanes, rank * local, (rank + 1) * local)
     config = Config(batch=batch, seed=seed, data=DataConfig(labels=True, flip=True, lanes=lanes))
-    dist = SimpleNamespace(rank=rank, world_size=processes, to_pinned=torch.from_numpy)
+    processes = SimpleNamespace(rank=rank, world_size=world_size, to_pinned=torch.from_numpy)
     dataset = SimpleNamespace(classes=[{"samples": 1000}] * 10)
-    run: Any = SimpleNamespace(config=config, order=order, dist=dist, dataset=dataset)
+    run: Any = SimpleNamespace(config=config, order=order, processes=processes, dataset=dataset)
     return {
         "ids": lambda i: order.ids(i * batch, batch),
         "random numbers": lambda i: draw(run, TrainState(), i * batch),

@@ -12,7 +12,7 @@ from distgan.config.keys import Config
 from distgan.distributed.processes import Distributed
 from distgan.evaluation.rounds import Stopped, run_in_rounds
 
-dist = Distributed(Config())
+processes = Distributed(Config())
 
 
 def run(count, fails=-1, stops=-1):
@@ -24,19 +24,19 @@ def run(count, fails=-1, stops=-1):
         done.append(i)
 
     try:
-        run_in_rounds(dist, count, work, lambda: stops in done)
+        run_in_rounds(processes, count, work, lambda: stops in done)
         outcome = "done"
     except Stopped:
         outcome = "stopped"
     except UsageError as error:
         outcome = f"failed: {error}"
-    return dist.all_gather_object((outcome, len(done)))
+    return processes.all_gather_object((outcome, len(done)))
 
 
 found = [run(21), run(0), run(101, fails=9), run(21, fails=20), run(101, stops=9), run(101, stops=100)]
-if dist.is_main_process:
+if processes.is_main_process:
     print(found)
-dist.shutdown()
+processes.shutdown()
 """
 
 

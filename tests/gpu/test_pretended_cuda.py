@@ -127,8 +127,8 @@ def test_the_host_never_waits_in_an_iteration(watch, precision, words, uploads):
     watched = watch(*words, *NEVER, "--precision", precision)
     assert watched.in_iterations == [[]] * 5
     assert watched.uploads == [uploads] * 5  # images and latents; labels of both; flips
-    assert watched.run.dist.device == torch.device("cuda:0")
-    assert (watched.run.dist.accelerator.scaler is not None) == (precision == "fp16")
+    assert watched.run.processes.device == torch.device("cuda:0")
+    assert (watched.run.processes.accelerator.scaler is not None) == (precision == "fp16")
     parameters = [p for network in (watched.run.raw_G, watched.run.gan.raw_D) for p in network.parameters()]
     assert all(p.is_cuda and p.grad is not None and p.grad.stride() == p.stride() for p in parameters)
 

@@ -140,7 +140,7 @@ def traffic(images16, tmp_path, monkeypatch) -> Callable[..., Traffic]:
             contextlib.closing(Checkpoints(tmp_path / "checkpoints")) as checkpoints,
         ):
             run, state = build(config, Distributed(config)), TrainState()
-            assert run.dist.world_size == world and isinstance(run.gan.D, DistributedDataParallel)
+            assert run.processes.world_size == world and isinstance(run.gan.D, DistributedDataParallel)
             result = Traffic(run)
             actions_due = loop.actions_due
 
@@ -245,7 +245,7 @@ def test_a_process_draws_its_own_random_numbers_only(monkeypatch, processes, lan
     run: Any = SimpleNamespace(
         config=config,
         order=SimpleNamespace(lanes=lanes, local_lanes=range(processes // 2 * local, (processes // 2 + 1) * local)),
-        dist=SimpleNamespace(rank=processes // 2, world_size=processes, to_pinned=torch.from_numpy),
+        processes=SimpleNamespace(rank=processes // 2, world_size=processes, to_pinned=torch.from_numpy),
         dataset=SimpleNamespace(classes=[SimpleNamespace(samples=500)] * 2),
         gan=SimpleNamespace(loss=LOSSES["bce"]),
         penalties={},

@@ -162,12 +162,12 @@ def test_a_stop_ends_an_evaluation_and_the_resumed_run_does_it_first(words, tmp_
     assert train(*words, "--run_dir", tmp_path / "whole") == 0
     original, calls = rounds.run_in_rounds, []
 
-    def interrupted(dist, count, work, stop):
+    def interrupted(processes, count, work, stop):
         calls.append(count)
         if len(calls) == chunk:
             (tmp_path / "run/stop").touch()
-            return original(dist, 1000, lambda i: time.sleep(0.05), stop)
-        return original(dist, count, work, stop)
+            return original(processes, 1000, lambda i: time.sleep(0.05), stop)
+        return original(processes, count, work, stop)
 
     for module in (evaluator, reference):
         monkeypatch.setattr(module, "run_in_rounds", interrupted)

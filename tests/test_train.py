@@ -457,3 +457,6 @@ def test_plot(trained, tmp_path, capsys):
     capsys.readouterr()
     assert distgan.commands.plot.main([str(tmp_path)]) == 2
     assert "metrics.jsonl: No such file or directory; give a run folder" in capsys.readouterr().err
+    (tmp_path / "metrics.jsonl").write_text('{"images": 16, "d_loss": 1}\nd_loss 1\n')
+    assert distgan.commands.plot.main([str(tmp_path)]) == 2
+    assert "metrics.jsonl: line 2 is not a line of distgan's" in capsys.readouterr().err

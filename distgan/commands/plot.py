@@ -1,18 +1,13 @@
 """`distgan plot RUN [RUN ...]`: curves of losses and other metrics of runs, from their metrics.jsonl."""
 
-import json
 from pathlib import Path
 
 from distgan.commands.run import run_command
 from distgan.config.parser import Parser
 from distgan.errors import UsageError, format_os_error
+from distgan.runs.metrics_file import Curve, MetricsFile, metric_curves, scalar_curves
 
 NOT_PLOTTED = {
-    "images",
-    "epoch",
-    "time",
-    "digest",
-    "override",
     "skipped",
     "save_seconds",
     "data_wait_seconds",
@@ -22,23 +17,16 @@ NOT_PLOTTED = {
 }
 
 
-def read_metrics(run: str) -> dict[str, tuple[list[int], list[float]]]:
-    """Images seen and values of every scalar in a run's metrics.jsonl. Raises UsageError."""
-    path = Path(run) / "metrics.jsonl"
-    curves: dict[str, tuple[list[int], list[float]]] = {}
+def read_curves(run: str) -> dict[str, Curve]:
+    """The curves of a run's scalars and metrics by name. Raises UsageError."""
+    file = MetricsFile(Path(run) / "metrics.jsonl")
     try:
-        for line in path.read_text().splitlines():
-            row = json.loads(line)
-            for name, value in {**row, **row.get("card", {}).get("metrics", {})}.items():
-                if isinstance(value, (int, float)) and name not in NOT_PLOTTED:
-                    images, values = curves.setdefault(name, ([], []))
-                    images.append(row["images"])
-                    values.append(value)
+        file.path.stat()
+        records = file.records()
     except OSError as error:
         raise UsageError(f"{format_os_error(error)}; give a run folder") from None
-    except (ValueError, KeyError, AttributeError):
-        raise UsageError(f"{path} is not a metrics.jsonl of distgan; give a run folder") from None
-    return curves
+    curves = scalar_curves(records) | metric_curves(records)
+    return {name: curve for name, curve in curves.items() if name not in NOT_PLOTTED}
 
 
 def plot(runs: list[str], out: str = "losses.png") -> None:
@@ -48,7 +36,7 @@ def plot(runs: list[str], out: str = "losses.png") -> None:
         runs: Run folders.
         out: File to write: .png, .svg or .pdf.
     """
-    curves = {run: read_metrics(run) for run in runs}
+    curves = {run: read_curves(run) for run in runs}
     names = sorted({name for run in curves.values() for name in run})
     if not names:
         raise UsageError(f"{', '.join(runs)}: nothing is logged yet")

@@ -1,6 +1,5 @@
 """The log of a run: status lines, metrics.jsonl, trackers, grids of images."""
 
-import json
 import math
 import resource
 import sys
@@ -20,7 +19,7 @@ from distgan.gan.step import Scalars
 from distgan.images import grid, save_picture, to_uint8
 from distgan.logs.alarms import Alarms
 from distgan.logs.trackers import log_card, log_grid, log_scalars, start_trackers
-from distgan.runs.metrics_file import truncate_metrics
+from distgan.runs.metrics_file import MetricsFile
 from distgan.training.build import Run
 from distgan.training.finite import NonFiniteError
 from distgan.training.state import TrainState
@@ -39,6 +38,7 @@ class MetricsLogger:
         self.run, self.state, self.folder = run, state, Path(config.run_dir)
         self.accelerator, self.is_main_process = run.processes.accelerator, run.processes.is_main_process
         self.every_images = config.report.every_images
+        self.metrics_file = MetricsFile(self.folder / "metrics.jsonl")
         if config.report.trackers:
             run.processes.run_on_main(lambda: start_trackers(self.accelerator, config, state.images_seen))
         self.start_images, self.start_time = state.images_seen, time.monotonic()
@@ -80,7 +80,7 @@ class MetricsLogger:
 
         Returns the images seen at the last evaluation; called on the main process.
         """
-        truncate_metrics(self.folder / "metrics.jsonl", self.state.images_seen)
+        self.metrics_file.truncate(self.state.images_seen)
         rows = self.rows()
         for row in rows:
             if "d_loss" in row:
@@ -206,12 +206,11 @@ class MetricsLogger:
 
     def cards(self) -> list[tuple[int, dict[str, Any]]]:
         """(images, card) of every evaluation in metrics.jsonl."""
-        return [(row["images"], row["card"]) for row in self.rows() if "card" in row]
+        return self.metrics_file.cards()
 
     def rows(self) -> list[dict[str, Any]]:
         """The lines of metrics.jsonl."""
-        path = self.folder / "metrics.jsonl"
-        return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+        return self.metrics_file.records()
 
     def pause(self, seconds: float) -> None:
         """Leave out what was no training from the rates."""
@@ -220,8 +219,7 @@ class MetricsLogger:
 
     def append_metrics(self, row: dict[str, Any]) -> None:
         """Add a line to metrics.jsonl, and a metric card to the trackers too; on the main process."""
-        with open(self.folder / "metrics.jsonl", "a") as file:
-            file.write(json.dumps(row) + "\n")
+        self.metrics_file.append(row)
         if "card" in row:
             log_card(self.accelerator, row["card"], row["images"])
 

@@ -17,15 +17,19 @@ from PIL import Image
 from distgan.config.keys import Config, flatten, to_dict
 from distgan.errors import UsageError
 from distgan.evaluation.card import better
-from distgan.runs.metrics_file import Row, is_number, read_rows
+from distgan.runs.metrics_file import (
+    Curve,
+    MetricsFile,
+    Record,
+    cards_of,
+    is_number,
+    metric_curves,
+    scalar_curves,
+)
 
 MAX_POINTS = 2_000  # of a curve
 WHOLE_GRIDS, WHOLE_BYTES = 20, 8_000_000  # more grids, or larger ones, are reduced
 MAX_GRIDS, THUMBNAIL = 100, 384  # reduced grids at most, about; pixels of their longer side
-NOT_DRAWN = {"images", "epoch", "time", "digest"}
-
-Curve = tuple[list[int], list[float]]
-"""Images seen, and the values there."""
 
 
 def read_run(folder: Path) -> dict[str, Any]:
@@ -33,18 +37,18 @@ def read_run(folder: Path) -> dict[str, Any]:
 
     Each of them may be missing. Raises UsageError for a damaged one, and for a folder that holds no run.
     """
-    rows = read_rows(folder / "metrics.jsonl")
+    records = MetricsFile(folder / "metrics.jsonl").records()
     config = read_mapping(folder / "config.yaml", yaml.safe_load)
-    if not rows and not config:
+    if not records and not config:
         raise UsageError(f"{folder}: neither metrics.jsonl nor config.yaml is there; give a run folder")
     values, defaults = flatten(config), flatten(to_dict(Config()))
     return {
         "path": str(folder),
         "epochs": config.get("epochs"),
         "total_images": config.get("images"),
-        **summary(rows),
-        **curves_of(rows),
-        "events": events_of(rows),
+        **summary(records),
+        **curves_of(records),
+        "events": events_of(records),
         "grids": read_grids(folder / "samples"),
         "config": {
             "values": to_json(values),
@@ -54,24 +58,25 @@ def read_run(folder: Path) -> dict[str, Any]:
     }
 
 
-def summary(rows: Sequence[Row]) -> dict[str, Any]:
+def summary(records: Sequence[Record]) -> dict[str, Any]:
     """How far the run is, and the time of its last line in seconds since 1970."""
     return {
-        "images": max((row["images"] for row in rows), default=0),
-        "epoch": max((row["epoch"] for row in rows if is_number(row.get("epoch"))), default=0),
-        "updated": max((row["time"] for row in rows if is_number(row.get("time"))), default=None),
+        "images": max((record["images"] for record in records), default=0),
+        "epoch": max((record["epoch"] for record in records if is_number(record.get("epoch"))), default=0),
+        "updated": max((record["time"] for record in records if is_number(record.get("time"))), default=None),
     }
 
 
-def curves_of(rows: Sequence[Row]) -> dict[str, Any]:
+def curves_of(records: Sequence[Record]) -> dict[str, Any]:
     """The curves of scalars and of the cards' metrics, the best and the last of these, and the last card."""
-    cards = [row for row in rows if isinstance(row.get("card"), dict)]
-    scalars, scores = scalars_of(rows), scores_of(cards)
+    cards = cards_of(records)
+    scores = metric_curves(records)
+    scalars = {name: curve for name, curve in sorted(scalar_curves(records).items()) if any(curve[1])}
     all_curves = scalars | scores
     curves = {name: thin(curve) for name, curve in all_curves.items()}
     rates = scalars.get("images_per_second", ([], []))
-    epochs = {row["images"]: row["epoch"] for row in rows if is_number(row.get("epoch"))}
-    details = {key: value for key, value in cards[-1]["card"].items() if key != "metrics"} if cards else {}
+    epochs = {record["images"]: record["epoch"] for record in records if is_number(record.get("epoch"))}
+    details = {key: value for key, value in cards[-1][1].items() if key != "metrics"} if cards else {}
     return {
         "series": {name: to_json(curve) for name, curve in curves.items()},
         "thinned": any(len(curves[name][0]) < len(curve[0]) for name, curve in all_curves.items()),
@@ -95,32 +100,6 @@ def read_mapping(path: Path, parse: Callable[[str], Any]) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise UsageError(f"{path} is corrupt: not a mapping; resume the run to write it again, or remove it")
     return values
-
-
-def scalars_of(rows: Sequence[Row]) -> dict[str, Curve]:
-    """The curve of every scalar by name, without those that are 0 throughout."""
-    curves: dict[str, Curve] = {}
-    for row in rows:
-        for name in row.keys() - NOT_DRAWN:
-            if is_number(row[name]):
-                images, values = curves.setdefault(name, ([], []))
-                images.append(row["images"])
-                values.append(row[name])
-    return {name: curves[name] for name in sorted(curves) if any(curves[name][1])}
-
-
-def scores_of(rows: Sequence[Row]) -> dict[str, Curve]:
-    """The curve of every metric of the rows' cards by name: a number, or an object with a number as `value`."""
-    curves: dict[str, Curve] = {}
-    for row in rows:
-        metrics = row["card"].get("metrics")
-        for name, value in metrics.items() if isinstance(metrics, dict) else ():
-            value: Any = value.get("value") if isinstance(value, dict) else value
-            if is_number(value):
-                images, values = curves.setdefault(name, ([], []))
-                images.append(row["images"])
-                values.append(value)
-    return curves
 
 
 def clock(rates: Curve) -> Curve:
@@ -178,16 +157,16 @@ def point(curve: Curve, index: int, epochs: dict[int, int]) -> dict[str, Any]:
     return {"images": images, "value": to_json(curve[1][index]), "epoch": epochs.get(images)}
 
 
-def events_of(rows: Sequence[Row]) -> list[dict[str, Any]]:
+def events_of(records: Sequence[Record]) -> list[dict[str, Any]]:
     """Warnings, and the keys that a resumed run changed, with where they happened."""
     events = []
-    for row in rows:
-        where = {"images": row["images"], "epoch": row.get("epoch")}
-        if "warning" in row:
-            text = row["warning"] if isinstance(row["warning"], str) else json.dumps(row["warning"])
+    for record in records:
+        where = {"images": record["images"], "epoch": record.get("epoch")}
+        if "warning" in record:
+            text = record["warning"] if isinstance(record["warning"], str) else json.dumps(record["warning"])
             events.append({**where, "kind": "warning", "text": text})
-        if isinstance(row.get("override"), dict):
-            changes = (f"{key} {old} → {new}" for key, (old, new) in row["override"].items())
+        if isinstance(record.get("override"), dict):
+            changes = (f"{key} {old} → {new}" for key, (old, new) in record["override"].items())
             events.append({**where, "kind": "override", "text": "; ".join(changes)})
     return events
 

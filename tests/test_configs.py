@@ -19,6 +19,7 @@ from distgan import models
 from distgan.config.keys import Config, to_dict
 from distgan.config.read import read_config
 from distgan.gan.schedules import value_at
+from distgan.samples import SampleSpec
 from distgan.training.checks import check_config, check_d
 from shared import ROOT, launch_env, make_dataset, metrics, noise, train
 
@@ -76,9 +77,7 @@ def test_a_config_is_not_refused(path):
     with torch.device("meta"):
         _, D = models.build(
             config.model.name,
-            size=size,
-            channels=channels,
-            num_classes=classes if config.data.labels else 0,
+            SampleSpec(size, channels, classes if config.data.labels else 0),
             z_dim=config.model.latent,
             options=config.model.options,
             seed=0,
@@ -160,6 +159,7 @@ import os, sys, torch
 from accelerate.state import AcceleratorState
 from distgan.commands import train
 from distgan.distributed.processes import Distributed
+from distgan.samples import SampleSpec
 
 # All runs share one process group: another of the same launch would find the addresses of the first in its store.
 Distributed.shutdown = Distributed.drain_pending

@@ -30,6 +30,7 @@ from distgan.commands.sample import sample
 from distgan.data.stream import Reader
 from distgan.dataset_tool import sources
 from distgan.runs.checkpoint import METADATA, Checkpoints
+from distgan.samples import SampleSpec
 from shared import make_dataset, noise
 
 CASES, SEED = int(os.environ.get("FUZZ_CASES", "300")), int(os.environ.get("FUZZ_SEED", "0"))
@@ -138,7 +139,7 @@ class Originals:
         (folder / "labels" / "labels.jsonl").write_text("\n".join(lines))
         (folder / "labels" / "labels.csv").write_text("file_name,label\n" + "".join(f"{n},{i}\n" for n, i in rows))
         options = {"width": 2, "norm": "group"}
-        G, _ = models.build("dcgan", size=8, channels=3, num_classes=2, z_dim=4, options=options, seed=0)
+        G, _ = models.build("dcgan", SampleSpec(8, 3, 2), z_dim=4, options=options, seed=0)
         model = {"name": "dcgan", "latent": 4, "options": options}
         metadata = {"config": {"model": model}, "size": 8, "channels": 3, "classes": ["a", "b"], "images": 16}
         state = {"images": 16, "config": {"model": model}, "manifest": "0" * 64, "skipped": 0, "rollbacks": 0}

@@ -2,16 +2,9 @@
 
 import os
 import sys
-from typing import TYPE_CHECKING
 
 from distgan.commands.run import run_command
 from distgan.config.read import read_config
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from distgan.training.build import Run
-    from distgan.training.evaluation import Evaluate
 
 
 def train(argv: list[str]) -> None:
@@ -19,14 +12,7 @@ def train(argv: list[str]) -> None:
     # Imported after parsing: --help, --print_config and a mistyped key do not wait for torch.
     from distgan.training.run import run_training
 
-    run_training(config, fresh=flags.fresh, dry_run=flags.dry_run, make_evaluate=make_evaluate)
-
-
-def make_evaluate(run: "Run", stop: "Callable[[], bool]") -> "Evaluate":
-    """The evaluation of `config.evaluate`. Raises UsageError for anything it lacks."""
-    from distgan.training.evaluation import evaluation_of
-
-    return evaluation_of(run, stop)
+    run_training(config, fresh=flags.fresh, dry=flags.dry_run)
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -21,6 +21,7 @@ from distgan.data.schema import FORMAT, ClassCount, File, Format, Manifest, deco
 from distgan.data.tar import members, split_key
 from distgan.errors import CorruptDataError, UsageError
 from distgan.files import atomic_write, sha256_file
+from distgan.samples import SampleSpec
 
 COLUMNS = {"offset": "<i8", "size": "<u4", "label": "<i4", "check": "<u8"}
 """Columns of index.npz, 24 bytes per image; `check` is the xxh3 of the image's bytes."""
@@ -66,6 +67,11 @@ class ShardSet:
     shard; for .npy, of its pixels."""
     counts: np.ndarray
     """Samples of each shard."""
+
+    @property
+    def spec(self) -> SampleSpec:
+        """What its samples are."""
+        return SampleSpec(self.manifest.size, self.manifest.channels, len(self.manifest.classes))
 
     @property
     def size(self) -> int:

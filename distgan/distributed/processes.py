@@ -109,15 +109,19 @@ class Distributed:
             error.on_all_ranks = True
             raise error
 
-    def rebuild_ddp_buckets(self, network: nn.Module, *inputs: Tensor | None) -> None:
-        """Run a dummy backward, so that DDP reduces gradients in the same order before and after a resume.
+    def prepare_ddp(self, network: nn.Module, *inputs: Tensor | None) -> None:
+        """Set up a network that Accelerate wrapped for DDP; one that is not wrapped stays as it is.
 
-        DDP rebuilds its buckets after the first backward. With more than two processes the position of a gradient in
-        its bucket decides the order of its sum: a resumed run would differ in the last bit.
+        D has two forwards before one backward: buffers are not broadcast, they stay as each forward left them. And
+        DDP rebuilds its buckets after the first backward: a dummy backward here makes it reduce gradients in the same
+        order before and after a resume. With more than two processes the position of a gradient in its bucket decides
+        the order of its sum, and a resumed run would differ in the last bit.
         """
         raw = self.accelerator.unwrap_model(network)
         if raw is network:
             return
+        if isinstance(network, nn.parallel.DistributedDataParallel):
+            network.broadcast_buffers = False  # type: ignore[assignment] - as an argument it is deprecated
         before = {name: tensor.clone() for name, tensor in raw.state_dict().items()}
         network(*inputs).sum().backward()
         raw.zero_grad()

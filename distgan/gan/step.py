@@ -27,11 +27,12 @@ def unaugmented(images: Tensor, u: Tensor | None, p: Tensor | float) -> Tensor:
 class GAN:
     """Networks, optimizers, loss, and what the launcher adds to backward and update.
 
-    G and D may be wrapped (for DDP); `raw_D` is D without its wrapper.
+    G and D may be wrapped (for DDP); `raw_G` and `raw_D` are the networks without their wrappers.
     """
 
     G: nn.Module
     D: nn.Module
+    raw_G: nn.Module
     raw_D: nn.Module
     g_optimizer: torch.optim.Optimizer
     d_optimizer: torch.optim.Optimizer
@@ -41,8 +42,10 @@ class GAN:
     backward: Callable[[Tensor], None] = Tensor.backward
     no_sync: Callable[[nn.Module], AbstractContextManager] = lambda network: nullcontext()
     """A context in which a network's gradients accumulate without being reduced."""
-    clip: Callable[[nn.Module, torch.optim.Optimizer], Tensor | None] = lambda network, optimizer: None
-    """Clips a network's gradient before its optimizer's step; returns the norm it had, for the log."""
+    clip_g: Callable[[], Tensor | None] = lambda: None
+    """Clips G's gradient before its optimizer's step; returns the norm it had, for the log."""
+    clip_d: Callable[[], Tensor | None] = lambda: None
+    """The same for D."""
 
 
 class Minibatch(NamedTuple):
@@ -79,39 +82,43 @@ class WeightedPenalty(NamedTuple):
     """A penalty that is due in this iteration."""
 
     penalty: Penalty
-    weight: float
+    weight: Tensor | float
+    """A number, or a 0-dim tensor on the device."""
     every: int = 1
     """Iterations between two applications; the weight counts as many times."""
 
 
-def train_step(
-    gan: GAN, batches: Batches, penalties: Mapping[str, WeightedPenalty] | None = None, p: Tensor | float = 1.0
-) -> Scalars:
+Penalties = Mapping[str, WeightedPenalty]
+
+
+def train_step(gan: GAN, batches: Batches, penalties: Penalties | None = None, p: Tensor | float = 1.0) -> Scalars:
     """One iteration, in place: update D on each minibatch of `batches.d`, then update G through the updated D.
 
     `penalties` are those that are due, by name; `p` is the probability of augmentation. Returns d_real and d_fake, the
     means of sigmoid(logits) of real and of fake images in the updates of D, d_loss, the weighted penalties, d_sign, the
-    mean of sign(D(x)) where the loss has a boundary, g_loss, and the norms of both gradients where `clip` gives them.
+    mean of sign(D(x)) where the loss has a boundary, g_loss, and the norms of both gradients where they are clipped.
     """
-    rows: list[Scalars] = []
-    reuse, fakes = False, []
-    for micro_batches in batches.d:
-        # The fakes that G is updated on keep their graph. Those of several micro-batches are recomputed from the same z
-        # and the same weights: one graph in memory at a time.
-        reuse = batches.g is None and micro_batches is batches.d[-1] and len(micro_batches) == 1
-        with torch.set_grad_enabled(reuse):
-            fakes = [gan.G(batch.z, batch.fake_labels) for batch in micro_batches]
-        rows.append(discriminator_step(gan, micro_batches, fakes, penalties or {}, p))
-    g_batches = batches.d[-1] if batches.g is None else batches.g
-    return means(rows) | generator_step(gan, g_batches, fakes if reuse else None, p)
+    penalties = penalties or {}
+    *first, last = batches.d
+    rows = [update_d(gan, micro_batches, fakes_for_d(gan, micro_batches), penalties, p) for micro_batches in first]
+    if batches.g is None and len(last) == 1:
+        # the classic recipe: one forward pass of G serves both updates
+        fakes = [gan.G(last[0].z, last[0].fake_labels)]
+        rows.append(update_d(gan, last, fakes, penalties, p))
+        return means(rows) | update_g(gan, last, p, fakes)
+    # one graph of G in memory at a time: its update makes the fakes of each micro-batch itself
+    rows.append(update_d(gan, last, fakes_for_d(gan, last), penalties, p))
+    return means(rows) | update_g(gan, last if batches.g is None else batches.g, p)
 
 
-def discriminator_step(
-    gan: GAN,
-    micro_batches: Sequence[Minibatch],
-    fakes: Sequence[Tensor],
-    penalties: Mapping[str, WeightedPenalty],
-    p: Tensor | float = 1.0,
+@torch.no_grad()
+def fakes_for_d(gan: GAN, micro_batches: Sequence[Minibatch]) -> list[Tensor]:
+    """Fakes [N, C, S, S] of each micro-batch, without a graph."""
+    return [gan.G(batch.z, batch.fake_labels) for batch in micro_batches]
+
+
+def update_d(
+    gan: GAN, micro_batches: Sequence[Minibatch], fakes: Sequence[Tensor], penalties: Penalties, p: Tensor | float = 1.0
 ) -> Scalars:
     """(1) Update D on real images (target 1 in BCE) and on fakes (target 0). No gradient reaches G."""
     gan.raw_D.requires_grad_(True)
@@ -121,12 +128,12 @@ def discriminator_step(
         with nullcontext() if i == len(micro_batches) - 1 else gan.no_sync(gan.D):
             forward = forward_d(gan, batch, fake, bool(penalties), p)
             d_loss = gan.loss.d(forward.real_logits, forward.fake_logits).mean()
-            terms = {name: row.weight * row.penalty.compute(forward).mean() for name, row in penalties.items()}
+            terms = {name: due.weight * due.penalty.compute(forward).mean() for name, due in penalties.items()}
             # one backward for loss and penalties: each gradient is reduced once
             total = d_loss + sum(penalties[name].every * term for name, term in terms.items())
             gan.backward(total / len(micro_batches))
         rows.append(d_scalars(gan.loss, forward, d_loss) | terms)
-    norm = gan.clip(gan.D, gan.d_optimizer)
+    norm = gan.clip_d()
     gan.d_optimizer.step()
     return means(rows) | ({"d_grad_norm": norm} if norm is not None else {})
 
@@ -151,23 +158,27 @@ def d_scalars(loss: Loss, forward: DForward, d_loss: Tensor) -> dict[str, Tensor
     return scalars
 
 
-def generator_step(
-    gan: GAN, micro_batches: Sequence[Minibatch], fakes: Sequence[Tensor] | None, p: Tensor | float = 1.0
+def update_g(
+    gan: GAN, micro_batches: Sequence[Minibatch], p: Tensor | float = 1.0, fakes: Sequence[Tensor] | None = None
 ) -> Scalars:
-    """(2) Update G on the fakes (target 1 in BCE). The gradient passes through the updated D, frozen, into G only."""
+    """(2) Update G on fakes (target 1 in BCE): on `fakes`, which have a graph of G, or on new ones of `micro_batches`.
+
+    The gradient passes through the updated D, frozen, into G only.
+    """
     gan.raw_D.requires_grad_(False)
     gan.g_optimizer.zero_grad()
     rows = []
     for i, batch in enumerate(micro_batches):
         with nullcontext() if i == len(micro_batches) - 1 else gan.no_sync(gan.G):
             fake = fakes[i] if fakes else gan.G(batch.z, batch.fake_labels)
-            fake_logits, real_logits = gan.raw_D(gan.augment(fake, batch.u_g, p), batch.fake_labels), None
+            fake_logits = gan.raw_D(gan.augment(fake, batch.u_g, p), batch.fake_labels)
+            real_logits = None
             if gan.loss.paired:
                 real_logits = gan.raw_D(gan.augment(batch.real, batch.u_real, p), batch.labels)
             g_loss = gan.loss.g(fake_logits, real_logits).mean()
             gan.backward(g_loss / len(micro_batches))
         rows.append({"g_loss": g_loss})
-    norm = gan.clip(gan.G, gan.g_optimizer)
+    norm = gan.clip_g()
     gan.g_optimizer.step()
     return means(rows) | ({"g_grad_norm": norm} if norm is not None else {})
 

@@ -14,6 +14,7 @@ from distgan.errors import UsageError
 from distgan.gan.step import generate
 from distgan.rng import rng
 from distgan.runs.checkpoint import Checkpoints, find_corruption, load_weights
+from distgan.samples import SampleSpec
 
 
 class PretrainedGenerator(nn.Module):
@@ -26,24 +27,33 @@ class PretrainedGenerator(nn.Module):
         self,
         network: nn.Module,
         *,
+        spec: SampleSpec,
         z_dim: int,
         classes: list[str],
-        size: int,
-        channels: int,
         path: Path,
         note: str = "",
     ):
         super().__init__()
         self.network = network
+        self.spec = spec
+        """What it generates."""
         self.z_dim = z_dim
         self.classes = classes
         """Class names by label; [] for an unconditional network."""
-        self.size, self.channels = size, channels
         self.path = path
         """The file that the weights come from."""
         self.note = note
         """Why that one, of a run with evaluations; empty otherwise."""
         self.eval().requires_grad_(False)
+
+    @property
+    def size(self) -> int:
+        """Height and width of an image in pixels."""
+        return self.spec.size
+
+    @property
+    def channels(self) -> int:
+        return self.spec.channels
 
     def forward(self, z: Tensor, labels: Tensor | None = None) -> Tensor:
         if (labels is None) == bool(self.classes):
@@ -93,12 +103,12 @@ def load_generator(path: str | Path, device: str | torch.device = "cpu") -> Pret
     """
     file, note = find_weights(Path(path))
     weights, metadata = load_weights(file)
-    model, classes = metadata.config.model, metadata.classes
-    shape: dict[str, Any] = {"size": metadata.size, "channels": metadata.channels}
-    arguments = shape | {"num_classes": len(classes), "z_dim": model.latent, "options": model.options, "seed": 0}
+    model = metadata.config.model
+    spec = SampleSpec(metadata.size, metadata.channels, len(metadata.classes))
+    arguments: dict[str, Any] = {"z_dim": model.latent, "options": model.options, "seed": 0}
     try:
         with torch.device("meta"):  # without memory: the metadata may name a network that no machine can hold
-            G, _ = models.build(model.name, **arguments)
+            G, _ = models.build(model.name, spec, **arguments)
     except UsageError:
         raise
     except Exception as error:  # an architecture documents no exceptions for options that it cannot take
@@ -106,13 +116,13 @@ def load_generator(path: str | Path, device: str | torch.device = "cpu") -> Pret
         raise UsageError(f"{file}: its metadata does not describe a {model.name} network ({reason})") from None
     if shapes(G.state_dict()) != shapes(weights):
         raise UsageError(f"{file} does not hold a generator; give generator.safetensors or ema.safetensors")
-    G, _ = models.build(model.name, **arguments)
+    G, _ = models.build(model.name, spec, **arguments)
     G.load_state_dict(weights)
     try:
         G = G.to(device)
     except RuntimeError as error:
         raise UsageError(f"device: {device} cannot be used: {str(error).splitlines()[0]}") from None
-    return PretrainedGenerator(G, z_dim=model.latent, classes=classes, **shape, path=file, note=note)
+    return PretrainedGenerator(G, spec=spec, z_dim=model.latent, classes=metadata.classes, path=file, note=note)
 
 
 def shapes(tensors: Mapping[str, Tensor]) -> dict[str, torch.Size]:

@@ -19,7 +19,12 @@ class Alarms:
 
     def __init__(self, penalties: Sequence[str], absolute: bool) -> None:
         """`penalties` by name; `absolute`: whether D(x) itself means something, not only differences of logits."""
-        self.penalties, self.absolute = penalties, absolute
+        self.penalties = penalties
+        self.absolute = absolute
+        self.clear()
+
+    def clear(self) -> None:
+        """Forget all lines."""
         self.recent: deque[Mapping[str, float]] = deque(maxlen=LINES)
         self.norms: dict[str, deque[float]] = {name: deque(maxlen=50) for name in ("d_grad_norm", "g_grad_norm")}
         self.diversities: list[float] = []

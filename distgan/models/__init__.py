@@ -9,18 +9,18 @@ from torch import nn
 from distgan.errors import UsageError
 from distgan.models import dcgan, mlp, r3gan, sngan
 from distgan.rng import derive_seed
+from distgan.samples import SampleSpec
 
 Builder = Callable[..., tuple[nn.Module, nn.Module]]
+"""(SampleSpec, z_dim=..., options) -> G, D"""
 
 
-def build(
-    name: str, *, size: int, channels: int, num_classes: int, z_dim: int, options: dict, seed: int
-) -> tuple[nn.Module, nn.Module]:
-    """G: (z [N, z_dim], labels [N] or None) -> images [N, channels, size, size], nominally in [-1, 1], and
-    D: (images, labels [N] or None) -> logits [N]; both initialized from `seed` alone, on the default device.
+def build(name: str, spec: SampleSpec, *, z_dim: int, options: dict, seed: int) -> tuple[nn.Module, nn.Module]:
+    """The networks of an architecture for samples of `spec`, initialized from `seed` alone, on the default device.
 
-    `num_classes` is 0 for unconditional networks. `options` are keyword arguments of the architecture.
-    Raises UsageError for an unknown name or option, and if the architecture does not support the size.
+    G maps z [N, z_dim] and labels [N], or None if unconditional, to images [N, *spec.shape], nominally in [-1, 1]. D
+    maps images and labels to logits [N]. `options` are keyword arguments of the architecture. Raises UsageError for an
+    unknown name or option, and if the architecture does not support the size.
     """
     if name not in MODELS:
         choices = ", ".join(MODELS)
@@ -33,9 +33,10 @@ def build(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed(seed, "weights"))
         try:
-            networks = MODELS[name](size=size, channels=channels, num_classes=num_classes, z_dim=z_dim, **options)
+            networks = MODELS[name](spec, z_dim=z_dim, **options)
         except TypeError as error:
-            raise UsageError(f"model.name: the builder of {name} raises TypeError: {error}") from error
+            call = "it is called as build(spec, z_dim=..., **options)"
+            raise UsageError(f"model.name: the builder of {name} raises TypeError: {error}; {call}") from error
     if not (isinstance(networks, tuple) and [isinstance(network, nn.Module) for network in networks] == [True, True]):
         raise UsageError(f"model.name: the builder of {name} must return G and D, two modules")
     return networks

@@ -1,5 +1,6 @@
 """A multilayer perceptron: G and D for points of two dimensions and for tiny images."""
 
+import math
 from itertools import pairwise
 
 import torch
@@ -7,13 +8,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from distgan.models.layers import check_choice, check_positive, fan_in, init_normal
+from distgan.samples import SampleSpec
 
 
 def build(
+    spec: SampleSpec,
     *,
-    size: int,
-    channels: int,
-    num_classes: int,
     z_dim: int,
     width: int = 128,
     layers: int = 3,
@@ -27,8 +27,8 @@ def build(
     check_positive(width=width, layers=layers)
     check_choice("init", init, INITS, "initialization")
     hidden = [width] * layers
-    G = Generator((channels, size, size), num_classes, [z_dim + num_classes, *hidden])
-    D = Discriminator(num_classes, [channels * size * size, *hidden])
+    G = Generator(spec.shape, spec.num_classes, [z_dim + spec.num_classes, *hidden])
+    D = Discriminator(spec.num_classes, [math.prod(spec.shape), *hidden])
     return G.apply(INITS[init]), D.apply(INITS[init])
 
 

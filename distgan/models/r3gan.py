@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from distgan.errors import UsageError
 from distgan.models.layers import check_positive, init_normal
 from distgan.models.resample import downsample2x, upsample2x
+from distgan.samples import SampleSpec
 
 SIZES = (8, 16, 32, 64, 128, 256)
 WIDTHS = (768, 768, 768, 768, 384, 192, 96)
@@ -17,10 +18,8 @@ WIDTHS = (768, 768, 768, 768, 384, 192, 96)
 
 
 def build(
+    spec: SampleSpec,
     *,
-    size: int,
-    channels: int,
-    num_classes: int,
     z_dim: int,
     widths: Sequence[int] | None = None,
     group_width: int = 16,
@@ -36,15 +35,15 @@ def build(
     Under autocast, the blocks at 4x4 pixels, all before them in G and all after them in D stay in float32. (The paper
     keeps the three lowest resolutions of its network for 256 pixels in float32, and one for 32 and for 64 pixels.)
     """
-    if size not in SIZES:
+    if spec.size not in SIZES:
         raise UsageError(
-            f"model.name: r3gan does not support {size}x{size} images; "
+            f"model.name: r3gan does not support {spec.size}x{spec.size} images; "
             f"`distgan shards make --size N` resizes them, with N one of {', '.join(map(str, SIZES))}"
         )
     check_positive(group_width=group_width, blocks=blocks, expansion=expansion)
-    resolutions = SIZES.index(size) + 2
+    resolutions = SIZES.index(spec.size) + 2
     widths = WIDTHS[:resolutions] if widths is None else widths
-    check_widths(widths, resolutions, size, group_width, expansion)
+    check_widths(widths, resolutions, spec.size, group_width, expansion)
 
     def make_blocks(features: int) -> nn.Sequential:
         depth = blocks * resolutions
@@ -52,8 +51,8 @@ def build(
             *[ResidualBlock(features, expansion * features, group_width, depth) for _ in range(blocks)]
         )
 
-    G = Generator(channels, num_classes, z_dim, widths, make_blocks)
-    return G, Discriminator(channels, num_classes, widths, make_blocks)
+    G = Generator(spec.channels, spec.num_classes, z_dim, widths, make_blocks)
+    return G, Discriminator(spec.channels, spec.num_classes, widths, make_blocks)
 
 
 def check_widths(widths: Sequence[int], resolutions: int, size: int, group_width: int, expansion: int) -> None:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from distgan.errors import UsageError
 from distgan.models.layers import check_positive, spectral_norm
+from distgan.samples import SampleSpec
 
 
 class Shape(NamedTuple):
@@ -37,24 +38,24 @@ SHAPES = {
 """By size: the CIFAR-10 networks, and those for ImageNet of Miyato & Koyama 2018 (arXiv 1802.05637)."""
 
 
-def build(
-    *, size: int, channels: int, num_classes: int, z_dim: int, width: int | None = None
-) -> tuple[nn.Module, nn.Module]:
+def build(spec: SampleSpec, *, z_dim: int, width: int | None = None) -> tuple[nn.Module, nn.Module]:
     """G with BatchNorm, and D with spectral norm in every layer and `width` features at half of the full resolution.
 
     None: the `width` of the papers, see `SHAPES`. With labels, BatchNorm is conditional and D has a projection, as in
     Miyato & Koyama. Raises UsageError.
     """
-    if size not in SHAPES:
+    if spec.size not in SHAPES:
         raise UsageError(
-            f"model.name: sngan does not support {size}x{size} images; "
+            f"model.name: sngan does not support {spec.size}x{spec.size} images; "
             f"`distgan shards make --size N` resizes them, with N one of {', '.join(map(str, SHAPES))}"
         )
-    shape = SHAPES[size]
+    shape = SHAPES[spec.size]
     width = shape.width if width is None else width
     check_positive(width=width)
-    G = Generator(channels, num_classes, z_dim, [width * k for k in shape.G])
-    D = Discriminator(channels, num_classes, [width * k for k in shape.D_down], [width * k for k in shape.D_plain])
+    G = Generator(spec.channels, spec.num_classes, z_dim, [width * k for k in shape.G])
+    D = Discriminator(
+        spec.channels, spec.num_classes, [width * k for k in shape.D_down], [width * k for k in shape.D_plain]
+    )
     return G, spectral_norm(D)
 
 

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 
 from distgan.config.keys import Config, flatten, to_dict
@@ -13,7 +14,6 @@ from distgan.environment import environment
 from distgan.errors import UsageError
 from distgan.files import atomic_write
 from distgan.runs.checkpoint import Checkpoints, read_state
-from distgan.training.build import Run
 
 
 class RunDir:
@@ -50,14 +50,16 @@ Changes = dict[str, list[Any]]
 """Key -> [old value, new value]"""
 
 
-def open_run_dir(run: Run, fresh: bool, stack: contextlib.ExitStack) -> tuple[Path | None, Changes]:
+def open_run_dir(
+    config: Config, manifest: str, fresh: bool, stack: contextlib.ExitStack
+) -> tuple[Path | None, Changes]:
     """Lock the run folder; the checkpoint to resume from and the keys that `resume.override` changes.
 
-    Called on the main process. A folder that holds a run with another configuration is refused before anything in it
-    is touched. Raises UsageError.
+    `manifest` is the sha256 of the dataset's. Called on the main process. A folder that holds a run with another
+    configuration is refused before anything in it is touched. Raises UsageError.
     """
-    config, root = run.config, Path(run.config.run_dir)
-    changes = {} if fresh else config_changes(run, root)
+    root = Path(config.run_dir)
+    changes = {} if fresh else config_changes(config, manifest)
     if changes and not config.resume.override:
         shown = "; ".join(f"{key} {old} -> {new}" for key, (old, new) in changes.items())
         raise UsageError(
@@ -73,21 +75,21 @@ def open_run_dir(run: Run, fresh: bool, stack: contextlib.ExitStack) -> tuple[Pa
         return checkpoints.newest(), changes
 
 
-def write_run_info(run: Run) -> dict[str, Any]:
+def write_run_info(config: Config, device: torch.device, world_size: int) -> dict[str, Any]:
     """Write config.yaml and environment.json, and return the latter; called on the main process."""
-    root = Path(run.config.run_dir)
-    atomic_write(root / "config.yaml", yaml.safe_dump(to_dict(run.config), sort_keys=False).encode())
-    facts = environment(run.processes.device, run.processes.world_size)
+    root = Path(config.run_dir)
+    atomic_write(root / "config.yaml", yaml.safe_dump(to_dict(config), sort_keys=False).encode())
+    facts = environment(device, world_size)
     atomic_write(root / "environment.json", (json.dumps(facts, indent=1) + "\n").encode())
     return facts
 
 
-def config_changes(run: Run, root: Path) -> Changes:
+def config_changes(config: Config, manifest: str) -> Changes:
     """The keys that differ from those of the newest checkpoint, of the configuration and of the dataset.
 
     A folder without a checkpoint has nothing to protect: {}.
     """
-    checkpoints = Checkpoints(root / "checkpoints")
+    checkpoints = Checkpoints(Path(config.run_dir) / "checkpoints")
     for images in reversed(checkpoints.all()):
         try:
             state = read_state(checkpoints.folder / str(images))
@@ -95,13 +97,10 @@ def config_changes(run: Run, root: Path) -> Changes:
             continue  # `Checkpoints.newest` reports corrupt ones
         saved = flatten(state.config)
         then = flatten(Config().fingerprint()) | saved  # defaults, for keys that are newer than the saved run
-        now = flatten(run.config.fingerprint())
+        now = flatten(config.fingerprint())
         keys = [key for key in sorted(saved.keys() | now.keys()) if then.get(key) != now.get(key)]
         changes = {key: [then.get(key), now.get(key)] for key in keys}
-        if state.manifest != run.dataset.digest:
-            changes["the images of data.shards"] = [
-                state.manifest[:12],
-                f"{run.dataset.digest[:12]} ({run.config.data.shards})",
-            ]
+        if state.manifest != manifest:
+            changes["the images of data.shards"] = [state.manifest[:12], f"{manifest[:12]} ({config.data.shards})"]
         return changes
     return {}

@@ -1,6 +1,5 @@
 """The minibatches of a run: real images from the dataset, latents and labels drawn for them, on the device."""
 
-import math
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
@@ -9,34 +8,78 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from distgan.data.stream import ImageBatch, stream
-from distgan.gan.step import Batches, Minibatch
+from distgan.config.keys import Config
+from distgan.data.order import Lanes
+from distgan.data.stream import ImageBatch, Reader, stream
+from distgan.distributed.processes import Distributed
+from distgan.gan.penalties import PENALTIES
+from distgan.gan.step import GAN, Batches, Minibatch
 from distgan.rng import normal_rows, philox, uniform_rows
-from distgan.training.build import Run
-from distgan.training.state import TrainState
+from distgan.training.build import Data, build_augment
 
 LARGEST_BELOW_1 = np.float32(1 - 2**-24)
 
 
-def iterations(
-    run: Run, state: TrainState, on_read: Callable[[ImageBatch], None], count: int | None = None
-) -> Iterator[Batches]:
-    """This process's rows of the minibatches of `count` iterations from `state.images_seen` on, or to the run's end.
+class Needs(NamedTuple):
+    """What the loss, the penalties and the augmentations of a run draw random numbers for."""
 
-    `on_read` is called with what was read, before D is updated on it. The real images for G's update, where the loss
-    compares fakes with them, are those that D sees next: D has not been updated on them yet, and nothing is read twice.
+    paired: bool = False
+    """Whether G is updated on latents and real images of its own."""
+    interpolates: bool = False
+    """Whether a penalty evaluates D between a real image and a fake one."""
+    augment_columns: int = 0
+    """Uniform numbers that augment one image."""
+
+
+class Draws:
+    """This process's rows of the random numbers of a global minibatch.
+
+    They are keyed by the seed, the purpose and the minibatch's position: they do not depend on the number of processes,
+    and a process draws its own rows only. The global table is ordered by lane, so that these are adjacent in it.
     """
-    config, paired = run.config, run.gan.loss.paired
-    if count is None:
-        count = math.ceil((run.total_images - state.images_seen) / config.iteration_images)
-    loaded, ahead = load(run, state, count * config.n_critic + (1 if paired else 0)), deque[LoadedBatch]()
-    for _ in range(count):
-        batches = [ahead.popleft() if ahead else next(loaded) for _ in range(config.n_critic)]
-        for batch in batches:
-            on_read(batch.images)
-        if paired:
-            ahead.append(next(loaded))
-        yield Batches([batch.d for batch in batches], ahead[0].g if ahead else None)
+
+    def __init__(self, config: Config, order: Lanes, class_counts: Sequence[int], needs: Needs) -> None:
+        self.config = config
+        self.needs = needs
+        self.class_counts = np.cumsum(class_counts)
+        self.lanes = len(order.local_lanes)
+        self.slots = config.batch // order.lanes
+        """Images of a lane in a minibatch."""
+        self.first = order.local_lanes.start * self.slots
+        self.count = self.lanes * self.slots
+
+    def __call__(self, images_seen: int, rollbacks: int = 0) -> dict[str, np.ndarray]:
+        """The arrays [rows, ...] by name of the minibatch at `images_seen`, of a run that was rolled back so often."""
+        position = (images_seen, *([rollbacks] if rollbacks else []))
+        arrays = {"z": self.normal("latents", position, self.config.model.latent)}
+        if self.needs.paired:
+            arrays["g_z"] = self.normal("latents of G", position, self.config.model.latent)
+        if self.config.data.labels and not (self.needs.paired or self.needs.interpolates):
+            shares = self.uniform("labels", position)[:, 0]
+            arrays["fake_labels"] = np.searchsorted(self.class_counts, shares * self.class_counts[-1], side="right")
+        if self.config.data.flip:
+            arrays["flip"] = self.uniform("flips", position)[:, 0] < 0.5
+        if self.needs.interpolates:
+            arrays["mix"] = self.uniform32("mix", position, 1)[:, 0]
+        if columns := self.needs.augment_columns:
+            for name in ("u_real", "u_fake", "u_g", *(["g_u_real"] if self.needs.paired else [])):
+                arrays[name] = self.uniform32(name, position, columns)
+        return arrays
+
+    def normal(self, purpose: str, position: tuple[int, ...], columns: int) -> np.ndarray:
+        stream_of_bits = philox(self.config.seed, purpose, *position)
+        return self.by_position(normal_rows(stream_of_bits, self.first, self.count, columns))
+
+    def uniform(self, purpose: str, position: tuple[int, ...], columns: int = 1) -> np.ndarray:
+        stream_of_bits = philox(self.config.seed, purpose, *position)
+        return self.by_position(uniform_rows(stream_of_bits, self.first, self.count, columns))
+
+    def uniform32(self, purpose: str, position: tuple[int, ...], columns: int) -> np.ndarray:
+        return np.minimum(self.uniform(purpose, position, columns).astype(np.float32), LARGEST_BELOW_1)
+
+    def by_position(self, table: np.ndarray) -> np.ndarray:
+        """Rows in the order of lanes -> in the order of the minibatch."""
+        return table.reshape(self.lanes, self.slots, -1).swapaxes(0, 1).reshape(self.count, -1)
 
 
 class LoadedBatch(NamedTuple):
@@ -45,37 +88,92 @@ class LoadedBatch(NamedTuple):
     images: ImageBatch
     """As it was read."""
     d: list[Minibatch]
-    g: list[Minibatch]
-    """The same real images with latents of their own, for G's update; empty unless the loss is paired."""
+    g: list[Minibatch] | None
+    """The same real images with latents of their own, for G's update; None unless the loss is paired."""
 
 
-def load(run: Run, state: TrainState, count: int) -> Iterator[LoadedBatch]:
-    """`count` minibatches from `state.images_seen` on, on the device."""
-    config, device = run.config, run.processes.device
-    batches = stream(
-        run.order,
-        run.reader,
-        lambda images_seen: draw(run, state, images_seen),
-        batch=config.batch,
-        position=state.images_seen,
-        threads=config.data.threads,
-        stop=state.images_seen + count * config.batch,
-    )
-    for batch in batches:
+class Minibatches:
+    """This process's rows of the minibatches of a run."""
+
+    def __init__(self, config: Config, processes: Distributed, reader: Reader, order: Lanes, draws: Draws) -> None:
+        self.config = config
+        self.processes = processes
+        self.reader = reader
+        self.order = order
+        self.draws = draws
+
+    def iterations(
+        self, images_seen: int, count: int, on_read: Callable[[ImageBatch], None], rollbacks: int = 0
+    ) -> Iterator[Batches]:
+        """The minibatches of `count` iterations from `images_seen` on.
+
+        `on_read` is called with what was read, before D is updated on it. The real images for G's update, where the
+        loss compares fakes with them, are those that D sees next: D has not been updated on them yet, and nothing is
+        read twice.
+        """
+        paired = self.draws.needs.paired
+        loaded = self.load(images_seen, count * self.config.n_critic + (1 if paired else 0), rollbacks)
+        ahead = deque[LoadedBatch]()
+        for _ in range(count):
+            batches = [ahead.popleft() if ahead else next(loaded) for _ in range(self.config.n_critic)]
+            for batch in batches:
+                on_read(batch.images)
+            if paired:
+                ahead.append(next(loaded))
+            yield Batches([batch.d for batch in batches], ahead[0].g if ahead else None)
+
+    def load(self, images_seen: int, count: int, rollbacks: int) -> Iterator[LoadedBatch]:
+        """`count` minibatches from `images_seen` on, on the device."""
+
+        def draw(position: int) -> dict[str, Tensor]:
+            return {name: self.processes.to_pinned(a) for name, a in self.draws(position, rollbacks).items()}
+
+        batches = stream(
+            self.order,
+            self.reader,
+            draw,
+            batch=self.config.batch,
+            position=images_seen,
+            threads=self.config.data.threads,
+            stop=images_seen + count * self.config.batch,
+        )
+        for batch in batches:
+            yield self.to_device(batch)
+
+    def to_device(self, batch: ImageBatch) -> LoadedBatch:
+        """Copy a minibatch to the device without waiting, normalize and flip its images, and split it."""
+        config = self.config
+        device = self.processes.device
         inputs = {name: tensor.to(device, non_blocking=True) for name, tensor in batch.random_inputs.items()}
         real = normalize(batch.images.to(device, non_blocking=True), config.channels_last)
         if "flip" in inputs:
             real = torch.where(inputs["flip"][:, None, None, None], real.flip(3), real)
-        labels = run.processes.to_pinned(batch.labels).to(device, non_blocking=True) if config.data.labels else None
+        labels = None
+        if config.data.labels:
+            labels = self.processes.to_pinned(batch.labels).to(device, non_blocking=True)
+        minibatch = Minibatch(
+            real,
+            z=inputs["z"],
+            labels=labels,
+            fake_labels=inputs.get("fake_labels", labels),
+            u_real=inputs.get("u_real"),
+            u_fake=inputs.get("u_fake"),
+            u_g=inputs.get("u_g"),
+            mix=inputs.get("mix"),
+        )
+        size = config.micro_batch or len(real)
+        g = None
+        if "g_z" in inputs:
+            g = split(minibatch._replace(z=inputs["g_z"], u_real=inputs.get("g_u_real")), size)
+        return LoadedBatch(batch, split(minibatch, size), g)
 
-        def minibatch(z: Tensor, u_real: Tensor | None, real=real, labels=labels, inputs=inputs) -> list[Minibatch]:
-            fake_labels = inputs.get("fake_labels", labels)
-            u_fake, u_g, mix = (inputs.get(name) for name in ("u_fake", "u_g", "mix"))
-            columns = Minibatch(real, z, labels, fake_labels, u_real, u_fake, u_g, mix)
-            return split(columns, config.micro_batch or len(real))
 
-        g = minibatch(inputs["g_z"], inputs.get("g_u_real")) if "g_z" in inputs else []
-        yield LoadedBatch(batch, minibatch(inputs["z"], inputs.get("u_real")), g)
+def minibatches_of(config: Config, processes: Distributed, data: Data, gan: GAN) -> Minibatches:
+    """The minibatches that a run trains on."""
+    interpolates = any(PENALTIES[name].interpolates for name in config.penalties)
+    needs = Needs(gan.loss.paired, interpolates, build_augment(config).columns)
+    draws = Draws(config, data.order, [each.samples for each in data.dataset.classes], needs)
+    return Minibatches(config, processes, data.reader, data.order, draws)
 
 
 def split(batch: Minibatch, size: int) -> list[Minibatch]:
@@ -89,49 +187,6 @@ def join_and_split(batches: Sequence[Minibatch], size: int) -> list[Minibatch]:
     """The same minibatch in micro-batches of another size."""
     columns: list = [torch.cat(column) if column[0] is not None else None for column in zip(*batches, strict=True)]
     return split(Minibatch(*columns), size)
-
-
-def draw(run: Run, state: TrainState, images_seen: int) -> dict[str, Tensor]:
-    """This process's rows of the random numbers of the minibatch at `images_seen`.
-
-    They are those of the global minibatch, keyed by its position: they do not depend on the number of processes, and a
-    process draws its own rows only. The table is ordered by lane, so that these are adjacent in it.
-    """
-    config, lanes = run.config, run.order.local_lanes
-    slots = config.batch // run.order.lanes
-    first, count = lanes.start * slots, len(lanes) * slots
-
-    def stream_of(purpose: str) -> np.random.Philox:
-        return philox(config.seed, purpose, images_seen, *([state.rollbacks] if state.rollbacks else []))
-
-    def by_position(table: np.ndarray) -> np.ndarray:
-        return table.reshape(len(lanes), slots, -1).swapaxes(0, 1).reshape(count, -1)
-
-    def normal(purpose: str, columns: int) -> np.ndarray:
-        return by_position(normal_rows(stream_of(purpose), first, count, columns))
-
-    def uniform(purpose: str, columns: int = 1) -> np.ndarray:
-        return by_position(uniform_rows(stream_of(purpose), first, count, columns))
-
-    def uniform32(purpose: str, columns: int = 1) -> np.ndarray:
-        return np.minimum(uniform(purpose, columns).astype(np.float32), LARGEST_BELOW_1)
-
-    paired, interpolates = run.gan.loss.paired, any(row.penalty.interpolates for row in run.penalties.values())
-    random_inputs: dict[str, np.ndarray] = {"z": normal("latents", config.model.latent)}
-    if paired:
-        random_inputs["g_z"] = normal("latents of G", config.model.latent)
-    if config.data.labels and not (paired or interpolates):
-        frequencies = np.cumsum([row.samples for row in run.dataset.classes])
-        shares = uniform("labels")[:, 0]
-        random_inputs["fake_labels"] = np.searchsorted(frequencies, shares * frequencies[-1], side="right")
-    if config.data.flip:
-        random_inputs["flip"] = uniform("flips")[:, 0] < 0.5
-    if interpolates:
-        random_inputs["mix"] = uniform32("mix")[:, 0]
-    if columns := run.augment_columns:
-        for name in ("u_real", "u_fake", "u_g", *(["g_u_real"] if paired else [])):
-            random_inputs[name] = uniform32(name, columns)
-    return {name: run.processes.to_pinned(values) for name, values in random_inputs.items()}
 
 
 def normalize(images: Tensor, channels_last: bool) -> Tensor:

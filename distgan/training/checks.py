@@ -1,4 +1,4 @@
-"""Combinations of losses, penalties, networks and augmentations that are refused, with the reason."""
+"""What is refused, with the reason: combinations that cannot work, and parts of a user's that do not do their work."""
 
 import copy
 from collections.abc import Collection, Iterable
@@ -13,6 +13,7 @@ from distgan.errors import UsageError
 from distgan.gan.augment import AUGMENTATIONS
 from distgan.gan.losses import LOSSES
 from distgan.gan.penalties import PENALTIES, DForward
+from distgan.samples import SampleSpec
 
 
 def check_config(config: Config) -> None:
@@ -77,16 +78,17 @@ def check_loss(name: str) -> None:
 
 
 @torch.no_grad()
-def check_networks(G: nn.Module, D: nn.Module, *, z_dim: int, num_classes: int, shape: tuple[int, int, int]) -> None:
+def check_networks(G: nn.Module, D: nn.Module, spec: SampleSpec, *, z_dim: int) -> None:
     """Run two images through the networks. Raises UsageError if they do not do what `models.build` says."""
     device = next(G.parameters()).device
-    z, images = torch.randn(2, z_dim, device=device), torch.rand(2, *shape, device=device) * 2 - 1
-    for name, network, input, expected in (("G", G, z, (2, *shape)), ("D", D, images, (2,))):
+    z = torch.randn(2, z_dim, device=device)
+    images = torch.rand(2, *spec.shape, device=device) * 2 - 1
+    for name, network, input, expected in (("G", G, z, (2, *spec.shape)), ("D", D, images, (2,))):
         training = network.training
         network.eval()
         outputs = []
-        for label in range(min(num_classes, 2) or 1):
-            labels = torch.full((2,), label, device=device) if num_classes else None
+        for label in range(min(spec.num_classes, 2) or 1):
+            labels = torch.full((2,), label, device=device) if spec.num_classes else None
             try:
                 outputs.append(network(input, labels))
             except Exception as error:  # a user's network may raise anything

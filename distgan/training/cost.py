@@ -12,10 +12,11 @@ from torch.utils.flop_counter import flop_registry
 from distgan import models
 from distgan.config.keys import Config
 from distgan.gan.losses import LOSSES
-from distgan.gan.schedules import value_at
-from distgan.gan.step import GAN, Batches, Minibatch, WeightedPenalty, train_step, unaugmented
+from distgan.gan.step import GAN, Batches, Minibatch, train_step, unaugmented
+from distgan.samples import SampleSpec
 from distgan.training.batches import split
-from distgan.training.build import adam, build_augment, build_penalties
+from distgan.training.build import adam, build_augment
+from distgan.training.scheduled import weighted_penalties
 
 try:
     from torch._subclasses.fake_tensor import FakeTensorMode
@@ -36,10 +37,10 @@ class Cost(NamedTuple):
     """Peak bytes of tensors on a GPU: weights, optimizer state, minibatch, activations, gradients."""
 
 
-def describe_cost(config: Config, *, size: int, channels: int, num_classes: int, world_size: int) -> list[str]:
+def describe_cost(config: Config, spec: SampleSpec, world_size: int) -> list[str]:
     """Lines for the dry run: `estimate_cost`, and what it leaves out; or why it is unknown."""
     try:
-        cost = estimate_cost(config, size=size, channels=channels, num_classes=num_classes, world_size=world_size)
+        cost = estimate_cost(config, spec, world_size)
     except Exception as error:  # of networks and losses of the user's that need values, or of another torch
         reason = (str(error).splitlines() or [""])[0][:200]
         return [f"estimated FLOPs and peak memory per process on a GPU: unknown ({type(error).__name__}: {reason})"]
@@ -52,7 +53,7 @@ def describe_cost(config: Config, *, size: int, channels: int, num_classes: int,
     ]
 
 
-def estimate_cost(config: Config, *, size: int, channels: int, num_classes: int, world_size: int) -> Cost:
+def estimate_cost(config: Config, spec: SampleSpec, world_size: int) -> Cost:
     """The cost of a process of `world_size`.
 
     Runs two iterations, since the first makes the optimizers' state, on fake tensors: they have no data. Raises what
@@ -60,15 +61,12 @@ def estimate_cost(config: Config, *, size: int, channels: int, num_classes: int,
     """
     if FakeTensorMode is None:
         raise RuntimeError(f"torch {torch.__version__} has no FakeTensorMode")
-    penalties = {
-        name: WeightedPenalty(row.penalty, value_at(row.weight, 0), row.every)
-        for name, row in build_penalties(config).items()
-    }
     with FakeTensorMode(), Meter() as meter:
-        gan, ema = fake_gan(config, size=size, channels=channels, num_classes=num_classes)
+        gan, ema = fake_gan(config, spec)
+        penalties = weighted_penalties(config, torch.device("cpu"))
         flops = 0
         for _ in range(2):
-            micro_batches = fake_minibatch(config, size, channels, num_classes, config.batch // world_size)
+            micro_batches = fake_minibatch(config, spec, config.batch // world_size)
             fresh = micro_batches if LOSSES[config.loss].paired else None
             before = meter.flops
             train_step(gan, Batches([micro_batches] * config.n_critic, fresh), penalties)
@@ -124,29 +122,22 @@ class Meter(TorchDispatchMode):  # pyright: ignore[reportGeneralTypeIssues]
         self.allocated -= self.sizes.pop(key)
 
 
-def fake_gan(config: Config, *, size: int, channels: int, num_classes: int) -> tuple[GAN, nn.Module | None]:
+def fake_gan(config: Config, spec: SampleSpec) -> tuple[GAN, nn.Module | None]:
     """Networks, optimizers and EMA of G, as on a GPU; on the CPU, where autograd needs no driver.
 
     BatchNorm is torch's own: on a GPU GlobalBatchNorm2d keeps the same tensors.
     """
 
     def build() -> tuple[nn.Module, nn.Module]:
-        G, D = models.build(
-            config.model.name,
-            size=size,
-            channels=channels,
-            num_classes=num_classes,
-            z_dim=config.model.latent,
-            options=config.model.options,
-            seed=config.seed,
-        )
+        model = config.model
+        G, D = models.build(model.name, spec, z_dim=model.latent, options=model.options, seed=config.seed)
         return mixed_precision(G, config.precision), mixed_precision(D, config.precision)
 
     G, D = build()
     optimizers = adam(G, config.g_optimizer), adam(D, config.d_optimizer)
     ema = build()[0] if config.ema.half_life_images else None
     augment = build_augment(config)
-    gan = GAN(G, D, D, *optimizers, LOSSES[config.loss], augment if augment.columns else unaugmented)
+    gan = GAN(G, D, G, D, *optimizers, LOSSES[config.loss], augment if augment.columns else unaugmented)
     return gan, ema
 
 
@@ -161,11 +152,11 @@ def mixed_precision(network: nn.Module, precision: str) -> nn.Module:
     return network
 
 
-def fake_minibatch(config: Config, size: int, channels: int, num_classes: int, n: int) -> list[Minibatch]:
+def fake_minibatch(config: Config, spec: SampleSpec, n: int) -> list[Minibatch]:
     """A minibatch of `n` images, as micro-batches."""
-    real = torch.empty(n, size, size, channels).permute(0, 3, 1, 2)
+    real = torch.empty(n, spec.size, spec.size, spec.channels).permute(0, 3, 1, 2)
     real = real if config.channels_last else real.contiguous()
-    labels = torch.zeros(n, dtype=torch.long) if num_classes else None
+    labels = torch.zeros(n, dtype=torch.long) if spec.num_classes else None
     u = torch.empty(n, build_augment(config).columns)
     batch = Minibatch(real, torch.empty(n, config.model.latent), labels, labels, u, u, u, torch.empty(n))
     return split(batch, config.micro_batch or n)

@@ -1,17 +1,21 @@
-"""What is due before an iteration."""
+"""When things are due: progress in images seen, and what a run does before its next iteration."""
 
+import math
 from dataclasses import dataclass
 
+from distgan.config.keys import Config
 from distgan.errors import RunError
-from distgan.logs.log import MetricsLogger
-from distgan.training.build import Run
-from distgan.training.evaluation import describe_best
-from distgan.training.finite import FiniteCheck, NonFiniteError
-from distgan.training.state import TrainState
-from distgan.training.stop import StopRequest
 
 STOP, COLLAPSED, NON_FINITE = 1, 2, 3  # flags of a process, max-reduced over ranks
 REQUESTED_ELSEWHERE = "requested on another rank"
+ROUNDING = 1e-9
+"""1792 / (0.1 * 1792) is a little less than 10."""
+
+
+class CollapseError(RunError):
+    """An alarm ended the run."""
+
+    on_all_ranks = True
 
 
 @dataclass(frozen=True)
@@ -26,47 +30,41 @@ class Actions:
     """Whether the run ends here, at its length or at a stop."""
 
 
-def actions_due(
-    run: Run, state: TrainState, logger: MetricsLogger, check: FiniteCheck, stop: StopRequest, start: int, saved: int
-) -> Actions:
-    """What is due at `state.images_seen`, in a loop that began at `start` and saved last at `saved`.
+@dataclass(frozen=True)
+class Clock:
+    """The clock of a run: images that D has seen, over all processes."""
 
-    Raises NonFiniteError on all processes if one found NaN or Inf; nothing is saved then.
-    """
-    config, processes, images_seen = run.config, run.processes, state.images_seen
-    at_end = images_seen >= run.total_images
-    collapsed = config.guard.stop_on_collapse and logger.alarms.collapsed
-    own = NON_FINITE if check.fault else COLLAPSED if collapsed else STOP if stop.requested() else 0
-    flag = processes.delayed_all_reduce_max(own)
-    done = at_end or flag == STOP
-    every = config.evaluate.every_epochs
-    evaluate = every > 0 and images_seen > logger.last_evaluated and (at_end or run.crossed(every, images_seen))
-    evaluate = evaluate and (at_end or flag != STOP)  # the resumed run does it first
-    save = images_seen > saved and (done or evaluate or run.crossed(config.checkpoint.every_epochs, images_seen))
-    if save:  # check what would be saved now, not an iteration later
-        check.check_weights(images_seen)
-        flag = max(flag, *processes.all_gather_object(NON_FINITE if check.fault else 0))
-    if flag == NON_FINITE:
-        faults = processes.all_gather_object(check.fault)
-        raise NonFiniteError(next(fault for fault in faults if fault is not None))
-    if flag == COLLAPSED:
-        raise CollapseError(processes.run_on_main(lambda: describe_collapse(run, logger)))
-    return Actions(
-        log=logger.due() or ((done or save) and logger.count > 0),
-        sample=images_seen > start and (done or run.crossed(config.samples.every_epochs, images_seen)),
-        save=save,
-        evaluate=evaluate,
-        done=done,
-    )
+    iteration_images: int
+    """Images that D sees in one iteration."""
+    epoch_images: int
+    """Images in one pass through the dataset."""
+    total_images: int
+    """Length of the run."""
 
+    @classmethod
+    def of(cls, config: Config, epoch_images: int) -> "Clock":
+        """The clock of a configuration on a dataset with `epoch_images` images per epoch."""
+        total_images = config.images if config.images is not None else (config.epochs or 0) * epoch_images
+        return cls(config.iteration_images, epoch_images, total_images)
 
-class CollapseError(RunError):
-    """An alarm ended the run."""
+    def iteration(self, images_seen: int) -> int:
+        """The number of the iteration that begins at `images_seen`."""
+        return images_seen // self.iteration_images
 
-    on_all_ranks = True
+    def iterations_left(self, images_seen: int) -> int:
+        return math.ceil((self.total_images - images_seen) / self.iteration_images)
 
+    def crossed(self, every_epochs: float, images_seen: int) -> bool:
+        """Whether the last iteration crossed a multiple of `every_epochs`."""
+        every_images = every_epochs * self.epoch_images
+        before = images_seen - self.iteration_images
+        return int(images_seen / every_images + ROUNDING) > int(before / every_images + ROUNDING)
 
-def describe_collapse(run: Run, logger: MetricsLogger) -> str:
-    """What was seen, and the best checkpoint; called on the main process."""
-    best = describe_best(run, logger) or "no checkpoint was evaluated (evaluate.every_epochs)"
-    return f"guard.stop_on_collapse: the run collapsed (see the warnings above); {best}"
+    @property
+    def epochs(self) -> int:
+        """Length of the run in epochs, rounded up."""
+        return math.ceil(self.total_images / self.epoch_images)
+
+    def epoch(self, images_seen: int, batch: int) -> int:
+        """The epoch, from 1, of the first image of the minibatch of `batch` images that ended at `images_seen`."""
+        return (images_seen - batch) // self.epoch_images + 1

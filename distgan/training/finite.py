@@ -2,15 +2,16 @@
 
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import torch
+from accelerate import Accelerator
 from torch import Tensor, nn
 
 from distgan.distributed.processes import TIMEOUT_SECONDS
 from distgan.errors import RunError
-from distgan.gan.step import Scalars
+from distgan.gan.step import GAN, Scalars
 
 RUN_AHEAD = 3  # iterations
 
@@ -121,6 +122,42 @@ class FiniteCheck:
             cause = f"first in {bad[0]}"
         what = ", ".join(bad) or "its weights"
         return f"NaN or Inf in the iteration up to image {check.images_seen:,} ({what}): {cause}"
+
+
+class LossScale:
+    """What fp16's loss scale did since the last line of the log."""
+
+    def __init__(self, accelerator: Accelerator, gan: GAN) -> None:
+        self.accelerator = accelerator
+        self.gan = gan
+        self.steps = 0
+        """Updates of G and of D, at the last line."""
+
+    def restart_interval(self) -> None:
+        self.steps = count_steps(self.gan) if self.accelerator.scaler is not None else 0
+
+    def scalars(self, updates: int) -> dict[str, float]:
+        """The scale, and how many of `updates` were skipped because gradients overflowed; {} without fp16. Waits."""
+        if self.accelerator.scaler is None:
+            return {}
+        steps = count_steps(self.gan)
+        skipped = updates - (steps - self.steps)
+        self.steps = steps
+        return {"fp16_scale": self.accelerator.scaler.get_scale(), "fp16_skipped_steps": skipped}
+
+
+def check_loss_scale(scalars: Mapping[str, float]) -> None:
+    """Raises NonFiniteError if gradients overflow at every scale."""
+    scale = scalars.get("fp16_scale", 1)
+    if scale < 1:
+        raise NonFiniteError(f"precision: gradients overflow in fp16 at every loss scale (now {scale:g}); use bf16")
+
+
+def count_steps(gan: GAN) -> int:
+    """Updates of G and of D so far; waits for the device."""
+    optimizers = (gan.g_optimizer, gan.d_optimizer)
+    states = (optimizer.state.get(optimizer.param_groups[0]["params"][0], {}) for optimizer in optimizers)
+    return sum(int(state.get("step", 0)) for state in states)
 
 
 @torch.no_grad()

@@ -1,154 +1,274 @@
 """The training loop: what is due before an iteration, the iteration, and what follows NaN or Inf."""
 
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
-import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from distgan.config.keys import is_adaptive
+from distgan.config.keys import Config, is_adaptive
+from distgan.data.stream import ImageBatch
 from distgan.distributed.batchnorm import average_running_stats
-from distgan.gan.schedules import adapt_probability, iterations_averaged, value_at
-from distgan.gan.step import Scalars, train_step
-from distgan.logs.log import MetricsLogger
+from distgan.distributed.processes import Distributed
+from distgan.evaluation.evaluator import Evaluator
+from distgan.gan.step import GAN, Batches, train_step
+from distgan.logs.alarms import Alarms, spread
+from distgan.logs.log import RunLog, Terminal
+from distgan.logs.trackers import start_trackers
 from distgan.page.build import write_page
-from distgan.runs.checkpoint import Checkpoints
-from distgan.training.batches import iterations
-from distgan.training.build import Run
-from distgan.training.due import REQUESTED_ELSEWHERE, CollapseError, actions_due
-from distgan.training.evaluation import Evaluate, evaluate_generator
+from distgan.runs.checkpoint import Checkpoints, load
+from distgan.training.batches import minibatches_of
+from distgan.training.build import Data, build_ema
+from distgan.training.due import COLLAPSED, NON_FINITE, REQUESTED_ELSEWHERE, STOP, Actions, Clock, CollapseError
+from distgan.training.evaluation import Evaluations
 from distgan.training.finite import FiniteCheck, NonFiniteError, checksum
-from distgan.training.grids import save_fake_grid
-from distgan.training.state import TrainState, restore_state, save_state
+from distgan.training.grids import LEAST_IMAGES, first_images, fixed_samples, grid_name, to_grid
+from distgan.training.reporter import Reporter
+from distgan.training.scheduled import ScheduledValues
+from distgan.training.state import TrainState, copy_tensors, load_tensors
 from distgan.training.stop import StopRequest
 
 
-def train_loop(
-    run: Run,
-    state: TrainState,
-    logger: MetricsLogger,
-    checkpoints: Checkpoints,
-    stop: StopRequest,
-    evaluate: Evaluate | None = None,
-) -> str | None:
-    """Train to the end, or to a stop; returns the reason of a stop. Raises NonFiniteError and RunError.
+class Trainer:
+    """A run in progress, on one of its processes: its components, its state, and where both go."""
 
-    Maintenance comes first and the iteration last: a new run, a resumed one and its end take the same path.
-    """
-    config, gan, processes = run.config, run.gan, run.processes
-    batches = iterations(run, state, logger.record_batch)
-    check = FiniteCheck(run.raw_G, gan.raw_D)
-    start = last_saved = state.images_seen
-    while True:
-        # agree with the other processes on what is due
-        due = actions_due(run, state, logger, check, stop, start, last_saved)
-        # once in a while: save a grid of generated images
-        if due.sample and processes.is_main_process:
-            save_fake_grid(run, state, logger)
-        # once in a while: log the metrics; a logging interval never spans a checkpoint
-        if due.log:
-            logger.log_metrics()
-            check_in_sync(run, state)
-        # after each grid: write the page of the run
-        if due.sample and processes.is_main_process and config.report.page:
-            write_page(Path(config.run_dir))
-        # once in a while, at the end and at a stop: save a checkpoint
-        if due.save:
-            last_saved, start_time = state.images_seen, time.perf_counter()
-            if processes.is_main_process:
-                save_state(run, state, checkpoints)
-                if config.checkpoint.wait:
-                    checkpoints.wait()
-            logger.save_seconds += time.perf_counter() - start_time
-        # once in a while, and at the end: metrics of generated images
-        if due.evaluate and evaluate and not evaluate_generator(run, state, logger, checkpoints, evaluate):
-            return stop.reason or REQUESTED_ELSEWHERE
-        # stop at the end of the run, or when asked to
-        if due.done:
-            stopped = state.images_seen < run.total_images
-            return (stop.reason or REQUESTED_ELSEWHERE) if stopped else None
+    def __init__(
+        self,
+        config: Config,
+        processes: Distributed,
+        data: Data,
+        gan: GAN,
+        *,
+        terminal: Terminal,
+        checkpoints: Checkpoints,
+        stop: StopRequest,
+        evaluator: Evaluator | None = None,
+    ) -> None:
+        self.config = config
+        self.processes = processes
+        self.data = data
+        self.gan = gan
+        self.terminal = terminal
+        self.checkpoints = checkpoints
+        self.stop = stop
+        self.run_dir = Path(config.run_dir)
+        self.state = TrainState()
+        self.clock = Clock.of(config, data.order.epoch_images)
+        self.ema = build_ema(config, gan)
+        self.scheduled = ScheduledValues(config, gan, processes.device)
+        self.minibatches = minibatches_of(config, processes, data, gan)
+        self.check = FiniteCheck(gan.raw_G, gan.raw_D)
+        alarms = Alarms(list(config.penalties), absolute=gan.loss.boundary is not None)
+        self.log = RunLog(self.run_dir, processes.accelerator, terminal, alarms)
+        self.reporter = Reporter(config, processes, self.clock, gan, self.log)
+        self.evaluations = Evaluations(config, processes, self.clock, self.log, checkpoints, evaluator)
+        self.began_at = 0
+        """Images seen where the loop began."""
+        self.saved_at = 0
+        """Images seen at the last checkpoint."""
+
+    @property
+    def G_for_sampling(self) -> nn.Module:
+        """The EMA of G, or G if the run has none."""
+        return self.ema.module if self.ema else self.gan.raw_G
+
+    def start(self) -> None:
+        """Begin to log at the state that was restored, if any. Raises UsageError on all processes."""
+        images_seen = self.state.images_seen
+        if self.config.report.trackers:
+            accelerator = self.processes.accelerator
+            self.processes.run_on_main(lambda: start_trackers(accelerator, self.config, images_seen))
+        self.terminal.start_bar(images_seen, self.clock.total_images)
+        self.reporter.start(images_seen)
+        self.evaluations.rewind(self.reporter.rewind(images_seen))
+
+    def restore(self, path: Path) -> None:
+        """Load a checkpoint, on every process. Raises UsageError if its networks are not those of the configuration."""
+        files, saved = load(path)
+        load_tensors(self.gan, self.ema, files, path)
+        scaler = self.processes.accelerator.scaler
+        if scaler is not None and saved.scaler:
+            scaler.load_state_dict(saved.scaler)
+        self.scheduled.load_state(saved.augment_p, saved.augment_sign)
+        self.state = TrainState(saved.images, saved.skipped, saved.rollbacks)
+
+    def train(self) -> str | None:
+        """Train to the end, or to a stop; returns the reason of a stop.
+
+        After NaN or Inf the run resumes from the newest checkpoint, up to `guard.rollbacks` times. Raises
+        NonFiniteError, CollapseError and RunError.
+        """
+        while True:
+            try:
+                return self.loop()
+            except CollapseError:
+                self.write_page()  # with the alarms
+                raise
+            except NonFiniteError as error:
+                self.rollback(error)
+
+    def loop(self) -> str | None:
+        """Maintenance comes first and the iteration last: a new run, a resumed one and its end take the same path."""
+        self.check = FiniteCheck(self.gan.raw_G, self.gan.raw_D)
+        self.began_at = self.state.images_seen
+        self.saved_at = self.state.images_seen
+        count = self.clock.iterations_left(self.state.images_seen)
+        batches = self.minibatches.iterations(
+            self.state.images_seen, count, on_read=self.record_read, rollbacks=self.state.rollbacks
+        )
+        while True:
+            # agree with the other processes on what is due
+            due = self.actions_due()
+            # once in a while: save a grid of generated images
+            if due.sample:
+                self.save_grid()
+            # once in a while: log the metrics; a logging interval never spans a checkpoint
+            if due.log:
+                self.reporter.report(self.state, self.scheduled.logged(self.state.images_seen))
+                self.check_in_sync()
+            # after each grid: write the page of the run
+            if due.sample:
+                self.write_page()
+            # once in a while, at the end and at a stop: save a checkpoint
+            if due.save:
+                self.save()
+            # once in a while, and at the end: metrics of generated images
+            if due.evaluate and not self.evaluate():
+                return self.stop.reason or REQUESTED_ELSEWHERE
+            # stop at the end of the run, or when asked to
+            if due.done:
+                at_end = self.state.images_seen >= self.clock.total_images
+                return None if at_end else self.stop.reason or REQUESTED_ELSEWHERE
+            # update D, then G
+            self.iterate(batches)
+
+    def actions_due(self) -> Actions:
+        """What is due now. Raises NonFiniteError on all processes if one found NaN or Inf; nothing is saved then."""
+        images_seen = self.state.images_seen
+        at_end = images_seen >= self.clock.total_images
+        collapsed = self.config.guard.stop_on_collapse and self.log.alarms.collapsed
+        own = NON_FINITE if self.check.fault else COLLAPSED if collapsed else STOP if self.stop.requested() else 0
+        flag = self.processes.delayed_all_reduce_max(own)
+        done = at_end or flag == STOP
+        evaluate = self.evaluations.due(images_seen) and (at_end or flag != STOP)  # the resumed run does it first
+        crossed = self.clock.crossed(self.config.checkpoint.every_epochs, images_seen)
+        save = images_seen > self.saved_at and (done or evaluate or crossed)
+        if save:  # check what would be saved now, not an iteration later
+            self.check.check_weights(images_seen)
+            flag = max(flag, *self.processes.all_gather_object(NON_FINITE if self.check.fault else 0))
+        if flag == NON_FINITE:
+            faults = self.processes.all_gather_object(self.check.fault)
+            raise NonFiniteError(next(fault for fault in faults if fault is not None))
+        if flag == COLLAPSED:
+            raise CollapseError(self.processes.run_on_main(self.describe_collapse))
+        crossed = self.clock.crossed(self.config.samples.every_epochs, images_seen)
+        return Actions(
+            log=self.reporter.due(images_seen) or ((done or save) and not self.reporter.is_empty()),
+            sample=images_seen > self.began_at and (done or crossed),
+            save=save,
+            evaluate=evaluate,
+            done=done,
+        )
+
+    def iterate(self, batches: Iterator[Batches]) -> None:
+        """One iteration: update D, then G, then the averages, an adaptive probability of augmentation and the clock."""
+        gan = self.gan
+        images_seen = self.state.images_seen
         # set what changes with the images seen
-        run.running_stats.set_momentum(state.images_seen // config.iteration_images)
-        set_learning_rates(run, state.images_seen)
-        # one iteration: update D, then G
-        norms = check.param_norms()
-        scalars = train_step(gan, next(batches), run.penalties_due(state.images_seen), augment_probability(run, state))
-        # update the averages, the adaptive probability and the clock
-        average_running_stats([run.raw_G, gan.raw_D], processes.accelerator)
-        if run.ema:
-            run.ema.update(run.raw_G, config.iteration_images, state.images_seen)
-        adapt_augmentation(run, state, scalars)
-        state.images_seen += config.iteration_images
+        self.scheduled.set(images_seen)
+        norms = self.check.param_norms()
+        scalars = train_step(gan, next(batches), self.scheduled.penalties_due(images_seen), self.scheduled.p)
+        average_running_stats([gan.raw_G, gan.raw_D], self.processes.accelerator)
+        if self.ema:
+            self.ema.update(gan.raw_G, self.clock.iteration_images, images_seen)
+        if is_adaptive(self.config):
+            sign = self.processes.accelerator.reduce(scalars["d_sign"], "mean")
+            assert isinstance(sign, Tensor)
+            self.scheduled.adapt(sign, images_seen)
+        self.state.images_seen += self.clock.iteration_images
         # keep the scalars, on the device, for the log and for the check for NaN and Inf
-        logger.add(scalars)
-        check.record(norms, scalars, state.images_seen)
+        self.reporter.add_iteration(scalars, self.state.images_seen)
+        self.check.record(norms, scalars, self.state.images_seen)
 
+    def record_read(self, batch: ImageBatch) -> None:
+        """Take in a minibatch before D is updated on it. Raises RunError if `data.skip_bad` is exceeded."""
+        self.reporter.add_read(batch, self.state.skipped)
 
-def set_learning_rates(run: Run, images_seen: int) -> None:
-    """Give both optimizers the learning rate and the beta2 of their schedules."""
-    config, gan = run.config, run.gan
-    for optimizer, row in ((gan.g_optimizer, config.g_optimizer), (gan.d_optimizer, config.d_optimizer)):
-        for group in optimizer.param_groups:
-            group["lr"] = value_at(row.lr, images_seen)
-            group["betas"] = (row.betas[0], value_at(row.betas[1], images_seen))
+    def save(self) -> None:
+        """Copy the run's state to host memory on the main process, and hand it to the writer of checkpoints."""
+        start = time.perf_counter()
+        self.saved_at = self.state.images_seen
+        if self.processes.is_main_process:
+            scaler = self.processes.accelerator.scaler
+            run = {
+                "images": self.state.images_seen,
+                "config": self.config.fingerprint(),
+                "manifest": self.data.dataset.digest,
+            }
+            counters = {"skipped": self.state.skipped, "rollbacks": self.state.rollbacks, **self.scheduled.state()}
+            counters["scaler"] = scaler.state_dict() if scaler is not None else None
+            self.checkpoints.save(copy_tensors(self.gan, self.ema), run | counters, run | self.data.metadata())
+            if self.config.checkpoint.wait:
+                self.checkpoints.wait()
+        self.reporter.add_save(time.perf_counter() - start)
 
+    def rollback(self, error: NonFiniteError) -> None:
+        """Resume from the newest checkpoint after NaN or Inf. Raises NonFiniteError if the run may not, or cannot."""
+        self.processes.drain_pending()
+        self.processes.run_on_main(self.checkpoints.wait)
+        newest = self.processes.run_on_main(self.checkpoints.newest)
+        limit = self.config.guard.rollbacks
+        if self.state.rollbacks >= limit or newest is None:
+            raise NonFiniteError(f"{error}; {self.processes.run_on_main(self.checkpoints.describe_latest)}") from None
+        rollbacks = self.state.rollbacks + 1
+        self.terminal.print0(f"{error}; rollback {rollbacks} of {limit} to {newest}")
+        self.restore(newest)
+        self.state.rollbacks = rollbacks
+        self.evaluations.rewind(self.reporter.rewind(self.state.images_seen))
 
-def augment_probability(run: Run, state: TrainState) -> Tensor | float:
-    """The probability of augmentation now; on the device if it is adaptive."""
-    if is_adaptive(run.config):
-        return state.augment_p
-    return value_at(run.config.augment_p, state.images_seen)
+    def evaluate(self) -> bool:
+        """Evaluate the generator; returns whether it came to its end, which a stop prevents."""
+        start = time.monotonic()
+        conditional = self.data.spec.num_classes > 0
+        done = self.evaluations.evaluate(
+            self.G_for_sampling,
+            self.state.images_seen,
+            conditional=conditional,
+            ema=self.ema is not None,
+            stop=self.stop.requested,
+        )
+        self.reporter.pause(time.monotonic() - start)
+        return done
 
+    def describe_collapse(self) -> str:
+        """What was seen, and the best checkpoint; called on the main process."""
+        best = self.evaluations.describe_best() or "no checkpoint was evaluated (evaluate.every_epochs)"
+        return f"guard.stop_on_collapse: the run collapsed (see the warnings above); {best}"
 
-def adapt_augmentation(run: Run, state: TrainState, scalars: Scalars) -> None:
-    """Move an adaptive probability after an iteration, by the real images of all processes; does not wait."""
-    if not is_adaptive(run.config):
-        return
-    config, rule = run.config, run.config.augment_p
-    sign = run.processes.accelerator.reduce(scalars["d_sign"], "mean")
-    assert isinstance(sign, Tensor) and isinstance(rule, dict)
-    state.augment_sign = sign + state.augment_sign
-    iteration, averaged = state.images_seen // config.iteration_images, iterations_averaged(config.iteration_images)
-    if (iteration + 1) % averaged:
-        return
-    p = torch.as_tensor(state.augment_p, dtype=torch.float32, device=sign.device)
-    mean, step = state.augment_sign / averaged, averaged * config.iteration_images
-    state.augment_p = adapt_probability(p, mean, target=rule["target"], images=rule["images"], step=step)
-    state.augment_sign = 0.0
+    def check_in_sync(self) -> None:
+        """Raises RunError if the weights differ between processes."""
+        if self.processes.world_size > 1:
+            what = f"processes out of sync after {self.state.images_seen:,} images: the weights"
+            self.processes.check_same_on_all_ranks(what, checksum([self.gan.raw_G, self.gan.raw_D]))
 
+    def save_grid(self) -> None:
+        """Generated images of fixed latents, as samples/fake-EPOCH.png; on the main process."""
+        if not self.processes.is_main_process:
+            return
+        images_seen = self.state.images_seen
+        images = fixed_samples(self.G_for_sampling, self.data.spec, self.config, self.processes.device)
+        self.log.grid(grid_name(images_seen / self.clock.epoch_images), to_grid(images), images_seen)
+        # the grid of an end or a stop between two others is not in the log: an uninterrupted run has none there
+        if self.clock.crossed(self.config.samples.every_epochs, images_seen) and len(images) >= LEAST_IMAGES:
+            real = first_images(self.data.reader, self.data.order, len(images))
+            self.reporter.add_diversity(spread(images) / max(spread(real), 1e-6))
 
-def loop_with_rollback(
-    run: Run,
-    state: TrainState,
-    logger: MetricsLogger,
-    checkpoints: Checkpoints,
-    stop: StopRequest,
-    evaluate: Evaluate | None = None,
-) -> str | None:
-    """The loop; after NaN or Inf it resumes from the newest checkpoint, up to `guard.rollbacks` times."""
-    processes, limit = run.processes, run.config.guard.rollbacks
-    while True:
-        try:
-            return train_loop(run, state, logger, checkpoints, stop, evaluate)
-        except CollapseError:
-            if processes.is_main_process and run.config.report.page:
-                write_page(Path(run.config.run_dir))  # with the alarms
-            raise
-        except NonFiniteError as error:
-            processes.drain_pending()
-            processes.run_on_main(checkpoints.wait)
-            newest = processes.run_on_main(checkpoints.newest)
-            if state.rollbacks >= limit or newest is None:
-                raise NonFiniteError(f"{error}; {processes.run_on_main(checkpoints.describe_latest)}") from None
-            rollbacks = state.rollbacks + 1
-            logger.print0(f"{error}; rollback {rollbacks} of {limit} to {newest}")
-            restore_state(run, state, newest)
-            state.rollbacks = rollbacks
-            logger.rewind()
+    def save_real_grid(self) -> None:
+        """The first images that the main process trains on, as samples/real.png; on the main process."""
+        images = first_images(self.data.reader, self.data.order, self.config.samples.count)
+        self.log.grid("real", to_grid(images), self.state.images_seen)
 
-
-def check_in_sync(run: Run, state: TrainState) -> None:
-    """Raises RunError if the weights differ between processes."""
-    if run.processes.world_size > 1:
-        what = f"processes out of sync after {state.images_seen:,} images: the weights"
-        run.processes.check_same_on_all_ranks(what, checksum([run.raw_G, run.gan.raw_D]))
+    def write_page(self) -> None:
+        """Write report.html, on the main process."""
+        if self.processes.is_main_process and self.config.report.page:
+            write_page(self.run_dir)

@@ -1,5 +1,6 @@
-"""The state of a run that resumes: counters, weights, optimizer state; saved to and restored from a checkpoint."""
+"""The state of a run that resumes: counters, weights, optimizer state; as tensors of a checkpoint and back."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -7,8 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from distgan.errors import UsageError
-from distgan.runs.checkpoint import Checkpoints, Tensors, load
-from distgan.training.build import Run
+from distgan.gan.ema import EMA
+from distgan.gan.step import GAN
+from distgan.runs.checkpoint import Tensors
 
 
 @dataclass
@@ -21,59 +23,30 @@ class TrainState:
     """Corrupt images that were skipped, over all processes; up to the last logging interval."""
     rollbacks: int = 0
     """Times the run returned to a checkpoint; part of the key of its random numbers from then on."""
-    augment_p: Tensor | float = 0.0
-    """Probability of augmentation if it is adaptive; after an iteration on the device, 0-dim float32."""
-    augment_sign: Tensor | float = 0.0
-    """Sum over iterations of the means of sign(D(x)), since that probability moved last; likewise."""
 
 
-def save_state(run: Run, state: TrainState, checkpoints: Checkpoints) -> None:
-    """Copy the run's state to host memory and hand it to the writer; called on the main process."""
-    accelerator, gan = run.processes.accelerator, run.gan
-    files = {"generator": copy_weights(run.raw_G), "discriminator": copy_weights(gan.raw_D)}
-    if run.ema:
-        files["ema"] = copy_weights(run.ema.module)
-    files["optimizers"] = get_optimizer_tensors("generator", run.raw_G, gan.g_optimizer) | get_optimizer_tensors(
-        "discriminator", gan.raw_D, gan.d_optimizer
-    )
-    metadata = {
-        "config": run.config.fingerprint(),
-        "size": run.dataset.size,
-        "channels": run.dataset.channels,
-        "classes": [row.name for row in run.dataset.classes] if run.config.data.labels else [],
-        "manifest": run.dataset.digest,
-        "images": state.images_seen,
-    }
-    scaler = accelerator.scaler.state_dict() if accelerator.scaler is not None else None
-    counters = {
-        "skipped": state.skipped,
-        "rollbacks": state.rollbacks,
-        "augment_p": float(state.augment_p),
-        "augment_sign": float(state.augment_sign),
-        "scaler": scaler,
-    }
-    checkpoints.save(files, {key: metadata[key] for key in ("images", "config", "manifest")} | counters, metadata)
+def copy_tensors(gan: GAN, ema: EMA | None) -> dict[str, Tensors]:
+    """The tensors of a run by file of a checkpoint, copied to host memory."""
+    files = {"generator": copy_weights(gan.raw_G), "discriminator": copy_weights(gan.raw_D)}
+    if ema:
+        files["ema"] = copy_weights(ema.module)
+    files["optimizers"] = get_optimizer_tensors("generator", gan.raw_G, gan.g_optimizer)
+    files["optimizers"] |= get_optimizer_tensors("discriminator", gan.raw_D, gan.d_optimizer)
+    return files
 
 
-def restore_state(run: Run, state: TrainState, path: Path) -> None:
-    """Load a checkpoint, on every process. Raises UsageError if its networks are not those of the configuration."""
-    accelerator, gan = run.processes.accelerator, run.gan
-    files, saved = load(path)
+def load_tensors(gan: GAN, ema: EMA | None, files: Mapping[str, Tensors], path: Path) -> None:
+    """The inverse of `copy_tensors`. Raises UsageError if the networks in the checkpoint `path` are not these."""
     try:
-        run.raw_G.load_state_dict(files["generator"])
+        gan.raw_G.load_state_dict(files["generator"])
         gan.raw_D.load_state_dict(files["discriminator"])
-        if run.ema:
-            run.ema.module.load_state_dict(files.get("ema", files["generator"]))
-        set_optimizer_tensors(files["optimizers"], "generator", run.raw_G, gan.g_optimizer)
+        if ema:
+            ema.module.load_state_dict(files.get("ema", files["generator"]))
+        set_optimizer_tensors(files["optimizers"], "generator", gan.raw_G, gan.g_optimizer)
         set_optimizer_tensors(files["optimizers"], "discriminator", gan.raw_D, gan.d_optimizer)
     except (KeyError, RuntimeError) as error:
-        first = str(error).splitlines()[-1].strip()
-        raise UsageError(f"run_dir: the networks in {path} do not match this configuration: {first}") from None
-    if accelerator.scaler is not None and saved.scaler:
-        accelerator.scaler.load_state_dict(saved.scaler)
-    state.images_seen, state.skipped, state.rollbacks = saved.images, saved.skipped, saved.rollbacks
-    state.augment_p = saved.augment_p
-    state.augment_sign = saved.augment_sign
+        cause = str(error).splitlines()[-1].strip()
+        raise UsageError(f"run_dir: the networks in {path} do not match this configuration: {cause}") from None
 
 
 def copy_weights(network: nn.Module) -> Tensors:

@@ -10,19 +10,23 @@ from types import FrameType
 
 from distgan.errors import INTERRUPTED
 
+CONTROL_DIR = "DISTGAN_CONTROL_DIR"
+"""Environment variable: the folder of the files that launch/train.sbatch and the run exchange."""
+
 
 class StopRequest:
     """Whether this process was asked to stop: SIGTERM, SIGUSR1, Ctrl-C, a file, or the end of its launcher.
 
     A signal handler only sets a flag; the loop saves a checkpoint and stops. A second Ctrl-C ends the process at once,
     with exit code 130.
-    The file is `stop` in the run folder or in $DISTGAN_CONTROL_DIR; it is polled every `poll_seconds`.
+    The file is `stop` in one of `folders`; it is polled every `poll_seconds`.
     """
 
     def __init__(self, folders: Iterable[Path], poll_seconds: float = 2.0) -> None:
         self.reason: str | None = None
         self.files = [folder / "stop" for folder in folders]
-        self.poll_seconds, self._polled = poll_seconds, time.monotonic()
+        self.poll_seconds = poll_seconds
+        self._polled = time.monotonic()
         self._interrupted = False
         signals = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
         self._previous = {number: signal.signal(number, self._on_signal) for number in signals}
@@ -46,6 +50,33 @@ class StopRequest:
             self._polled = time.monotonic()
             self.reason = next((f"the file {file}" for file in self.files if file.exists()), None)
         return self.reason is not None
+
+
+class Requeue:
+    """The files by which a run tells launch/train.sbatch what to do, in the folder $DISTGAN_CONTROL_DIR, if it is set.
+
+    The user's stop file in the run folder ends a run for good, one in that folder is the cluster's.
+    """
+
+    def __init__(self) -> None:
+        folder = os.environ.get(CONTROL_DIR)
+        self.folder = Path(folder) if folder else None
+
+    def folders(self, run_dir: Path) -> list[Path]:
+        """Where a stop file may be."""
+        return [run_dir, self.folder] if self.folder else [run_dir]
+
+    def saved(self, images_seen: int) -> None:
+        """A checkpoint is on disk."""
+        if self.folder:
+            (self.folder / "saved").write_text(f"{images_seen}\n")
+
+    def stopped(self, images_seen: int, reason: str, run_dir: Path) -> None:
+        """The run stopped before its end: it is to be requeued, unless the user asked for it by a file."""
+        if str(run_dir / "stop") in reason:
+            (run_dir / "stop").unlink(missing_ok=True)
+        elif self.folder:
+            (self.folder / "stopped").write_text(f"{images_seen}\n")
 
 
 def exit_with_launcher() -> None:

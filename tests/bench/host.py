@@ -14,11 +14,8 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import numpy as np
-import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
@@ -26,8 +23,7 @@ from distgan.config.keys import Config, DataConfig
 from distgan.data.order import WINDOW, Lanes
 from distgan.data.shardset import LocalStorage, open_shardset
 from distgan.data.stream import Reader
-from distgan.training.batches import draw
-from distgan.training.state import TrainState
+from distgan.training.batches import Draws, Needs
 from shared import make_dataset, noise
 
 SHARE, IMAGES, STORED = 64, 10_000_000, 16_000
@@ -46,12 +42,10 @@ def parts(reader: Reader, world_size: int, lanes: int, seed: int) -> dict[str, C
     local = lanes // world_size
     order = Lanes(np.full(IMAGES // 1000, 1000), seed, lanes, rank * local, (rank + 1) * local)
     config = Config(batch=batch, seed=seed, data=DataConfig(labels=True, flip=True, lanes=lanes))
-    processes = SimpleNamespace(rank=rank, world_size=world_size, to_pinned=torch.from_numpy)
-    dataset = SimpleNamespace(classes=[{"samples": 1000}] * 10)
-    run: Any = SimpleNamespace(config=config, order=order, processes=processes, dataset=dataset)
+    draws = Draws(config, order, [1000] * 10, Needs())
     return {
         "ids": lambda i: order.ids(i * batch, batch),
-        "random numbers": lambda i: draw(run, TrainState(), i * batch),
+        "random numbers": lambda i: draws(i * batch),
         "reading": lambda i: reader.read(order.ids(i * batch, batch) % STORED),
     }
 

@@ -26,6 +26,7 @@ from distgan.gan.penalties import PENALTIES
 from distgan.gan.schedules import value_at
 from distgan.gan.step import GAN, Batches, Minibatch, WeightedPenalty, train_step
 from distgan.rng import derive_seed
+from distgan.samples import SampleSpec
 
 BATCH, Z_DIM, POINTS = 64, 2, 2500
 PENALTY_SETS: dict[str, Sequence[str]] = {"none": [], "r1": ["r1"], "r1+r2": ["r1", "r2"]}
@@ -81,9 +82,9 @@ def minibatch(mixture: Mixture, rng: torch.Generator) -> Minibatch:
 
 def train(mixture: Mixture, loss: str, penalties: Iterable[str], seed: int) -> tuple[nn.Module, nn.Module]:
     """G and its EMA. The real points are drawn on the fly; a paired loss updates G on minibatches of its own."""
-    G, D = models.build("mlp", size=1, channels=2, num_classes=0, z_dim=Z_DIM, options={}, seed=seed)
+    G, D = models.build("mlp", SampleSpec(1, 2, 0), z_dim=Z_DIM, options={}, seed=seed)
     adam = [torch.optim.Adam(network.parameters(), mixture.lr, mixture.betas, fused=True) for network in (G, D)]
-    gan = GAN(G, D, D, *adam, loss=LOSSES[loss])
+    gan = GAN(G, D, G, D, *adam, loss=LOSSES[loss])
     weights = {"r1": mixture.gamma, "r2": mixture.gamma, "wgan_gp": 10.0}
     weighted = {name: WeightedPenalty(PENALTIES[name], weights[name]) for name in penalties}
     ema = EMA(G, half_life_images=BATCH * mixture.iterations / 50)

@@ -20,6 +20,7 @@ from distgan.gan.augment import AUGMENTATIONS, Pipeline
 from distgan.gan.losses import LOSSES
 from distgan.gan.penalties import PENALTIES
 from distgan.gan.step import GAN, Batches, Minibatch, WeightedPenalty, train_step, unaugmented
+from distgan.samples import SampleSpec
 
 ADA = [name for name in AUGMENTATIONS if name.startswith("ada_")]
 VARIANTS: dict[str, dict] = {
@@ -48,11 +49,11 @@ def iterations(
 ) -> Iterator[None]:
     """Yields after each iteration."""
     options = {"width": width, "norm": "none", "d_norm": d_norm}
-    networks = models.build("dcgan", size=32, channels=3, num_classes=0, z_dim=64, options=options, seed=0)
+    networks = models.build("dcgan", SampleSpec(32, 3, 0), z_dim=64, options=options, seed=0)
     G, D = (network.to(memory_format=torch.channels_last) for network in networks)  # type: ignore[call-overload]
     adam = [torch.optim.Adam(network.parameters(), 2e-4, (0.5, 0.999), fused=True) for network in (G, D)]
     pipeline = Pipeline([(name, 1.0) for name in augment])
-    gan = GAN(G, D, D, *adam, loss=LOSSES[loss], augment=pipeline if augment else unaugmented)
+    gan = GAN(G, D, G, D, *adam, loss=LOSSES[loss], augment=pipeline if augment else unaugmented)
     real = (torch.rand(64, 3, 32, 32) * 2 - 1).to(memory_format=torch.channels_last)
     u, v, w = torch.rand(3, 64, pipeline.columns)
     batch = Minibatch(real, torch.randn(64, 64), None, None, u, v, w, torch.rand(64))

@@ -29,9 +29,9 @@ from distgan.config.keys import Config
 from distgan.config.read import read_config
 from distgan.distributed.processes import Distributed
 from distgan.gan.step import train_step
-from distgan.training.batches import iterations
-from distgan.training.build import build
-from distgan.training.state import TrainState
+from distgan.samples import SampleSpec
+from distgan.training.batches import minibatches_of
+from distgan.training.build import build, build_ema
 from shared import options
 
 
@@ -50,7 +50,7 @@ def textbook(folder: Path) -> Iterator[None]:
     steps = [transforms.ToTensor(), transforms.Normalize((0.5,) * 3, (0.5,) * 3)]
     dataset = torchvision.datasets.ImageFolder(str(folder), transforms.Compose(steps))
     loader = torch.utils.data.DataLoader(dataset, batch_size=64, shuffle=True, num_workers=2, drop_last=True)
-    G, D = models.build("dcgan", size=64, channels=3, num_classes=0, z_dim=100, options={"width": 64}, seed=0)
+    G, D = models.build("dcgan", SampleSpec(64, 3, 0), z_dim=100, options={"width": 64}, seed=0)
     criterion = nn.BCEWithLogitsLoss()
     g_optimizer, d_optimizer = (torch.optim.Adam(n.parameters(), lr=2e-4, betas=(0.5, 0.999)) for n in (G, D))
     while True:
@@ -78,14 +78,16 @@ def ours(config: Config) -> Iterator[None]:
     from accelerate.state import AcceleratorState
 
     AcceleratorState._reset_state(reset_partial_state=True)
-    run = build(config, Distributed(config))
-    state = TrainState()
+    processes = Distributed(config)
+    data, gan = build(config, processes)
+    ema = build_ema(config, gan)
+    assert ema is not None
+    images_seen = 0
     sums: dict[str, torch.Tensor] = {}
-    for batches in iterations(run, state, on_read=lambda batch: None):
-        scalars = train_step(run.gan, batches, run.penalties_due(state.images_seen))
-        assert run.ema is not None
-        run.ema.update(run.raw_G, 64, state.images_seen)
-        state.images_seen += 64
+    for batches in minibatches_of(config, processes, data, gan).iterations(0, 10**6, on_read=lambda batch: None):
+        scalars = train_step(gan, batches)
+        ema.update(gan.raw_G, 64, images_seen)
+        images_seen += 64
         sums = {name: sums.get(name, 0) + value for name, value in scalars.items()}
         yield
 

@@ -16,11 +16,12 @@ from distgan.gan.step import (
     Batches,
     Minibatch,
     WeightedPenalty,
-    discriminator_step,
-    generator_step,
     train_step,
     unaugmented,
+    update_d,
+    update_g,
 )
+from distgan.samples import SampleSpec
 
 PIPELINE = Pipeline([("color", 1.0), ("translation", 1.0), ("cutout", 0.5), ("ada_geometry", 0.5)])
 WEIGHTED = {name: WeightedPenalty(penalty, 0.5) for name, penalty in PENALTIES.items()}
@@ -37,9 +38,9 @@ def make(
     loss: Loss = LOSSES["bce"], norm: str = "batch", classes: int = 0, lr: float = 2e-4, augment: bool = False
 ) -> GAN:
     options = {"width": 4, "norm": norm}
-    G, D = models.build("dcgan", size=16, channels=3, num_classes=classes, z_dim=8, options=options, seed=0)
+    G, D = models.build("dcgan", SampleSpec(16, 3, classes), z_dim=8, options=options, seed=0)
     adam = [torch.optim.Adam(network.parameters(), lr=lr, betas=(0.5, 0.999)) for network in (G, D)]
-    return GAN(G, D, D, *adam, loss=loss, augment=PIPELINE if augment else unaugmented)
+    return GAN(G, D, G, D, *adam, loss=loss, augment=PIPELINE if augment else unaugmented)
 
 
 def minibatch(n: int = 8, classes: int = 0, seed: int = 1) -> Minibatch:
@@ -106,12 +107,12 @@ def test_each_update_changes_one_network_only(loss, penalties, augment):
     gan, batch = make(loss, "group" if penalties else "batch", augment=augment), minibatch()
     G, D = state(gan.G), state(gan.D)
     fakes = [gan.G(batch.z)]
-    discriminator_step(gan, [batch], fakes, penalties)
+    update_d(gan, [batch], fakes, penalties)
     assert equal(G, state(gan.G)) and not equal(D, state(gan.D))
     assert all(p.grad is None for p in gan.G.parameters()) and batch.real.grad is None
     D = state(gan.D)
     gradients = {name: grad(p).clone() for name, p in gan.D.named_parameters()}
-    generator_step(gan, [batch], fakes)
+    update_g(gan, [batch], fakes=fakes)
     assert equal(D, state(gan.D)) and not equal(G, state(gan.G))
     assert all(torch.equal(gradients[name], grad(p)) for name, p in gan.D.named_parameters())
 
@@ -120,11 +121,11 @@ def raises_logits(loss: Loss) -> tuple[bool, bool]:
     """Whether updates of D move real logits above fake ones, and an update of G raises the logits of its fakes."""
     gan, batch = make(loss, norm="none", lr=1e-3), minibatch()
     for _ in range(20):
-        discriminator_step(gan, [batch], [gan.G(batch.z).detach()], {})
+        update_d(gan, [batch], [gan.G(batch.z).detach()], {})
     with torch.no_grad():
         fake_before = gan.D(gan.G(batch.z)).mean()
         d_rises = bool(gan.D(batch.real).mean() > fake_before)
-    generator_step(gan, [batch], None)
+    update_g(gan, [batch])
     with torch.no_grad():
         return d_rises, bool(gan.D(gan.G(batch.z)).mean() > fake_before)
 
@@ -173,7 +174,7 @@ def test_a_paired_loss_sees_the_real_logits_of_the_same_row():
     """G's gradient is that of the loss written out, and none reaches D."""
     gan, batch = make(PAIRED, norm="none"), minibatch()
     reference = copy.deepcopy(gan)
-    generator_step(gan, [batch], None)
+    update_g(gan, [batch])
     loss = F.softplus(reference.D(batch.real) - reference.D(reference.G(batch.z))).mean()
     expected = torch.autograd.grad(loss, list(reference.G.parameters()))
     for parameter, gradient in zip(gan.G.parameters(), expected, strict=True):
@@ -222,7 +223,7 @@ def test_the_penalty_sees_through_the_augmentation():
         (seen["gradient"],) = torch.autograd.grad(forward.real_logits.sum(), forward.real, create_graph=True)
         return seen["gradient"].square().sum((1, 2, 3))
 
-    discriminator_step(halved, [batch], [real], {"record": WeightedPenalty(Penalty(record), 1.0)})
+    update_d(halved, [batch], [real], {"record": WeightedPenalty(Penalty(record), 1.0)})
     assert seen["gradient"].shape == real.shape
     assert (seen["gradient"][..., 8:] == 0).all() and (seen["gradient"][..., :8] != 0).any()
 
@@ -247,7 +248,7 @@ def test_a_lazy_penalty_counts_as_often_as_it_is_left_out():
 
 def test_n_critic_reports_the_mean_of_its_updates():
     batches, single = [minibatch(seed=seed) for seed in (1, 2)], make(norm="group")
-    scalars = [discriminator_step(single, [batch], [single.G(batch.z).detach()], {}) for batch in batches]
+    scalars = [update_d(single, [batch], [single.G(batch.z).detach()], {}) for batch in batches]
     both = train_step(make(norm="group"), Batches([[batch] for batch in batches]))
     for name in scalars[0]:
         torch.testing.assert_close(both[name], (scalars[0][name] + scalars[1][name]) / 2)

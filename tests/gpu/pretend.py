@@ -66,6 +66,9 @@ BATCHNORM_OUTPUTS = {
 }
 """SyncBatchNorm's kernels, which torch cannot pretend: how many tensors [C] they return; 0: one like the input."""
 
+FUSED_ADAM = torch.ops.aten._fused_adam_.tensor_lr
+"""Adam's kernel with the learning rate on the device, which torch cannot pretend either; it works in place."""
+
 
 class CudaDevice(TorchDispatchMode):
     """What the host did to the pretended device, operation by operation."""
@@ -94,6 +97,10 @@ class CudaDevice(TorchDispatchMode):
             x, count = args[0], BATCHNORM_OUTPUTS[func]
             sums = tuple(torch.empty(x.shape[1], device=x.device) for _ in range(count))
             return sums or torch.empty_like(x)
+        if func is FUSED_ADAM:
+            if devices := {leaf.device.type for leaf in leaves if isinstance(leaf, Tensor)} - {"cuda"}:
+                raise RuntimeError(f"Expected all tensors to be on cuda:0, but found {devices}")
+            return None
         output = func(*args, **kwargs)
         copies = func in (torch.ops.aten._to_copy.default, torch.ops.aten.copy_.default)
         return self.copied(func, args, kwargs, output) if copies else output

@@ -1,6 +1,7 @@
 """The estimate of a run's memory on a GPU, made without one."""
 
 import contextlib
+import math
 import runpy
 from typing import Any
 
@@ -12,15 +13,14 @@ from torch import Tensor, nn
 from distgan.config.keys import Config, DataConfig, EMAConfig, ModelConfig
 from distgan.distributed import batchnorm
 from distgan.models import MODELS
+from distgan.samples import SampleSpec
 from distgan.training import cost
 from distgan.training.cost import describe_cost, estimate_cost, largest_micro_batch
 
 
 def estimate(size: int = 64, num_classes: int = 0, world_size: int = 1, **keys: Any) -> float:
     """In GB."""
-    config = Config(**keys)
-    cost = estimate_cost(config, size=size, channels=3, num_classes=num_classes, world_size=world_size)
-    return cost.memory / 1e9
+    return estimate_cost(Config(**keys), SampleSpec(size, 3, num_classes), world_size).memory / 1e9
 
 
 def small(**options: Any) -> ModelConfig:
@@ -91,10 +91,10 @@ def test_global_batchnorm_needs_no_more(cuda_batchnorm, monkeypatch, precision):
 
 def test_the_line_of_the_dry_run(monkeypatch):
     config = Config(batch=256, precision="bf16")
-    _, line = describe_cost(config, size=64, channels=3, num_classes=0, world_size=1)
+    _, line = describe_cost(config, SampleSpec(64, 3), 1)
     assert line.startswith("estimated peak memory per process on a GPU: 0.5") and "cuDNN" in line
 
-    def build(**_: Any) -> tuple[nn.Module, nn.Module]:
+    def build(spec: SampleSpec, **_: Any) -> tuple[nn.Module, nn.Module]:
         class Reads(nn.Linear):
             def forward(self, input: Tensor, labels: Tensor | None = None) -> Tensor:
                 return super().forward(input) * input.sum().item()
@@ -103,25 +103,27 @@ def test_the_line_of_the_dry_run(monkeypatch):
 
     monkeypatch.setitem(MODELS, "reads", build)
     reads = Config(model=ModelConfig(name="reads"))
-    (line,) = describe_cost(reads, size=64, channels=3, num_classes=0, world_size=1)
+    (line,) = describe_cost(reads, SampleSpec(64, 3), 1)
     assert line.startswith(
         "estimated FLOPs and peak memory per process on a GPU: unknown (DataDependentOutputException"
     )
     monkeypatch.setattr(cost, "FakeTensorMode", None)
-    (line,) = describe_cost(config, size=64, channels=3, num_classes=0, world_size=1)
+    (line,) = describe_cost(config, SampleSpec(64, 3), 1)
     assert f"unknown (RuntimeError: torch {torch.__version__} has no FakeTensorMode)" in line
 
 
-def linear(*, size: int, channels: int, num_classes: int, z_dim: int) -> tuple[nn.Module, nn.Module]:
+def linear(spec: SampleSpec, *, z_dim: int) -> tuple[nn.Module, nn.Module]:
+    pixels = math.prod(spec.shape)
+
     class G(nn.Linear):
         def forward(self, input: Tensor, labels: Tensor | None = None) -> Tensor:
-            return super().forward(input).view(-1, channels, size, size)
+            return super().forward(input).view(-1, *spec.shape)
 
     class D(nn.Linear):
         def forward(self, input: Tensor, labels: Tensor | None = None) -> Tensor:
             return super().forward(input.flatten(1)).flatten()
 
-    return G(z_dim, channels * size**2, bias=False), D(channels * size**2, 1, bias=False)
+    return G(z_dim, pixels, bias=False), D(pixels, 1, bias=False)
 
 
 @pytest.mark.parametrize(
@@ -142,7 +144,7 @@ def test_flops_by_hand(monkeypatch, keys, g_passes, d_passes):
     """Of linear networks: 2 * 16 * 192 an image and pass through G, 2 * 192 through D."""
     monkeypatch.setitem(MODELS, "linear", linear)
     config = Config(model=ModelConfig(name="linear", latent=16), **keys)
-    cost = estimate_cost(config, size=8, channels=3, num_classes=0, world_size=1)
+    cost = estimate_cost(config, SampleSpec(8, 3), 1)
     assert cost.flops == 64 * (g_passes * 2 * 16 * 192 + d_passes * 2 * 192)
 
 

@@ -23,13 +23,14 @@ from distgan.distributed.batchnorm import RunningStatsWarmup
 from distgan.distributed.processes import Distributed
 from distgan.gan.losses import LOSSES
 from distgan.gan.step import GAN, Batches, Minibatch, Scalars, train_step
-from distgan.logs.log import MetricsLogger
+from distgan.logs.log import Terminal
 from distgan.runs.checkpoint import Checkpoints
+from distgan.samples import SampleSpec
 from distgan.training import loop
-from distgan.training.build import Run, adam, build
+from distgan.training.build import adam, build
 from distgan.training.due import Actions
 from distgan.training.finite import FiniteCheck
-from distgan.training.state import TrainState, restore_state
+from distgan.training.loop import Trainer
 from shared import TINY, metrics
 
 NEVER = ("--report.every_images", "1000000", "--samples.every_epochs", "1000", "--checkpoint.every_epochs", "1000")
@@ -42,7 +43,7 @@ CLIP = ("--g_optimizer.clip", "1", "--d_optimizer.clip", "1", "--model.options.n
 class Watched:
     """A finished run, and when its host waited for the device."""
 
-    run: Run
+    trainer: Trainer
     in_iterations: list[list[str]] = field(default_factory=list)
     """Waits in each iteration, and between it and the next if nothing is due there."""
     in_maintenance: list[str] = field(default_factory=list)
@@ -71,21 +72,25 @@ def watch(tiny, tmp_path, monkeypatch) -> Callable[..., Watched]:
             monkeypatch.context() as patches,
             contextlib.closing(Checkpoints(tmp_path / "checkpoints")) as checkpoints,
         ):
-            run, state = build(config, Distributed(config)), TrainState()
-            if newest := checkpoints.newest():
-                restore_state(run, state, newest)
-            watched = Watched(run)
-            follow(device, watched, patches)
+            processes = Distributed(config)
             stop: Any = NeverStop()
-            assert loop.train_loop(run, state, MetricsLogger(run, state), checkpoints, stop) is None
+            places = {"terminal": Terminal(True), "checkpoints": checkpoints, "stop": stop}
+            trainer = Trainer(config, processes, *build(config, processes), **places)
+            if newest := checkpoints.newest():
+                trainer.restore(newest)
+            watched = Watched(trainer)
+            trainer.start()
+            follow(device, watched, patches)
+            assert trainer.loop() is None
         return watched
 
     return train
 
 
 def follow(device: pretend.CudaDevice, watched: Watched, patches: pytest.MonkeyPatch) -> None:
-    """Sort what the host does to the device by the parts of `train_loop`."""
-    actions_due, set_momentum = loop.actions_due, RunningStatsWarmup.set_momentum
+    """Sort what the host does to the device by the parts of the loop."""
+    actions_due = Trainer.actions_due
+    set_momentum = RunningStatsWarmup.set_momentum
     started: list[int] = []
     device.waits.clear()
 
@@ -94,11 +99,11 @@ def follow(device: pretend.CudaDevice, watched: Watched, patches: pytest.MonkeyP
         device.waits.clear()
         return waits
 
-    def before_actions(*words: Any) -> Actions:
+    def before_actions(self: Trainer) -> Actions:
         if started:
             watched.in_iterations.append(take())
             watched.uploads.append(device.uploads)
-        due = actions_due(*words)
+        due = actions_due(self)
         if started and not any(vars(due).values()):
             watched.in_iterations[-1] += take()
         return due
@@ -109,7 +114,7 @@ def follow(device: pretend.CudaDevice, watched: Watched, patches: pytest.MonkeyP
         started.append(iteration)
         set_momentum(self, iteration)
 
-    patches.setattr(loop, "actions_due", before_actions)
+    patches.setattr(Trainer, "actions_due", before_actions)
     patches.setattr(RunningStatsWarmup, "set_momentum", before_iteration)
 
 
@@ -127,9 +132,9 @@ def test_the_host_never_waits_in_an_iteration(watch, precision, words, uploads):
     watched = watch(*words, *NEVER, "--precision", precision)
     assert watched.in_iterations == [[]] * 5
     assert watched.uploads == [uploads] * 5  # images and latents; labels of both; flips
-    assert watched.run.processes.device == torch.device("cuda:0")
-    assert (watched.run.processes.accelerator.scaler is not None) == (precision == "fp16")
-    parameters = [p for network in (watched.run.raw_G, watched.run.gan.raw_D) for p in network.parameters()]
+    assert watched.trainer.processes.device == torch.device("cuda:0")
+    assert (watched.trainer.processes.accelerator.scaler is not None) == (precision == "fp16")
+    parameters = [p for network in (watched.trainer.gan.raw_G, watched.trainer.gan.raw_D) for p in network.parameters()]
     assert all(p.is_cuda and p.grad is not None and p.grad.stride() == p.stride() for p in parameters)
 
 
@@ -155,10 +160,10 @@ def test_global_batchnorm_never_waits(monkeypatch, precision):
     monkeypatch.setattr(dist, "all_reduce", lambda tensor: reduced.append(tensor.device.type))
     monkeypatch.setattr(dist, "get_world_size", lambda: 8)
     options = {"width": 4}
-    networks = models.build("dcgan", size=16, channels=3, num_classes=0, z_dim=8, options=options, seed=0)
+    networks = models.build("dcgan", SampleSpec(16, 3, 0), z_dim=8, options=options, seed=0)
     with pretend.cuda_device() as device:
         G, D = (batchnorm.convert(n).to(memory_format=torch.channels_last).to("cuda:0") for n in networks)
-        gan = GAN(G, D, D, adam(G, OptimizerConfig()), adam(D, OptimizerConfig()), LOSSES["bce"])
+        gan = GAN(G, D, G, D, adam(G, OptimizerConfig()), adam(D, OptimizerConfig()), LOSSES["bce"])
         minibatch = Minibatch(torch.empty(4, 3, 16, 16, device="cuda:0"), torch.empty(4, 8, device="cuda:0"))
         device.waits.clear()
         with torch.autocast("cuda", torch.bfloat16, enabled=precision == "bf16"):

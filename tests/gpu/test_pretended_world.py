@@ -22,14 +22,14 @@ from distgan.config.read import read_config
 from distgan.data import order
 from distgan.distributed.batchnorm import GlobalBatchNorm2d
 from distgan.distributed.processes import Distributed
-from distgan.gan.losses import LOSSES
-from distgan.logs.log import MetricsLogger
+from distgan.gan.step import GAN
+from distgan.logs.log import Terminal
 from distgan.rng import philox, rng
 from distgan.runs.checkpoint import Checkpoints
-from distgan.training import batches, loop
-from distgan.training.build import Run, build
+from distgan.training import batches
+from distgan.training.build import build
 from distgan.training.due import Actions
-from distgan.training.state import TrainState
+from distgan.training.loop import Trainer
 from shared import TINY, make_dataset, noise
 
 WORLDS = (8, 64, 1024)
@@ -50,13 +50,13 @@ class Traffic:
     Kinds are "gradients" (DDP's), "host" (over gloo), and else the operation of torch's c10d.
     """
 
-    run: Run
+    gan: GAN
     iterations: list[list[tuple[str, int]]] = field(default_factory=list)
 
     def summary(self) -> dict[str, tuple[int, int]]:
         """Number and bytes of each kind in an iteration."""
         first, *others = self.iterations
-        # DDP puts its gradients into new buckets once, after the backward of `rebuild_ddp_buckets`
+        # DDP puts its gradients into new buckets once, after the dummy backward of `prepare_ddp`
         assert [call for call in first if call[0] != "broadcast_"] == others[0]
         assert len(others) == 2 and others[0] == others[1]  # in this order
         counts = Counter(kind for kind, _ in others[0])
@@ -139,22 +139,25 @@ def traffic(images16, tmp_path, monkeypatch) -> Callable[..., Traffic]:
             process_group(world, patches) as collectives,
             contextlib.closing(Checkpoints(tmp_path / "checkpoints")) as checkpoints,
         ):
-            run, state = build(config, Distributed(config)), TrainState()
-            assert run.processes.world_size == world and isinstance(run.gan.D, DistributedDataParallel)
-            result = Traffic(run)
-            actions_due = loop.actions_due
+            processes = Distributed(config)
+            stop: Any = NeverStop()
+            places = {"terminal": Terminal(True), "checkpoints": checkpoints, "stop": stop}
+            trainer = Trainer(config, processes, *build(config, processes), **places)
+            assert processes.world_size == world and isinstance(trainer.gan.D, DistributedDataParallel)
+            result = Traffic(trainer.gan)
+            actions_due = Trainer.actions_due
 
-            def between(*words: Any) -> Actions:
+            def between(self: Trainer) -> Actions:
                 result.iterations.append(collectives.calls[:])
                 collectives.calls.clear()
-                if state.images_seen == 3 * batch:
+                if self.state.images_seen == 3 * batch:
                     raise EndOfTest
-                return actions_due(*words)
+                return actions_due(self)
 
-            patches.setattr(loop, "actions_due", between)
-            stop: Any = NeverStop()
+            patches.setattr(Trainer, "actions_due", between)
+            trainer.start()
             with pytest.raises(EndOfTest):
-                loop.train_loop(run, state, MetricsLogger(run, state), checkpoints, stop)
+                trainer.loop()
             del result.iterations[0]  # what was called before the first iteration
         return result
 
@@ -165,8 +168,8 @@ class EndOfTest(Exception):
     """Ends the loop before its last log and checkpoint."""
 
 
-def gradient_bytes(run: Run) -> int:
-    return sum(4 * p.numel() for network in (run.raw_G, run.gan.raw_D) for p in network.parameters())
+def gradient_bytes(gan: GAN) -> int:
+    return sum(4 * p.numel() for network in (gan.raw_G, gan.raw_D) for p in network.parameters())
 
 
 CASES = {
@@ -183,19 +186,20 @@ def test_collectives_of_an_iteration(traffic, case):
     results = [traffic(world, *CASES[case]) for world in WORLDS]
     summaries = [result.summary() for result in results]
     assert summaries[0] == summaries[1] == summaries[2]
-    run, summary = results[0].run, summaries[0]
-    assert summary.pop("gradients") == (2, gradient_bytes(run))  # those of each network once, in one bucket
+    gan = results[0].gan
+    summary = summaries[0]
+    assert summary.pop("gradients") == (2, gradient_bytes(gan))  # those of each network once, in one bucket
     assert summary.pop("host") == (1, 8)  # the flags of what is due
     if case == "no norm":
         assert summary == {}
     elif case == "local batchnorm":
-        buffers = [b for network in (run.raw_G, run.gan.raw_D) for b in network.buffers() if b.dtype == torch.float32]
+        buffers = [b for network in (gan.raw_G, gan.raw_D) for b in network.buffers() if b.dtype == torch.float32]
         assert len(buffers) == 6 and summary == {"allreduce_": (1, sum(4 * b.numel() for b in buffers))}
     else:
-        modules = [m for n in (run.raw_G, *3 * [run.gan.raw_D]) for m in n.modules() if type(m) is GlobalBatchNorm2d]
+        modules = [m for n in (gan.raw_G, *3 * [gan.raw_D]) for m in n.modules() if type(m) is GlobalBatchNorm2d]
         assert len(modules) == 2 + 3 * 1  # G has one forward, D three: real, fakes, fakes in the update of G
         parts = 2 if case == "micro-batches" else 1
-        again = [m for m in run.raw_G.modules() if type(m) is GlobalBatchNorm2d] * 2 if parts == 2 else []
+        again = [m for m in gan.raw_G.modules() if type(m) is GlobalBatchNorm2d] * 2 if parts == 2 else []
         forward, backward = parts * modules + again, parts * modules  # G's forwards for D come without a graph
         # float64 mean and mean square; float32 sums of dy and of dy * (x - mean)
         sizes = [m.num_features * 2 * 8 for m in forward] + [m.num_features * 2 * 4 for m in backward]
@@ -242,16 +246,9 @@ def test_a_process_draws_its_own_random_numbers_only(monkeypatch, processes, lan
     monkeypatch.setattr(batches, "philox", Stream)
     config = Config(batch=64 * processes, data=DataConfig(labels=True, flip=True, lanes=lanes))
     local = lanes // processes
-    run: Any = SimpleNamespace(
-        config=config,
-        order=SimpleNamespace(lanes=lanes, local_lanes=range(processes // 2 * local, (processes // 2 + 1) * local)),
-        processes=SimpleNamespace(rank=processes // 2, world_size=processes, to_pinned=torch.from_numpy),
-        dataset=SimpleNamespace(classes=[SimpleNamespace(samples=500)] * 2),
-        gan=SimpleNamespace(loss=LOSSES["bce"]),
-        penalties={},
-        augment_columns=0,
-    )
-    drawn = batches.draw(run, TrainState(), config.batch * 7)
+    middle = range(processes // 2 * local, (processes // 2 + 1) * local)
+    order: Any = SimpleNamespace(lanes=lanes, local_lanes=middle)
+    drawn = batches.Draws(config, order, [500, 500], batches.Needs())(config.batch * 7)
     assert {name: list(values.shape) for name, values in drawn.items()} == {
         "z": [64, 100],
         "fake_labels": [64],

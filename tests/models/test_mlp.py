@@ -7,11 +7,14 @@ import torch
 
 from distgan import models
 from distgan.errors import UsageError
+from distgan.samples import SampleSpec
 
 
 def build(**changes):
     values: dict[str, Any] = dict(size=1, channels=2, num_classes=0, z_dim=8, options={"width": 16}, seed=0)
-    return models.build("mlp", **(values | changes))
+    values |= changes
+    spec = SampleSpec(values.pop("size"), values.pop("channels"), values.pop("num_classes"))
+    return models.build("mlp", spec, **values)
 
 
 @pytest.mark.parametrize(("size", "channels"), [(1, 2), (1, 1), (5, 3), (8, 1)])

@@ -10,12 +10,15 @@ from torch import nn
 from distgan import models
 from distgan.errors import UsageError
 from distgan.models.r3gan import ResidualBlock
+from distgan.samples import SampleSpec
 
 
 def build(**changes):
     options = {"widths": [32, 32, 24, 16], "group_width": 16}
     values: dict[str, Any] = dict(size=32, channels=3, num_classes=0, z_dim=8, options=options, seed=0)
-    return models.build("r3gan", **(values | changes))
+    values |= changes
+    spec = SampleSpec(values.pop("size"), values.pop("channels"), values.pop("num_classes"))
+    return models.build("r3gan", spec, **values)
 
 
 @pytest.mark.parametrize(

@@ -13,11 +13,14 @@ from distgan import models
 from distgan.distributed.batchnorm import GlobalBatchNorm2d, convert
 from distgan.errors import UsageError
 from distgan.models.sngan import ConditionalBatchNorm2d
+from distgan.samples import SampleSpec
 
 
 def build(**changes):
     values: dict[str, Any] = dict(size=32, channels=3, num_classes=0, z_dim=8, options={"width": 8}, seed=0)
-    return models.build("sngan", **(values | changes))
+    values |= changes
+    spec = SampleSpec(values.pop("size"), values.pop("channels"), values.pop("num_classes"))
+    return models.build("sngan", spec, **values)
 
 
 def test_the_cifar_networks_have_the_papers_size():

@@ -45,8 +45,8 @@ class D(nn.Module):
     def forward(self, images, labels=None):
         return self.layer(images.flatten(1)).flatten()
 
-def build(*, size, channels, num_classes, z_dim, scale=1.0):
-    return G(size, channels, z_dim), D(size, channels)
+def build(spec, *, z_dim, scale=1.0):
+    return G(spec.size, spec.channels, z_dim), D(spec.size, spec.channels)
 
 MODELS["linear"] = build
 """
@@ -111,15 +111,19 @@ def test_own_parts_without_a_fork(parts, tiny, tmp_path, capsys):
             r"returns \[\] for 3 logits; it must return \[3\]",
         ),
         ("real_logits.square()", "real.square()", r"penalties: logit returns \[3, 1, 2, 2\] for 3 images"),
-        ("num_classes, z_dim, scale", "z_dim, scale", "the builder of linear raises TypeError: build"),
+        (
+            "(spec, *, z_dim",
+            "(*, size, channels, z_dim",
+            r"the builder of linear raises TypeError: build.*; it is called as build\(spec, z",
+        ),
         ("def forward(self, z, labels=None)", "def forward(self, z)", r"model.name: G\(z, labels\) raises TypeError"),
         (".tanh().view(-1, *self.shape)", "", r"for 2 inputs G returns \[2, 192\]; it must return \[2, 3, 8, 8\]"),
         ("self.layer(images.flatten(1)).flatten()", "self.layer(images)", r"D\(images, labels\) raises RuntimeError"),
         ("self.layer(images.flatten(1)).flatten()", "self.layer(images.flatten(1))", r"D returns \[2, 1\]"),
         ("return self.layer(images.flatten(1)).flatten()", "return None", "D returns NoneType"),
         (
-            "return G(size, channels, z_dim), D(size, channels)",
-            "return G(size, channels, z_dim)",
+            "return G(spec.size, spec.channels, z_dim), D(spec.size, spec.channels)",
+            "return G(spec.size, spec.channels, z_dim)",
             "must return G and D",
         ),
         ("    def forward(self, z, labels=None)", "    def forward(self, z, labels)", "ok"),

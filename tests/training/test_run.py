@@ -3,8 +3,6 @@
 import math
 import os
 from fractions import Fraction
-from types import SimpleNamespace
-from typing import Any
 
 import pytest
 import torch
@@ -13,7 +11,7 @@ import torch.distributed as dist
 import distgan.training.loop
 from distgan.config.keys import Config
 from distgan.distributed.launch import set_determinism
-from distgan.training.build import Run
+from distgan.training.due import Clock
 from shared import TINY, train, weights
 
 
@@ -75,8 +73,7 @@ def test_runs_with_many_labels_are_equal(tiny, trained):
 @pytest.mark.parametrize("every", [0.05, 0.1, 0.2, 0.3, 1, 2.5])
 def test_a_fraction_of_an_epoch_is_due_at_its_multiples(every):
     """0.1 of 1,792 images ten times is the end of the epoch, in floating point too."""
-    config, order = SimpleNamespace(iteration_images=32), SimpleNamespace(epoch_images=1792)
-    run: Any = SimpleNamespace(config=config, order=order)
-    due = [images for images in range(32, 10 * 1792 + 1, 32) if Run.crossed(run, every, images)]
+    clock = Clock(iteration_images=32, epoch_images=1792, total_images=17920)
+    due = [images for images in range(32, 10 * 1792 + 1, 32) if clock.crossed(every, images)]
     at = [math.ceil(Fraction(str(every)) * 1792 * k / 32) * 32 for k in range(1, int(10 / every) + 1)]
     assert due == [images for images in dict.fromkeys(at) if images <= 10 * 1792]

@@ -199,12 +199,16 @@ def differences(a: Path, b: Path) -> str:
 
 
 def build_run(*words: object, batch: int = BATCH, precision: str = "no"):
-    """A run on the noise in this process; nothing is due before its end. Returns `training.build.Run`."""
+    """A run on the noise in this process, as a `training.loop.Trainer`; nothing is due before its end."""
     from accelerate.state import AcceleratorState
 
     from distgan.config.read import read_config
     from distgan.distributed.processes import Distributed
+    from distgan.logs.log import Terminal
+    from distgan.runs.checkpoint import Checkpoints
     from distgan.training.build import build
+    from distgan.training.loop import Trainer
+    from distgan.training.stop import StopRequest
 
     AcceleratorState._reset_state(reset_partial_state=True)
     run_dir = Path(tempfile.mkdtemp(dir=WORK))
@@ -212,18 +216,22 @@ def build_run(*words: object, batch: int = BATCH, precision: str = "no"):
     argv += ["--run_dir", run_dir, "--images", 10**9, "--report.every_images", 10**9]
     argv += ["--samples.every_epochs", 10**6, "--checkpoint.every_epochs", 10**6, *words]
     config = read_config([str(word) for word in argv], prog="gpu", description="")[0]
-    return build(config, Distributed(config))
+    processes = Distributed(config)
+    return Trainer(
+        config,
+        processes,
+        *build(config, processes),
+        terminal=Terminal(True),
+        checkpoints=Checkpoints(run_dir / "checkpoints", 1),
+        stop=StopRequest([]),
+    )
 
 
-def run_loop(run, visit: Callable[[int], bool]) -> None:
+def run_loop(trainer, visit: Callable[[int], bool]) -> None:
     """The run's own training loop; `visit(i)` is called before iteration i, and a true value stops the loop.
 
-    `train_loop` asks its stop request once per iteration, on the host: this is where measurements start and end.
+    The loop asks its stop request once per iteration, on the host: this is where measurements start and end.
     """
-    from distgan.logs.log import MetricsLogger
-    from distgan.runs.checkpoint import Checkpoints
-    from distgan.training.loop import train_loop
-    from distgan.training.state import TrainState
     from distgan.training.stop import StopRequest
 
     class Visits(StopRequest):
@@ -235,14 +243,14 @@ def run_loop(run, visit: Callable[[int], bool]) -> None:
             self.count += 1
             return self.reason is not None
 
-    state, folder = TrainState(), Path(run.config.run_dir)
+    trainer.stop.close()
+    trainer.stop = Visits([])
     try:
-        with contextlib.ExitStack() as stack:
-            checkpoints = stack.enter_context(contextlib.closing(Checkpoints(folder / "checkpoints", 1)))
-            logger = stack.enter_context(contextlib.closing(MetricsLogger(run, state)))
-            train_loop(run, state, logger, checkpoints, stack.enter_context(contextlib.closing(Visits([]))))
+        with contextlib.closing(trainer.checkpoints), contextlib.closing(trainer.stop):
+            trainer.start()
+            trainer.loop()
     finally:
-        shutil.rmtree(folder)
+        shutil.rmtree(trainer.run_dir)
 
 
 def repeat(iterations: Iterator[None], visit: Callable[[int], bool]) -> None:

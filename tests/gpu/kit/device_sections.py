@@ -37,6 +37,7 @@ from torch.profiler import ProfilerActivity
 
 from distgan import models
 from distgan.distributed.batchnorm import GlobalBatchNorm2d, convert
+from distgan.samples import SampleSpec
 
 WATCHED = (3, 5) if DRY else (10, 60)
 """The iterations in which no wait of the host is allowed; the first ones build what is cached."""
@@ -85,8 +86,7 @@ def textbook(batch: int, precision: str, tf32: bool) -> Iterator[None]:
     torch.use_deterministic_algorithms(False)
     torch.backends.cudnn.deterministic = torch.backends.cudnn.benchmark = False  # torch's defaults
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = tf32
-    shape = dict(size=SIZE, channels=3, num_classes=0, z_dim=100)
-    G, D = models.build("dcgan", **shape, options={"width": WIDTH}, seed=0)
+    G, D = models.build("dcgan", SampleSpec(SIZE, 3), z_dim=100, options={"width": WIDTH}, seed=0)
     G, D = G.to(DEVICE), D.to(DEVICE)
     criterion, ones, zeros = nn.BCEWithLogitsLoss(), torch.ones(batch, device=DEVICE), torch.zeros(batch, device=DEVICE)
     g_optimizer, d_optimizer = (torch.optim.Adam(n.parameters(), lr=2e-4, betas=(0.5, 0.999)) for n in (G, D))
@@ -116,25 +116,21 @@ def textbook(batch: int, precision: str, tf32: bool) -> Iterator[None]:
         yield
 
 
-def steps(run) -> Iterator[None]:
+def steps(trainer) -> Iterator[None]:
     """train_step and the EMA on one minibatch that stays on the device; yields after each iteration."""
     from distgan.gan.step import train_step
-    from distgan.training.batches import iterations
-    from distgan.training.state import TrainState
 
-    batches, images_seen = next(iterations(run, TrainState(), lambda batch: None)), 0
+    batches = next(trainer.minibatches.iterations(0, 1, on_read=lambda batch: None))
+    images_seen = 0
     while True:
-        train_step(run.gan, batches, run.penalties_due(images_seen))
-        run.ema.update(run.raw_G, run.config.batch, images_seen)
-        images_seen += run.config.batch
+        train_step(trainer.gan, batches, trainer.scheduled.penalties_due(images_seen))
+        trainer.ema.update(trainer.gan.raw_G, trainer.config.batch, images_seen)
+        images_seen += trainer.config.batch
         yield
 
 
-def data_only(run) -> Iterator[None]:
-    from distgan.training.batches import iterations
-    from distgan.training.state import TrainState
-
-    return (None for _ in iterations(run, TrainState(), lambda batch: None))
+def data_only(trainer) -> Iterator[None]:
+    return (None for _ in trainer.minibatches.iterations(0, 10**9, on_read=lambda batch: None))
 
 
 STEP_VARIANTS: dict[str, list[str]] = {
@@ -325,7 +321,7 @@ def iterations_with_batchnorm() -> None:
             for name in ("nn.BatchNorm2d", "GlobalBatchNorm2d"):
                 run, watch = build_run(batch=batch, precision=precision), Stopwatch(batch)
                 if name == "GlobalBatchNorm2d":
-                    convert(run.raw_G)
+                    convert(run.gan.raw_G)
                     convert(run.gan.raw_D)
                 if DEVICE == "cuda":
                     torch.cuda.reset_peak_memory_stats()

@@ -1,0 +1,115 @@
+"""The numbers of a run that change with the images seen, as 0-dim tensors on the device."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from distgan.config.keys import Config, OptimizerConfig, is_adaptive
+from distgan.distributed.batchnorm import RunningStatsWarmup
+from distgan.gan.penalties import PENALTIES
+from distgan.gan.schedules import Schedule, adapt_probability, iterations_averaged, value_at
+from distgan.gan.step import GAN, WeightedPenalty
+
+
+class ScheduledValues:
+    """Learning rates, beta2, penalty weights, the probability of augmentation, BatchNorm's momentum.
+
+    The tensors stay the same ones during a run and only their values change, so that an iteration that was compiled or
+    captured once serves all of it. A tensor is filled without waiting for the device.
+    """
+
+    def __init__(self, config: Config, gan: GAN, device: torch.device) -> None:
+        self.config = config
+        self.gan = gan
+        self.running_stats = RunningStatsWarmup([gan.raw_G, gan.raw_D])
+        self.schedules = penalty_schedules(config)
+        self.penalties = weighted_penalties(config, device)
+        # the fused kernel of CUDA reads a learning rate in float32
+        dtype = torch.float32 if device.type == "cuda" else exact_dtype(device)
+        self.g_lr = torch.full((), value_at(config.g_optimizer.lr, 0), dtype=dtype, device=device)
+        self.d_lr = torch.full((), value_at(config.d_optimizer.lr, 0), dtype=dtype, device=device)
+        self.p = torch.zeros((), dtype=exact_dtype(device), device=device)
+        """Probability of augmentation."""
+        self.sign_sum = torch.zeros_like(self.p)
+        """Sum over iterations of the means of sign(D(x)), since an adaptive `p` moved last."""
+
+    def set(self, images_seen: int) -> None:
+        """Take the values of the iteration that begins at `images_seen`."""
+        self.running_stats.set_momentum(images_seen // self.config.iteration_images)
+        set_optimizer(self.gan.g_optimizer, self.config.g_optimizer, self.g_lr, images_seen)
+        set_optimizer(self.gan.d_optimizer, self.config.d_optimizer, self.d_lr, images_seen)
+        for name, weight in self.schedules.items():
+            due = self.penalties[name]
+            assert isinstance(due.weight, Tensor)
+            due.weight.fill_(value_at(weight, images_seen))
+        if not is_adaptive(self.config):
+            self.p.fill_(value_at(self.config.augment_p, images_seen))
+
+    def penalties_due(self, images_seen: int) -> dict[str, WeightedPenalty]:
+        """The penalties of the iteration that begins at `images_seen`."""
+        iteration = images_seen // self.config.iteration_images
+        return {name: penalty for name, penalty in self.penalties.items() if iteration % penalty.every == 0}
+
+    def adapt(self, sign: Tensor, images_seen: int) -> None:
+        """Move an adaptive `p` after the iteration that began at `images_seen`; does not wait for the device.
+
+        `sign` is the mean of sign(D(x)) over the real images of all processes.
+        """
+        rule: Any = self.config.augment_p
+        self.sign_sum += sign
+        averaged = iterations_averaged(self.config.iteration_images)
+        iteration = images_seen // self.config.iteration_images
+        if (iteration + 1) % averaged:
+            return
+        step = averaged * self.config.iteration_images
+        mean = self.sign_sum / averaged
+        self.p.copy_(adapt_probability(self.p, mean, target=rule["target"], images=rule["images"], step=step))
+        self.sign_sum.zero_()
+
+    def logged(self, images_seen: int) -> dict[str, float]:
+        """The values of schedules of penalties and augmentation after `images_seen` images, by name; waits."""
+        values = {f"{name}_weight": weight for name, weight in self.schedules.items()}
+        values["augment_p"] = self.config.augment_p
+        changing = {name: value for name, value in values.items() if isinstance(value, dict) and "from" in value}
+        logged = {name: value_at(schedule, images_seen) for name, schedule in changing.items()}
+        return ({"augment_p": float(self.p)} if is_adaptive(self.config) else {}) | logged
+
+    def state(self) -> dict[str, float]:
+        """What resumes: an adaptive `p`, and what has been seen since it moved; waits for the device."""
+        p = float(self.p) if is_adaptive(self.config) else 0.0
+        return {"augment_p": p, "augment_sign": float(self.sign_sum)}
+
+    def load_state(self, augment_p: float, augment_sign: float) -> None:
+        self.p.fill_(augment_p)
+        self.sign_sum.fill_(augment_sign)
+
+
+def penalty_schedules(config: Config) -> dict[str, Schedule]:
+    """The weights of penalties by name, in the order of the configuration."""
+    lazy = {name: value for name, value in config.penalties.items() if isinstance(value, dict) and "every" in value}
+    return {name: lazy[name]["weight"] if name in lazy else value for name, value in config.penalties.items()}
+
+
+def weighted_penalties(config: Config, device: torch.device) -> dict[str, WeightedPenalty]:
+    """The penalties by name, with their weights at the start of a run as float32 tensors."""
+    penalties = {}
+    for name, weight in penalty_schedules(config).items():
+        value = config.penalties[name]
+        every = value["every"] if isinstance(value, dict) and "every" in value else 1
+        tensor = torch.full((), value_at(weight, 0), dtype=torch.float32, device=device)
+        penalties[name] = WeightedPenalty(PENALTIES[name], tensor, every)
+    return penalties
+
+
+def exact_dtype(device: torch.device) -> torch.dtype:
+    """float64 where the device has it: a number of the configuration is not rounded."""
+    return torch.float64 if device.type in ("cpu", "cuda") else torch.float32
+
+
+def set_optimizer(optimizer: torch.optim.Optimizer, keys: OptimizerConfig, lr: Tensor, images_seen: int) -> None:
+    """Give an optimizer the learning rate, in the tensor `lr`, and the beta2 of its schedules."""
+    lr.fill_(value_at(keys.lr, images_seen))
+    for group in optimizer.param_groups:
+        group["lr"] = lr  # an optimizer that was loaded has a copy
+        group["betas"] = (keys.betas[0], value_at(keys.betas[1], images_seen))

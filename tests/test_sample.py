@@ -15,6 +15,8 @@ import distgan.images
 from distgan.generators.sampling import slerp
 from shared import ROOT, TINY, train
 
+MANUAL = ROOT / "distgan" / "generators" / "README.md"
+
 
 @pytest.fixture(scope="module")
 def run(tiny, tmp_path_factory) -> Path:
@@ -29,8 +31,8 @@ def sample(*words: object) -> int:
 
 
 def readme_example(first_line: str) -> str:
-    """A Python example of the README."""
-    found = re.search(rf"```python\n({re.escape(first_line)}\n.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    """A Python example of the manual."""
+    found = re.search(rf"```python\n({re.escape(first_line)}\n.*?)```", MANUAL.read_text(), re.DOTALL)
     assert found is not None
     return found[1]
 
@@ -164,7 +166,7 @@ def test_sample_refuses_bad_input(trained, words, message, capsys):
 
 
 def test_load_in_four_lines(run, tmp_path, monkeypatch):
-    """The README's example, on a run in the current folder, and those that follow it there."""
+    """The manual's example, on a run in the current folder, and those that follow it there."""
     monkeypatch.chdir(tmp_path)
     code = readme_example("import distgan").replace("runs/demo", str(run))
     names: dict = {}
@@ -181,7 +183,7 @@ def test_load_in_four_lines(run, tmp_path, monkeypatch):
 @pytest.mark.slow
 @pytest.mark.filterwarnings("default")  # of the exporters' dependencies
 def test_exports(run, tmp_path, monkeypatch):
-    """The README's torch.export and ONNX files give G's images, for any number of latents."""
+    """The manual's torch.export and ONNX files give G's images, for any number of latents."""
     import onnxruntime
 
     monkeypatch.chdir(tmp_path)

@@ -1,9 +1,9 @@
-"""The pictures of the README, in configs/results/: `python tests/bench/figures.py [NAME ...]`, by default all.
+"""The pictures of the manual, in configs/results/: `python tests/bench/figures.py [NAME ...]`, by default all.
 
-demo: a strip of the grids of `make demo`, which must have run. loss: d_loss of the demo's networks on one process, on
-two, and killed and resumed (about five minutes on two cores). lanes: the order of the images. ladder: KL and confident
-share against time, from the cards of the runs in RATES, which must have ended. fashion: the cards of
-runs/fashion-mnist by epoch.
+demo: a strip of the grids of `make demo`, which must have run; digits: of rpgan-digits-cpu, seeds 0 to 2. loss: d_loss
+of the demo's networks on one process, on two, and killed and resumed (about five minutes on two cores). lanes: the
+order of the images. ladder: KL and confident share against time, from the cards of the runs in RATES, which must have
+ended. fashion: the cards of runs/fashion-mnist by epoch.
 """
 
 import json
@@ -34,11 +34,22 @@ RATES = {"rpgan-stacked-mnist-cpu": 815, "dcgan-stacked-mnist": 1010, "dcgan-sta
 
 
 def demo() -> None:
-    """Grids of epochs 10, 30 and 60 of the demo, side by side, grey, in their own pixels."""
-    paths = [ROOT / f"runs/demo/samples/fake-{epoch:04d}.png" for epoch in EPOCHS]
+    """Grids of epochs 10, 30 and 60 of the demo."""
+    strip([ROOT / f"runs/demo/samples/fake-{epoch:04d}.png" for epoch in EPOCHS], "demo")
+
+
+def digits() -> None:
+    """The last grids of rpgan-digits-cpu with seeds 0, 1 and 2, in runs/rpgan-digits-cpu, -1 and -2."""
+    runs = [ROOT / f"runs/rpgan-digits-cpu{suffix}" for suffix in ("", "-1", "-2")]
+    strip([max((run / "samples").glob("fake-*.png")) for run in runs], "rpgan-digits")
+
+
+def strip(paths: list[Path], name: str) -> None:
+    """Three pictures side by side, grey, in their own pixels."""
     grids = [np.asarray(Image.open(path).convert("L")) for path in paths]
     gap = np.full((len(grids[0]), 12), 255, np.uint8)
-    Image.fromarray(np.hstack([grids[0], gap, grids[1], gap, grids[2]])).save(RESULTS / "demo.png", optimize=True)
+    picture = np.hstack([grids[0], gap, grids[1], gap, grids[2]])
+    Image.fromarray(picture).save(RESULTS / f"{name}.png", optimize=True)
 
 
 def losses(run: Path) -> tuple[list[int], list[float]]:
@@ -158,7 +169,9 @@ def fashion() -> None:
     figure.savefig(RESULTS / "fashion.png", dpi=110)
 
 
+FIGURES = {"demo": demo, "digits": digits, "loss": loss, "lanes": lanes, "ladder": ladder, "fashion": fashion}
+
 if __name__ == "__main__":
     RESULTS.mkdir(exist_ok=True)
-    for name in sys.argv[1:] or ["demo", "loss", "lanes", "ladder", "fashion"]:
-        {"demo": demo, "loss": loss, "lanes": lanes, "ladder": ladder, "fashion": fashion}[name]()
+    for name in sys.argv[1:] or list(FIGURES):
+        FIGURES[name]()

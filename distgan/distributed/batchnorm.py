@@ -82,7 +82,8 @@ class Normalize(torch.autograd.Function):
         dy = dy.contiguous(memory_format=torch.channels_last if is_channels_last(x) else torch.contiguous_format)
         sum_dy, sum_dy_xmu = gradient_sums(dy, x, mean, invstd, weight)
         # DDP averages the gradients of weight and bias, as it does all parameters'
-        weight_gradient, bias_gradient = sum_dy_xmu * invstd, sum_dy
+        weight_gradient = sum_dy_xmu * invstd
+        bias_gradient = sum_dy
         sums = torch.stack([sum_dy, sum_dy_xmu])
         dist.all_reduce(sums)
         count = x.numel() // x.shape[1] * dist.get_world_size()
@@ -117,7 +118,9 @@ class GlobalBatchNorm2d(nn.BatchNorm2d):
         One all-reduce, in float64: the difference of mean square and squared mean then loses nothing.
         """
         mean, variance = local_stats(x, self.eps)
-        dtype, mean, variance = mean.dtype, mean.double(), variance.double()
+        dtype = mean.dtype
+        mean = mean.double()
+        variance = variance.double()
         moments = torch.stack([mean, variance + mean.square()])
         dist.all_reduce(moments)
         mean, square = (moments / dist.get_world_size()).unbind()

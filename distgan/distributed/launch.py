@@ -24,7 +24,8 @@ def set_determinism(config: Config) -> None:
 
 def check_devices() -> None:
     """Raises UsageError if a node has more processes than GPUs: Accelerate would put two on one."""
-    processes, gpus = int(os.environ.get("LOCAL_WORLD_SIZE", 1)), torch.cuda.device_count()
+    processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    gpus = torch.cuda.device_count()
     on_cpu = os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes")
     if gpus and processes > gpus and not on_cpu:
         raise UsageError(f"the launch: {processes} processes on a node with {gpus} GPUs; use --num_processes {gpus}")

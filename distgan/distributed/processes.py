@@ -43,7 +43,8 @@ class Distributed:
         kind = self.accelerator.distributed_type.value
         if kind not in ("NO", "MULTI_CPU", "MULTI_GPU", "MULTI_XPU", "MULTI_NPU", "MULTI_MLU"):
             raise UsageError(f"the launch: distgan uses DDP, but Accelerate is configured for {kind}")
-        self.rank, self.world_size = self.accelerator.process_index, self.accelerator.num_processes
+        self.rank = self.accelerator.process_index
+        self.world_size = self.accelerator.num_processes
         self.is_main_process = self.rank == 0
         self.device = self.accelerator.device
         if config.precision == "fp16" and self.device.type != "cuda":

@@ -172,7 +172,8 @@ def ada_color(images: Tensor, u: Tensor, p: Tensor | float) -> Tensor:
     Brightness + N(0, 0.2^2); contrast lognormal(0, (0.5 ln 2)^2); luma flip 0 or 1; hue rotation U(-pi, pi); saturation
     lognormal(0, (ln 2)^2). Hue and saturation do nothing to grey, also where it is stored in one channel.
     """
-    drawn, u_value = u[:, 0::2] < p, u[:, 1::2]
+    drawn = u[:, 0::2] < p
+    u_value = u[:, 1::2]
     brightness = torch.where(drawn[:, 0], 0.2 * normal(u_value[:, 0]), 0)
     contrast = torch.exp2(0.5 * torch.where(drawn[:, 1], normal(u_value[:, 1]), 0))
     flip = torch.where(drawn[:, 2], integer(u_value[:, 2], 0, 1), 0)

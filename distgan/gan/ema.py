@@ -18,7 +18,8 @@ class EMA:
 
     def __init__(self, G: nn.Module, half_life_images: Schedule, warmup: float = 0.0) -> None:
         self.module = copy.deepcopy(G).eval().requires_grad_(False)
-        self.half_life_images, self.warmup = half_life_images, warmup
+        self.half_life_images = half_life_images
+        self.warmup = warmup
 
     def weight(self, batch: int, images_seen: int) -> float:
         """The share of G's new weights after an iteration of `batch` images that began at `images_seen`."""
@@ -33,6 +34,7 @@ class EMA:
         ema_params: list[Tensor] = list(self.module.parameters())
         params: list[Tensor] = list(G.parameters())
         torch._foreach_lerp_(ema_params, params, weight)  # pyright: ignore[reportPrivateImportUsage] - one kernel
-        ema_buffers, buffers = list(self.module.buffers()), list(G.buffers())
+        ema_buffers = list(self.module.buffers())
+        buffers = list(G.buffers())
         if buffers:
             torch._foreach_copy_(ema_buffers, buffers)  # pyright: ignore[reportPrivateImportUsage]

@@ -100,15 +100,15 @@ def train_step(gan: GAN, batches: Batches, penalties: Penalties | None = None, p
     """
     penalties = penalties or {}
     *first, last = batches.d
-    rows = [update_d(gan, micro_batches, fakes_for_d(gan, micro_batches), penalties, p) for micro_batches in first]
+    scalars = [update_d(gan, micro_batches, fakes_for_d(gan, micro_batches), penalties, p) for micro_batches in first]
     if batches.g is None and len(last) == 1:
         # the classic recipe: one forward pass of G serves both updates
         fakes = [gan.G(last[0].z, last[0].fake_labels)]
-        rows.append(update_d(gan, last, fakes, penalties, p))
-        return means(rows) | update_g(gan, last, p, fakes)
+        scalars.append(update_d(gan, last, fakes, penalties, p))
+        return means(scalars) | update_g(gan, last, p, fakes)
     # one graph of G in memory at a time: its update makes the fakes of each micro-batch itself
-    rows.append(update_d(gan, last, fakes_for_d(gan, last), penalties, p))
-    return means(rows) | update_g(gan, last if batches.g is None else batches.g, p)
+    scalars.append(update_d(gan, last, fakes_for_d(gan, last), penalties, p))
+    return means(scalars) | update_g(gan, last if batches.g is None else batches.g, p)
 
 
 @torch.no_grad()
@@ -123,7 +123,7 @@ def update_d(
     """(1) Update D on real images (target 1 in BCE) and on fakes (target 0). No gradient reaches G."""
     gan.raw_D.requires_grad_(True)
     gan.d_optimizer.zero_grad()
-    rows = []
+    scalars = []
     for i, (batch, fake) in enumerate(zip(micro_batches, fakes, strict=True)):
         with nullcontext() if i == len(micro_batches) - 1 else gan.no_sync(gan.D):
             forward = forward_d(gan, batch, fake, bool(penalties), p)
@@ -132,10 +132,10 @@ def update_d(
             # one backward for loss and penalties: each gradient is reduced once
             total = d_loss + sum(penalties[name].every * term for name, term in terms.items())
             gan.backward(total / len(micro_batches))
-        rows.append(d_scalars(gan.loss, forward, d_loss) | terms)
+        scalars.append(d_scalars(gan.loss, forward, d_loss) | terms)
     norm = gan.clip_d()
     gan.d_optimizer.step()
-    return means(rows) | ({"d_grad_norm": norm} if norm is not None else {})
+    return means(scalars) | ({"d_grad_norm": norm} if norm is not None else {})
 
 
 def forward_d(gan: GAN, batch: Minibatch, fake: Tensor, differentiable: bool, p: Tensor | float) -> DForward:
@@ -152,10 +152,10 @@ def forward_d(gan: GAN, batch: Minibatch, fake: Tensor, differentiable: bool, p:
 
 def d_scalars(loss: Loss, forward: DForward, d_loss: Tensor) -> dict[str, Tensor]:
     """What the update of D reports, without the penalties."""
-    scalars = {"d_real": forward.real_logits.sigmoid(), "d_fake": forward.fake_logits.sigmoid(), "d_loss": d_loss}
+    reported = {"d_real": forward.real_logits.sigmoid(), "d_fake": forward.fake_logits.sigmoid(), "d_loss": d_loss}
     if loss.boundary is not None:
-        scalars["d_sign"] = (forward.real_logits - loss.boundary).sign()
-    return scalars
+        reported["d_sign"] = (forward.real_logits - loss.boundary).sign()
+    return reported
 
 
 def update_g(
@@ -167,7 +167,7 @@ def update_g(
     """
     gan.raw_D.requires_grad_(False)
     gan.g_optimizer.zero_grad()
-    rows = []
+    scalars = []
     for i, batch in enumerate(micro_batches):
         with nullcontext() if i == len(micro_batches) - 1 else gan.no_sync(gan.G):
             fake = fakes[i] if fakes else gan.G(batch.z, batch.fake_labels)
@@ -177,15 +177,15 @@ def update_g(
                 real_logits = gan.raw_D(gan.augment(batch.real, batch.u_real, p), batch.labels)
             g_loss = gan.loss.g(fake_logits, real_logits).mean()
             gan.backward(g_loss / len(micro_batches))
-        rows.append({"g_loss": g_loss})
+        scalars.append({"g_loss": g_loss})
     norm = gan.clip_g()
     gan.g_optimizer.step()
-    return means(rows) | ({"g_grad_norm": norm} if norm is not None else {})
+    return means(scalars) | ({"g_grad_norm": norm} if norm is not None else {})
 
 
-def means(rows: Sequence[Mapping[str, Tensor]]) -> Scalars:
+def means(scalars: Sequence[Mapping[str, Tensor]]) -> Scalars:
     """Each value's mean over images and micro-batches."""
-    return {name: torch.stack([row[name].detach().mean() for row in rows]).mean() for name in rows[0]}
+    return {name: torch.stack([each[name].detach().mean() for each in scalars]).mean() for name in scalars[0]}
 
 
 @torch.no_grad()

@@ -137,7 +137,8 @@ def find_weights(path: Path, newest: bool = False) -> tuple[Path, str]:
     with contextlib.closing(Checkpoints(path / "checkpoints")) as checkpoints:
         best = None if newest else checkpoints.best
         if best is not None and find_corruption(checkpoints.folder / str(best.images)) is None:
-            folder, note = checkpoints.folder / str(best.images), f" ({best})"
+            folder = checkpoints.folder / str(best.images)
+            note = f" ({best})"
         else:
             folder = checkpoints.newest() or path
     for name in ("ema.safetensors", "generator.safetensors"):

@@ -9,7 +9,16 @@ from torch import Tensor
 
 LINES = 3
 """Lines of the log in a row that must agree before an alarm is raised."""
-GAP, SIGN, DIVERSITY, SHARE, EXPLOSION = 0.98, 0.995, 0.25, 0.9, 100.0
+GAP = 0.98
+"""Of D(x) - D(G(z)): above it, D tells real from generated images without error."""
+SIGN = 0.995
+"""Of the mean of sign(D(x)): above it, D takes every real image for real."""
+DIVERSITY = 0.25
+"""Of the spread of generated images relative to that of real ones: below it, they are alike."""
+SHARE = 0.9
+"""Of penalties in D's loss: above it, they outweigh the rest."""
+EXPLOSION = 100.0
+"""Times the usual norm of a gradient: above it, gradients explode."""
 COLLAPSE = ("gap", "diversity")
 """Alarms that mean a collapse."""
 
@@ -31,14 +40,14 @@ class Alarms:
         """Spread of the generated images of each grid, relative to that of real ones."""
         self.raised: set[str] = set()
 
-    def check(self, row: Mapping[str, float]) -> list[str]:
+    def check(self, record: Mapping[str, float]) -> list[str]:
         """Take in a line of the log; the warnings that are new."""
-        self.recent.append(row)
-        if "diversity" in row:
-            self.diversities.append(row["diversity"])
-        found = self.gap() | self.sign() | self.alike() | self.share() | self.gradients(row)
-        new = [text for name, text in found.items() if name not in self.raised]
-        self.raised = set(found)
+        self.recent.append(record)
+        if "diversity" in record:
+            self.diversities.append(record["diversity"])
+        alarms = self.gap() | self.sign() | self.alike() | self.share() | self.gradients(record)
+        new = [text for name, text in alarms.items() if name not in self.raised]
+        self.raised = set(alarms)
         return new
 
     @property
@@ -47,7 +56,7 @@ class Alarms:
         return bool(self.raised & set(COLLAPSE))
 
     def gap(self) -> dict[str, str]:
-        gaps = [row["d_real"] - row["d_fake"] for row in self.recent]
+        gaps = [record["d_real"] - record["d_fake"] for record in self.recent]
         if not self.absolute or len(gaps) < LINES or min(gaps) < GAP:
             return {}
         return {
@@ -56,7 +65,7 @@ class Alarms:
         }
 
     def sign(self) -> dict[str, str]:
-        signs = [row.get("d_sign", 0.0) for row in self.recent]
+        signs = [record.get("d_sign", 0.0) for record in self.recent]
         if len(signs) < LINES or min(signs) < SIGN:
             return {}
         return {
@@ -76,23 +85,23 @@ class Alarms:
 
     def share(self) -> dict[str, str]:
         shares = []
-        for row in self.recent:
-            penalty = sum(row.get(name, 0.0) for name in self.penalties)
-            shares.append(penalty / max(abs(row["d_loss"]) + penalty, 1e-12))
+        for record in self.recent:
+            penalty = sum(record.get(name, 0.0) for name in self.penalties)
+            shares.append(penalty / max(abs(record["d_loss"]) + penalty, 1e-12))
         if not self.penalties or len(shares) < LINES or min(shares) < SHARE:
             return {}
         return {"share": f"penalties are {shares[-1]:.0%} of D's loss: lower their weight"}
 
-    def gradients(self, row: Mapping[str, float]) -> dict[str, str]:
-        found = {}
+    def gradients(self, record: Mapping[str, float]) -> dict[str, str]:
+        explosions = {}
         for name, history in self.norms.items():
-            value = row.get(name)
+            value = record.get(name)
             if value is None:
                 continue
             if len(history) >= 5 and value > EXPLOSION * (usual := statistics.median(history)):
-                found[name] = f"{name} is {value:.3g}, usually {usual:.3g}: try {name[0]}_optimizer.clip"
+                explosions[name] = f"{name} is {value:.3g}, usually {usual:.3g}: try {name[0]}_optimizer.clip"
             history.append(value)
-        return found
+        return explosions
 
 
 @torch.no_grad()

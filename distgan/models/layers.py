@@ -17,7 +17,8 @@ def fan_in(layer: nn.Module) -> int:
     a single pixel, as DCGAN's first, sums over the channels alone.
     """
     if isinstance(layer, nn.ConvTranspose2d):
-        kernel, stride = layer.weight[0, 0].numel(), math.prod(layer.stride)
+        kernel = layer.weight[0, 0].numel()
+        stride = math.prod(layer.stride)
         return layer.in_channels if stride == 1 else layer.in_channels * kernel // stride
     assert isinstance(layer, (nn.Conv2d, nn.Linear))
     return layer.weight[0].numel()

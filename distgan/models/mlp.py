@@ -46,7 +46,8 @@ class Generator(nn.Module):
 
     def __init__(self, shape: tuple[int, int, int], num_classes: int, features: list[int]) -> None:
         super().__init__()
-        self.shape, self.num_classes = shape, num_classes
+        self.shape = shape
+        self.num_classes = num_classes
         self.layers = hidden_layers(features)
         self.output = nn.Linear(features[-1], shape[0] * shape[1] * shape[2])
 

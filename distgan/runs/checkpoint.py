@@ -64,7 +64,10 @@ class Checkpoints:
         on_written: Callable[[int], None] = lambda images: None,
         print_error: Callable[[str], None] = print_error,
     ) -> None:
-        self.folder, self.keep, self.on_written, self.print_error = folder, keep, on_written, print_error
+        self.folder = folder
+        self.keep = keep
+        self.on_written = on_written
+        self.print_error = print_error
         self.writer = ThreadPoolExecutor(1, thread_name_prefix="distgan-save")
         self.writing: Future[None] | None = None
 
@@ -114,7 +117,8 @@ class Checkpoints:
         Blocks until the previous write is done. If that one failed, blocks until this one is done too and raises
         RunError if it failed as well.
         """
-        previous, self.writing = self.writing, None
+        previous = self.writing
+        self.writing = None
         failed = previous is not None and previous.exception() is not None
         self.writing = self.writer.submit(self._write, files, state, metadata)
         if failed:
@@ -123,7 +127,8 @@ class Checkpoints:
     def wait(self) -> None:
         """Block until what was saved is on disk. Raises RunError if it could not be written."""
         if self.writing is not None:
-            writing, self.writing = self.writing, None
+            writing = self.writing
+            self.writing = None
             try:
                 writing.result()
             except (OSError, safetensors.SafetensorError) as error:

@@ -59,7 +59,8 @@ def check_name(key: str, what: str, name: str, known: Collection[str]) -> None:
 @torch.no_grad()
 def check_loss(name: str) -> None:
     """Compute the loss of three logits. Raises UsageError if it is not per-sample."""
-    loss, logits = LOSSES[name], torch.zeros(3)
+    loss = LOSSES[name]
+    logits = torch.zeros(3)
     calls = {
         "d(real, fake)": lambda: loss.d(logits, logits),
         "g(fake, real)": lambda: loss.g(logits, logits if loss.paired else None),
@@ -71,9 +72,9 @@ def check_loss(name: str) -> None:
             message = (str(error).splitlines() or [""])[0]
             raise UsageError(f"loss: {call} of {name} raises {type(error).__name__}: {message}") from error
         if not isinstance(value, Tensor) or value.shape != (3,):
-            found = list(value.shape) if isinstance(value, Tensor) else type(value).__name__
+            returned = list(value.shape) if isinstance(value, Tensor) else type(value).__name__
             raise UsageError(
-                f"loss: {call} of {name} returns {found} for 3 logits; it must return [3], per-sample losses"
+                f"loss: {call} of {name} returns {returned} for 3 logits; it must return [3], per-sample losses"
             )
 
 
@@ -97,8 +98,8 @@ def check_networks(G: nn.Module, D: nn.Module, spec: SampleSpec, *, z_dim: int) 
                 raise UsageError(f"model.name: {call} raises {type(error).__name__}: {message}") from error
         output = outputs[0]
         if not isinstance(output, Tensor) or output.shape != expected:
-            found = list(output.shape) if isinstance(output, Tensor) else type(output).__name__
-            raise UsageError(f"model.name: for 2 inputs {name} returns {found}; it must return {list(expected)}")
+            returned = list(output.shape) if isinstance(output, Tensor) else type(output).__name__
+            raise UsageError(f"model.name: for 2 inputs {name} returns {returned}; it must return {list(expected)}")
         if len(outputs) > 1 and torch.equal(*outputs) and ignores_labels(network, input):
             raise UsageError(f"data.labels: {name} ignores labels")
         network.train(training)
@@ -124,9 +125,9 @@ def check_penalties(names: Iterable[str]) -> None:
             message = (str(error).splitlines() or [""])[0]
             raise UsageError(f"penalties: {name} raises {type(error).__name__}: {message}") from error
         if not isinstance(value, Tensor) or value.shape != (3,):
-            found = list(value.shape) if isinstance(value, Tensor) else type(value).__name__
+            returned = list(value.shape) if isinstance(value, Tensor) else type(value).__name__
             raise UsageError(
-                f"penalties: {name} returns {found} for 3 images; it must return [3], per-sample penalties"
+                f"penalties: {name} returns {returned} for 3 images; it must return [3], per-sample penalties"
             )
 
 

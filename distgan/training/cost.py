@@ -22,7 +22,9 @@ try:
     from torch._subclasses.fake_tensor import FakeTensorMode
     from torch.utils._python_dispatch import TorchDispatchMode
 except ImportError:  # torch does not document these names
-    FakeTensorMode, TorchDispatchMode = None, object  # type: ignore[assignment, misc]
+    # type: ignore[assignment, misc]
+    FakeTensorMode = None
+    TorchDispatchMode = object
 
 ALLOCATION = 512  # bytes; the CUDA allocator rounds up to multiples of it
 

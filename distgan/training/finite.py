@@ -63,7 +63,8 @@ class FiniteCheck:
         values = torch.stack(list(scalars.values()))
         ready = None
         if values.is_cuda:
-            values, norms = values.to("cpu", non_blocking=True), norms.to("cpu", non_blocking=True)
+            values = values.to("cpu", non_blocking=True)
+            norms = norms.to("cpu", non_blocking=True)
             ready = torch.cuda.Event()
             ready.record()
         self.pending.append(PendingCheck(images_seen, list(scalars), values, norms, ready))
@@ -89,7 +90,8 @@ class FiniteCheck:
         It bounds how far the host runs ahead of a GPU. It polls: a kernel that waits for a lost process never ends, and
         Python could not even handle a signal in a call that waits for it.
         """
-        ready, deadline = self.pending[0].ready, time.monotonic() + TIMEOUT_SECONDS
+        ready = self.pending[0].ready
+        deadline = time.monotonic() + TIMEOUT_SECONDS
         while ready is not None and not ready.query():
             if time.monotonic() > deadline:
                 raise RunError(f"the GPU did not finish an iteration within {TIMEOUT_SECONDS:.0f} s: a process is lost")

@@ -1,20 +1,20 @@
-"""Trackers: what TensorBoard and Weights & Biases get, also from a resumed run, and what is refused."""
+"""Trackers: what TensorBoard, Weights & Biases and the others get, also from a resumed run, and what is refused."""
 
-import inspect
 import json
 import shutil
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pytest
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from accelerate.tracking import LOGGER_TYPE_TO_CLASS
+from accelerate.tracking import LOGGER_TYPE_TO_CLASS, GeneralTracker
 
 from distgan.config.keys import Config, ReportConfig
 from distgan.errors import UsageError
 from distgan.logs import trackers
-from distgan.logs.trackers import TRACKERS, check_trackers, log_card, log_grid, start_trackers
+from distgan.logs.trackers import check_trackers, log_card, log_grid, start_trackers
 from shared import metrics, train
 
 CARD = {"metrics": {"fid": 12.5, "kid": {"value": 0.25, "std": 0.5}, "note": "text"}, "seed": 0, "extractor": "cnn"}
@@ -72,7 +72,7 @@ def test_a_metric_card_becomes_scalars_and_text(tmp_path):
 @pytest.mark.parametrize(
     ("names", "message"),
     [
-        ("[tensorbord]", "report.trackers: unknown tracker 'tensorbord'; choose from tensorboard, wandb, trackio"),
+        ("[tensorbord]", "report.trackers: unknown tracker 'tensorbord'; choose from tensorboard, wandb, aim, clearml"),
         ("[tensorboard, dvclive]", "report.trackers: dvclive is not installed; pip install 'dvclive'"),
     ],
 )
@@ -87,13 +87,62 @@ def test_tensorboard_is_named_by_the_extra_of_this_package(monkeypatch):
         check_trackers(["tensorboard"])
 
 
-def test_every_tracker_of_accelerate_is_known_with_its_images():
-    assert TRACKERS.keys() == LOGGER_TYPE_TO_CLASS.keys()
-    with_images = {name for name, cls in LOGGER_TYPE_TO_CLASS.items() if hasattr(cls, "log_images")}
-    assert {name for name, row in TRACKERS.items() if row.log_grid} == with_images
-    session = trackers.Session(Path("runs/a"), 5, id="0123456789abcdef", resumed=True)
-    for name, row in TRACKERS.items():
-        inspect.signature(LOGGER_TYPE_TO_CLASS[name]).bind_partial(**row.arguments(session))
+class Recorder(GeneralTracker):
+    """Stands for a tracker that is not installed here: keeps what it is given."""
+
+    requires_logging_directory = True
+    starts: ClassVar[list["Recorder"]] = []
+
+    def __init__(self, *arguments, **more):
+        super().__init__()
+        self.calls: list[tuple] = [("new", arguments, more)]
+        self.starts.append(self)
+
+    @property
+    def tracker(self):
+        return self
+
+    def store_init_configuration(self, values):
+        self.calls.append(("config", values["seed"]))
+
+    def log(self, values, step=None, **kwargs):
+        self.calls.append(("log", values, step))
+
+
+class ImageRecorder(Recorder):
+    def log_images(self, values, step):
+        self.calls.append(("images", {tag: np.shape(image) for tag, image in values.items()}, step))
+
+
+@pytest.mark.parametrize(
+    ("name", "recorder", "shape"),
+    [("mlflow", Recorder, None), ("aim", ImageRecorder, (8, 8, 3)), ("swanlab", ImageRecorder, (1, 8, 8, 3))],
+)
+def test_other_trackers_are_given_all_that_accelerate_has_for_them(tmp_path, monkeypatch, name, recorder, shape):
+    cls = type("Tracker", (recorder,), {"name": name, "starts": []})
+    monkeypatch.setitem(LOGGER_TYPE_TO_CLASS, name, cls)
+    config = Config(run_dir=str(tmp_path), seed=7, report=ReportConfig(trackers=[name]))
+    for images in (0, 100):
+        accelerator = Accelerator(cpu=True)
+        start_trackers(accelerator, config, images)
+        log_grid(accelerator, "fake", np.zeros((8, 8, 3), np.uint8), images + 50)
+        log_card(accelerator, CARD, images + 50)
+        assert accelerator.trackers == [cls.starts[-1]], "it did not fail"
+    scalars = {"metrics/fid": 12.5, "metrics/kid": 0.25, "metrics/kid.std": 0.5}
+    assert [tracker.calls for tracker in cls.starts] == [
+        [
+            ("new", ("distgan", str(tmp_path)), {}),
+            ("config", 7),
+            *([("images", {"fake": shape}, images + 50)] if shape else []),
+            ("log", scalars, images + 50),
+        ]
+        for images in (0, 100)
+    ], "a resumed run starts a new run there"
+
+
+def test_every_tracker_of_accelerate_can_be_made(tmp_path):
+    for name in LOGGER_TYPE_TO_CLASS:
+        assert trackers.make_tracker(name, tmp_path, 5, "0123456789abcdef").name == name
 
 
 def test_what_a_tracker_cannot_start_with_is_one_line(tmp_path):

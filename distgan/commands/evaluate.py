@@ -201,7 +201,7 @@ def train_classifier(address: str, seed: int, images: int | None, cache: Path, o
 
     from distgan.evaluation import classifier
     from distgan.evaluation.features import default_classifier
-    from distgan.evaluation.progress import Progress
+    from distgan.evaluation.progress import ProgressBar
 
     if int(os.environ.get("WORLD_SIZE", 1)) > 1:
         raise UsageError("train_extractor: it runs on one process; start it without accelerate launch")
@@ -215,11 +215,11 @@ def train_classifier(address: str, seed: int, images: int | None, cache: Path, o
             pass
     except OSError as error:
         raise UsageError(f"out: {out} cannot be written: {format_os_error(error)}") from None
-    bar: list[Progress] = []
+    bar: list[ProgressBar] = []
 
     def progress(done: int, total: int) -> None:
         if not bar:
-            bar.append(Progress("training the classifier", total))
+            bar.append(ProgressBar("training the classifier", total))
         bar[0].update(done)
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")

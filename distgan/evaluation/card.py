@@ -14,10 +14,10 @@ class Card:
 
     metrics: dict[str, float]
     floor: dict[str, float]
-    """The same metrics of real images against other real images of the dataset: what a perfect generator scores."""
+    """Real-vs-real: the same metrics of real images against others of the dataset, what a perfect generator scores."""
     counts: dict[str, int]
-    """Images: generated; reference; rows (of each, for metrics that compare single images); floor (real images in the
-    place of generated ones)."""
+    """Numbers of images. generated; reference: real ones; rows: of each, for metrics that compare single images;
+    floor: real ones in the place of generated ones."""
     extractor: dict[str, Any]
     """name, sha256, resize, accuracy on held-out images and the hash of the dataset it was trained on"""
     data: dict[str, Any]
@@ -43,13 +43,14 @@ class Card:
     def line(self) -> str:
         """The card in one line of text."""
         values = ", ".join(f"{name} {value:.5g}" for name, value in self.metrics.items())
-        floor = ", ".join(f"{name} {value:.5g}" for name, value in self.floor.items() if "_std" not in name)
-        images, ema = self.generator.get("images"), self.generator.get("ema")
-        of = ["EMA of G" if ema else "G"] if ema is not None else []
-        of += [f"at {images:,} images"] if images is not None else []
+        real_vs_real = ", ".join(f"{name} {value:.5g}" for name, value in self.floor.items() if "_std" not in name)
+        images = self.generator.get("images")
+        ema = self.generator.get("ema")
+        generator = ["EMA of G" if ema else "G"] if ema is not None else []
+        generator += [f"at {images:,} images"] if images is not None else []
         accuracy = self.extractor.get("accuracy")
         parts = [
-            " ".join(of),
+            " ".join(generator),
             f"{self.counts['generated']:,} generated, {self.counts['reference']:,} real",
             f"extractor {self.extractor['name']} {self.extractor['sha256'][:8]}"
             + (f" (accuracy {accuracy:.2%})" if accuracy is not None else ""),
@@ -61,12 +62,10 @@ class Card:
         ]
         missing = self.missing[:SHOWN_CLASSES] + ["..."] * (len(self.missing) > SHOWN_CLASSES)
         shown = f"; missing classes: {', '.join(missing)}" if missing else ""
-        return f"{values}{shown} | real against real: {floor} | {'; '.join(part for part in parts if part)}"
+        return f"{values}{shown} | real against real: {real_vs_real} | {'; '.join(part for part in parts if part)}"
 
 
 LOWER_IS_BETTER = set("fid kid fd kd frechet kl mmd missing error distance".split())
-
-
 HIGHER_IS_BETTER = set(
     "is inception precision recall density coverage modes confident accuracy share diversity".split()
 )

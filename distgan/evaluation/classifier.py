@@ -23,7 +23,11 @@ from distgan.rng import derive_seed, rng
 VERSION = 1
 """Of the architecture and its input; a file of another version is refused."""
 METADATA = "distgan_classifier"
-BATCH, LR, WEIGHT_DECAY, SHIFT = 200, 4e-3, 1e-2, 2
+BATCH = 200
+LR = 4e-3
+WEIGHT_DECAY = 1e-2
+SHIFT = 2
+"""Images are moved by up to so many pixels in training."""
 HELD_OUT = 10
 """One in so many different images is held out to measure the accuracy."""
 MAX_PIXEL_BYTES = 1 << 30
@@ -55,12 +59,14 @@ class Classifier(nn.Module):
 
     def __init__(self, *, size: int, channels: int, num_classes: int) -> None:
         super().__init__()
-        width, side = 16, (size + 1) // 2
+        width = 16
+        side = (size + 1) // 2
         layers: list[nn.Module] = [nn.Conv2d(channels, width, 5, 2, 2), nn.ReLU()]
         while side > 4:
             wider = min(2 * width, 128)
             layers += [nn.Conv2d(width, wider, 3, 1, 1), nn.BatchNorm2d(wider), nn.ReLU(), nn.MaxPool2d(2)]
-            width, side = wider, side // 2
+            width = wider
+            side //= 2
         self.body = nn.Sequential(*layers, nn.Flatten(), nn.Dropout(0.3))
         self.features = nn.Sequential(nn.Linear(width * side * side, self.num_features), nn.ReLU())
         self.head = nn.Linear(self.num_features, num_classes)
@@ -72,7 +78,7 @@ class Classifier(nn.Module):
 
 def is_stacked(dataset: ShardSet) -> bool:
     """Whether a label is three digits, one a channel (StackedMNIST): the classifier then sees one channel at a time."""
-    return dataset.channels == 3 and [row.name for row in dataset.classes] == [f"{i:03d}" for i in range(1000)]
+    return dataset.channels == 3 and [one.name for one in dataset.classes] == [f"{i:03d}" for i in range(1000)]
 
 
 def load_units(dataset: ShardSet, seed: int) -> tuple[Tensor, Tensor, list[str]]:
@@ -83,13 +89,14 @@ def load_units(dataset: ShardSet, seed: int) -> tuple[Tensor, Tensor, list[str]]
     labels = dataset.columns["label"]
     if len(dataset.classes) < 2 or (labels < 0).any():
         raise UsageError("train_extractor: the dataset has no labels, or fewer than two classes; make it with labels")
-    total, bytes_per_image = len(labels), dataset.size**2 * dataset.channels
-    count = min(total, MAX_PIXEL_BYTES // bytes_per_image)
-    ids = np.sort(rng(seed, "classifier-images").permutation(total)[:count])
+    bytes_per_image = dataset.size**2 * dataset.channels
+    count = min(len(labels), MAX_PIXEL_BYTES // bytes_per_image)
+    ids = np.sort(rng(seed, "classifier-images").permutation(len(labels))[:count])
     batch = Reader(dataset).read(ids)
-    images, targets = torch.from_numpy(batch.images).permute(0, 3, 1, 2), torch.from_numpy(batch.labels)
+    images = torch.from_numpy(batch.images).permute(0, 3, 1, 2)
+    targets = torch.from_numpy(batch.labels)
     if not is_stacked(dataset):
-        return images, targets, [row.name for row in dataset.classes]
+        return images, targets, [one.name for one in dataset.classes]
     digits = torch.stack([targets // 100, targets // 10 % 10, targets % 10], dim=1)
     return images.reshape(-1, 1, dataset.size, dataset.size), digits.flatten(), [str(i) for i in range(10)]
 
@@ -155,7 +162,7 @@ def fit(
     order: np.random.Generator,
     progress: Callable[[int], None],
 ) -> None:
-    """Minimize cross-entropy on the images `train_ids` in random order, epoch after epoch."""
+    """Minimize cross-entropy on the images `train_ids`, in random order, epoch after epoch, for `steps` updates."""
     device = next(network.parameters()).device
     optimizer = torch.optim.AdamW(network.parameters(), LR, weight_decay=WEIGHT_DECAY)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LR, total_steps=steps)
@@ -163,7 +170,8 @@ def fit(
     for step in range(steps):
         while len(queue) < BATCH:
             queue = np.concatenate([queue, order.permutation(train_ids)])
-        ids, queue = torch.from_numpy(queue[:BATCH]), queue[BATCH:]
+        ids = torch.from_numpy(queue[:BATCH])
+        queue = queue[BATCH:]
         loss = F.cross_entropy(network(shifted(inputs[ids].to(device), order))[1], targets[ids].to(device))
         optimizer.zero_grad()
         loss.backward()

@@ -16,11 +16,11 @@ from distgan.distributed.processes import Distributed
 from distgan.environment import git_commit
 from distgan.errors import UsageError
 from distgan.evaluation.card import Card
+from distgan.evaluation.chunks import run_chunks
 from distgan.evaluation.classifier import is_stacked
 from distgan.evaluation.features import Extractor, extract, open_extractor
-from distgan.evaluation.progress import Progress
-from distgan.evaluation.reference import CHUNK, RealImages, real_images
-from distgan.evaluation.rounds import run_in_rounds
+from distgan.evaluation.progress import ProgressBar
+from distgan.evaluation.reference import CHUNK, RealImages, Split, real_images
 from distgan.evaluation.scores import METRICS, check_library, class_histogram, compute
 from distgan.evaluation.statistics import ROWS, Accumulator, Statistics
 from distgan.rng import normal_rows, philox, uniform_rows
@@ -43,6 +43,19 @@ class Evaluator:
 
     The number of processes changes the speed only: images go through the networks in the same chunks, and latents are
     a function of the seed and of the image's number.
+
+    Args:
+        extractor: An entry of EXTRACTORS, or a classifier's file.
+        metrics: Entries of METRICS. Default: fid, precision_recall, and modes where the extractor gives classes.
+        samples: Generated images. Default: 26,000 for StackedMNIST, else as many as the dataset has, up to 50,000.
+        seed: Of the latents.
+        reference_images: Real images to compare with, drawn at random. Default: all.
+        skip_bad: Corrupt images of the dataset to replace by others; one more ends the evaluation.
+        path: Of the dataset, for the card.
+        cache: Folder of extractors and statistics. Default: ~/.cache/distgan.
+        log: Where lines on progress go. Default: a bar on a terminal, else standard output.
+
+    Raises UsageError for anything missing: unknown metrics, weights, packages, labels.
     """
 
     def __init__(
@@ -60,30 +73,21 @@ class Evaluator:
         cache: Path | None = None,
         log: Callable[[str], None] | None = None,
     ) -> None:
-        """Raises UsageError for anything missing: unknown metrics, weights, packages, labels.
-
-        Args:
-            extractor: An entry of EXTRACTORS, or a classifier's file.
-            metrics: Entries of METRICS. Default: fid, precision_recall, and modes where the extractor gives classes.
-            samples: Generated images. Default: 26,000 for StackedMNIST, else as many as the dataset has, up to 50,000.
-            seed: Of the latents.
-            reference_images: Real images to compare with, drawn at random. Default: all.
-            skip_bad: Corrupt images of the dataset to replace by others; one more ends the evaluation.
-            path: Of the dataset, for the card.
-            cache: Folder of extractors and statistics. Default: ~/.cache/distgan.
-            log: Where lines on progress go. Default: a bar on a terminal, else standard output.
-        """
-        self.processes, self.dataset, self.seed, self.path, self.log = processes, dataset, seed, path, log
+        self.processes = processes
+        self.dataset = dataset
+        self.seed = seed
+        self.skip_bad = skip_bad
+        self.path = path
+        self.log = log
         self.cache = cache or cache_folder()
         self.extractor = processes.run_on_all(lambda: open_extractor(extractor, dataset, processes.device, self.cache))
         processes.check_same_on_all_ranks(f"extractor: the sha256 of {extractor}", self.extractor.sha256)
         self.metrics = choose_metrics(metrics, self.extractor)
         check_library()
         total = len(dataset.columns["label"])
-        if samples is None:
-            samples = 26_000 if is_stacked(dataset) else min(total, 50_000)
-        self.samples, self.reference_images, self.skip_bad = samples, reference_images, skip_bad
-        if min(samples, reference_images or total, total) < LEAST_IMAGES:
+        self.samples = samples if samples is not None else default_samples(dataset)
+        self.split = Split.of(total, self.samples, reference_images)
+        if min(self.samples, reference_images or total, total) < LEAST_IMAGES:
             raise UsageError(f"samples: metrics need {LEAST_IMAGES} images or more, generated and real")
         self.prepared = False
         self.real: RealImages | None = None
@@ -95,8 +99,7 @@ class Evaluator:
                 self.processes,
                 self.dataset,
                 self.extractor,
-                samples=self.samples,
-                limit=self.reference_images,
+                self.split,
                 folder=self.cache / "statistics",
                 skip_bad=self.skip_bad,
                 stop=stop,
@@ -115,11 +118,11 @@ class Evaluator:
         file: str | None = None,
         stop: Callable[[], bool] = never,
     ) -> Card:
-        """Evaluate G: z [N, z_dim], labels [N] or None -> images in [-1, 1], on the processes' device; the same card
-        on all.
+        """Evaluate G, which makes images in [-1, 1] of z [N, z_dim] and labels [N] or None, on each process's device.
 
-        A conditional G is given labels at the frequencies of the dataset. `images` seen, `ema` and `file` are for the
-        card. Raises Stopped on all processes soon after `stop()` is true on one.
+        Returns the same card on all processes. A conditional G is given labels at the frequencies of the dataset.
+        `images` seen, `ema` and `file` are for the card. Raises Stopped on all processes soon after `stop()` is true
+        on one.
         """
         self.prepare(stop)
         start = time.perf_counter()
@@ -129,13 +132,14 @@ class Evaluator:
 
     @torch.no_grad()
     def generated(self, G: nn.Module, z_dim: int, conditional: bool, stop: Callable[[], bool]) -> Statistics:
-        """Statistics of the images of G. This process makes every W-th chunk of them."""
-        processes, accumulator = self.processes, Accumulator(self.extractor.num_features)
+        """Statistics of the images of G, of which each process makes its share."""
+        accumulator = Accumulator(self.extractor.num_features)
         keep_logits = any(METRICS[name].needs != "features" for name in self.metrics)
-        progress = Progress("generated images", self.samples, main=processes.is_main_process, log=self.log)
+        is_main = self.processes.is_main_process
+        progress = ProgressBar("generated images", self.samples, main=is_main, log=self.log)
 
-        def work(number: int) -> None:
-            first = number * CHUNK
+        def work(chunk: int) -> None:
+            first = chunk * CHUNK
             count = min(CHUNK, self.samples - first)
             z, labels = self.latents(first, count, z_dim, conditional)
             features, logits = extract(self.extractor, to_pixels(G(z, labels)))
@@ -145,11 +149,11 @@ class Evaluator:
         training = G.training
         G.eval()
         try:
-            run_in_rounds(processes, -(-self.samples // CHUNK), work, stop)
+            run_chunks(self.processes, -(-self.samples // CHUNK), work, stop)
         finally:
             G.train(training)
         progress.close()
-        return accumulator.reduce(processes)
+        return accumulator.reduce(self.processes)
 
     def latents(self, first: int, count: int, z_dim: int, conditional: bool) -> tuple[Tensor, Tensor | None]:
         """Latents [count, z_dim] and labels of the images from number `first` on, on the device."""
@@ -157,48 +161,63 @@ class Evaluator:
         z = torch.from_numpy(normal_rows(philox(self.seed, "evaluate"), first, count, z_dim)).to(device)
         if not conditional:
             return z, None
-        counts = torch.tensor([row.samples for row in self.dataset.classes], dtype=torch.float64)
+        counts = torch.tensor([one.samples for one in self.dataset.classes], dtype=torch.float64)
         uniform = torch.from_numpy(uniform_rows(philox(self.seed, "evaluate-labels"), first, count, 1)[:, 0])
         labels = torch.searchsorted(counts.cumsum(0), uniform * counts.sum(), right=True)
         return z, labels.to(device)
 
     def card(self, generated: Statistics, generator: dict[str, Any], start: float) -> Card:
-        """Called on the main process."""
+        """The card of an evaluation that began at `start`, of time.perf_counter; called on the main process."""
         assert self.real is not None, "prepared"
-        real, dataset = self.real, self.dataset
+        real = self.real
+        reference_count = real.reference.statistics.n
         values = compute(self.metrics, generated, real.reference, self.extractor.name)
         histogram = class_histogram(generated).long().tolist() if "modes" in self.metrics else []
-        names = [row.name for row in dataset.classes]
+        class_names = [one.name for one in self.dataset.classes]
         return Card(
             metrics=values,
-            floor={name: value for name, value in real.floor.items() if name in values},
+            floor={name: value for name, value in real.real_vs_real.items() if name in values},
             counts={
                 "generated": generated.n,
-                "reference": real.reference.statistics.n,
-                "rows": min(ROWS, generated.n, real.reference.statistics.n),
-                "floor": real.floor_images,
+                "reference": reference_count,
+                "rows": min(ROWS, generated.n, reference_count),
+                "floor": real.stand_ins,
             },
-            extractor={
-                "name": self.extractor.name,
-                "sha256": self.extractor.sha256,
-                "resize": self.extractor.resize,
-                "accuracy": self.extractor.accuracy,
-                "trained_on": self.extractor.trained_on,
-            },
-            data={
-                "path": self.path,
-                "manifest": dataset.digest,
-                "resize": (dataset.manifest.options or {}).get("resize"),
-                "kl_to": "uniform" if is_stacked(dataset) else "the dataset's labels",
-            },
+            extractor=describe_extractor(self.extractor),
+            data={"path": self.path, **describe_dataset(self.dataset)},
             generator=generator,
             seed=self.seed,
             histogram=histogram,
-            missing=[name for name, count in zip(names, histogram, strict=False) if count == 0],
+            missing=[name for name, count in zip(class_names, histogram, strict=False) if count == 0],
             code=code_versions() | {"device": self.processes.device.type, "processes": self.processes.world_size},
             time=datetime.now(UTC).isoformat(timespec="seconds"),
             seconds=round(time.perf_counter() - start, 3),
         )
+
+
+def default_samples(dataset: ShardSet) -> int:
+    """Generated images: 26,000 for StackedMNIST, as in PacGAN, else as many as the dataset has, up to 50,000."""
+    return 26_000 if is_stacked(dataset) else min(len(dataset.columns["label"]), 50_000)
+
+
+def describe_extractor(extractor: Extractor) -> dict[str, Any]:
+    """What a card says of the extractor."""
+    return {
+        "name": extractor.name,
+        "sha256": extractor.sha256,
+        "resize": extractor.resize,
+        "accuracy": extractor.accuracy,
+        "trained_on": extractor.trained_on,
+    }
+
+
+def describe_dataset(dataset: ShardSet) -> dict[str, Any]:
+    """What a card says of the dataset of the real images, beside its path."""
+    return {
+        "manifest": dataset.digest,
+        "resize": (dataset.manifest.options or {}).get("resize"),
+        "kl_to": "uniform" if is_stacked(dataset) else "the dataset's labels",
+    }
 
 
 def code_versions() -> dict[str, Any]:

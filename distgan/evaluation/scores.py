@@ -12,13 +12,17 @@ from distgan.evaluation.features import Given
 from distgan.evaluation.statistics import Statistics
 
 Values = dict[str, float]
-KID_SUBSETS, KID_SUBSET_SIZE = 100, 1000
+KID_SUBSETS = 100
+KID_SUBSET_SIZE = 1000
 IS_SPLITS = 10
-NEAREST_PR, NEAREST_DC = 3, 5
-"""Neighbours of precision and recall, and of density and coverage: those of the papers."""
+NEAREST_PR = 3
+"""Neighbours of precision and recall, as in the paper."""
+NEAREST_DC = 5
+"""Neighbours of density and coverage, as in the paper."""
 BLOCK = 1000
 """Rows of a block of a matrix of distances."""
 CONFIDENT = 0.9
+"""An image is classified with confidence above this probability."""
 
 
 class Reference(NamedTuple):
@@ -49,8 +53,8 @@ def kernel_distance(generated: Statistics, reference: Reference) -> Values:
     a = generated.rows.double()
     b = reference.statistics.rows.double()
     size = min(KID_SUBSET_SIZE, len(a), len(b))
-    found = kid_features_to_metric(a, b, kid_subsets=KID_SUBSETS, kid_subset_size=size, verbose=False)
-    return {"kid": found["kernel_inception_distance_mean"], "kid_std": found["kernel_inception_distance_std"]}
+    kid = kid_features_to_metric(a, b, kid_subsets=KID_SUBSETS, kid_subset_size=size, verbose=False)
+    return {"kid": kid["kernel_inception_distance_mean"], "kid_std": kid["kernel_inception_distance_std"]}
 
 
 def inception_score(generated: Statistics, reference: Reference) -> Values:
@@ -58,8 +62,8 @@ def inception_score(generated: Statistics, reference: Reference) -> Values:
     from torch_fidelity.metric_isc import isc_features_to_metric
 
     assert generated.logits is not None
-    found = isc_features_to_metric(joint_logits(generated.logits), splits=min(IS_SPLITS, generated.n))
-    return {"is": found["inception_score_mean"], "is_std": found["inception_score_std"]}
+    score = isc_features_to_metric(joint_logits(generated.logits), splits=min(IS_SPLITS, generated.n))
+    return {"is": score["inception_score_mean"], "is_std": score["inception_score_std"]}
 
 
 def precision_recall(generated: Statistics, reference: Reference) -> Values:
@@ -70,8 +74,8 @@ def precision_recall(generated: Statistics, reference: Reference) -> Values:
     from torch_fidelity.metric_prc import prc_features_to_metric
 
     options = {"prc_neighborhood": NEAREST_PR, "prc_batch_size": BLOCK, "save_cpu_ram": True, "verbose": False}
-    found = prc_features_to_metric(*centred(generated.rows, reference.statistics.rows), **options)
-    return {"precision": found["precision"], "recall": found["recall"]}
+    shares = prc_features_to_metric(*centred(generated.rows, reference.statistics.rows), **options)
+    return {"precision": shares["precision"], "recall": shares["recall"]}
 
 
 def density_coverage(generated: Statistics, reference: Reference) -> Values:
@@ -80,26 +84,31 @@ def density_coverage(generated: Statistics, reference: Reference) -> Values:
     An image at exactly the radius counts as outside, as in the authors' code.
     """
     fake, real = centred(generated.rows, reference.statistics.rows)
-    inside, nearest = torch.zeros(len(fake)), torch.zeros(len(real), dtype=torch.bool)
+    balls = torch.zeros(len(fake))  # of real images, that each generated one is in
+    covered = torch.zeros(len(real), dtype=torch.bool)
     for start in range(0, len(real), BLOCK):
         block = slice(start, start + BLOCK)
         radii = torch.cdist(real[block], real).kthvalue(NEAREST_DC + 1).values  # the nearest is the image itself
         within = torch.cdist(real[block], fake) < radii[:, None]
-        inside += within.sum(0)
-        nearest[block] = within.any(1)
-    return {"density": float(inside.mean()) / NEAREST_DC, "coverage": float(nearest.double().mean())}
+        balls += within.sum(0)
+        covered[block] = within.any(1)
+    return {"density": float(balls.mean()) / NEAREST_DC, "coverage": float(covered.double().mean())}
 
 
 def centred(fake: Tensor, real: Tensor) -> tuple[Tensor, Tensor]:
-    """Both sets of features minus the mean of the real ones: distances are computed from products of them in float32,
-    which lose digits far from 0."""
+    """Both sets of features minus the mean of the real ones.
+
+    Distances are computed from products of features in float32, which lose digits far from 0.
+    """
     mean = real.double().mean(0)
     return (fake.double() - mean).float(), (real.double() - mean).float()
 
 
 def class_coverage(generated: Statistics, reference: Reference) -> Values:
-    """Classes that images were classified as, classes without images, KL(generated || reference frequencies) in nats,
-    and the share of images whose every unit is classified with a probability above 0.9.
+    """What classes the generated images are of.
+
+    modes: classes with images; missing: classes without; kl: KL(generated || reference frequencies) in nats;
+    confident: the share of images whose every unit is classified with a probability above 0.9.
 
     On StackedMNIST: modes and KL to uniform of Metz et al. 2017 (arXiv 1611.02163), of 26,000 images in PacGAN.
     """
@@ -153,26 +162,29 @@ METRICS: dict[str, Metric] = {
     "modes": Metric(class_coverage, "labels", ("modes", "missing", "kl", "confident")),
 }
 
-HONEST = {"fid": "fd", "kid": "kd", "kid_std": "kd_std", "is": "is", "is_std": "is_std"}
-"""What a metric defined by the Inception network is called with another: fd_EXTRACTOR."""
+NAMES_WITHOUT_INCEPTION = {"fid": "fd", "kid": "kd", "kid_std": "kd_std", "is": "is", "is_std": "is_std"}
+"""The values that are defined by the Inception network; with another extractor they are called fd_EXTRACTOR, ..."""
 
 
 def compute(names: list[str], generated: Statistics, reference: Reference, extractor: str) -> Values:
-    """The values of metrics by name; FID, KID and IS are called so with Inception only."""
+    """The values of metrics by name; they are named FID, KID and IS only with Inception features."""
     values: Values = {}
     for name in names:
         for key, value in METRICS[name].compute(generated, reference).items():
-            values[called(key, extractor)] = value
+            values[value_name(key, extractor)] = value
     return values
 
 
 def value_names(names: list[str], extractor: str) -> list[str]:
     """What `compute` gives for these metrics."""
-    return [called(key, extractor) for name in names for key in METRICS[name].values]
+    return [value_name(key, extractor) for name in names for key in METRICS[name].values]
 
 
-def called(key: str, extractor: str) -> str:
-    return key if extractor == "inception" or key not in HONEST else f"{HONEST[key]}_{extractor}"
+def value_name(key: str, extractor: str) -> str:
+    """The name of a value with the features of an extractor."""
+    if extractor == "inception" or key not in NAMES_WITHOUT_INCEPTION:
+        return key
+    return f"{NAMES_WITHOUT_INCEPTION[key]}_{extractor}"
 
 
 def check_library() -> None:

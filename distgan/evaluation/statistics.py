@@ -51,7 +51,8 @@ class ExactSum:
     """
 
     def __init__(self, *shape: int) -> None:
-        self.high, self.low = torch.zeros(2, *shape, dtype=torch.float64)
+        self.high = torch.zeros(*shape, dtype=torch.float64)
+        self.low = torch.zeros(*shape, dtype=torch.float64)
 
     def add(self, x: Tensor) -> None:
         high = self.high.to(x.device)
@@ -82,8 +83,9 @@ class Accumulator:
 
     def __init__(self, num_features: int) -> None:
         self.n = 0
-        self.total, self.outer = ExactSum(num_features), ExactSum(num_features, num_features)
-        self.kept: list[tuple[Tensor, Tensor]] = []
+        self.total = ExactSum(num_features)
+        self.outer = ExactSum(num_features, num_features)
+        self.rows: list[tuple[Tensor, Tensor]] = []
         self.logits: list[tuple[Tensor, Tensor]] = []
 
     def add(self, positions: Tensor, features: Tensor, logits: Tensor | None) -> None:
@@ -93,28 +95,33 @@ class Accumulator:
         self.n += len(x)
         self.total.add(x.sum(0))
         self.outer.add(x.T @ x)
-        early = positions < ROWS
-        self.kept.append((positions[early], features.cpu()[early]))
+        is_kept = positions < ROWS
+        self.rows.append((positions[is_kept], features.cpu()[is_kept]))
         if logits is not None:
             self.logits.append((positions, logits.cpu()))
 
     def reduce(self, processes: Distributed) -> Statistics:
         """The statistics of all processes' images; called by all."""
-        n, total, outer = processes.all_reduce_sum(self.n), self.total.reduce(processes), self.outer.reduce(processes)
-        rows = gather_sorted(processes, self.kept)
+        n = processes.all_reduce_sum(self.n)
+        total = self.total.reduce(processes)
+        outer = self.outer.reduce(processes)
+        rows = gather_sorted(processes, self.rows)
         logits = gather_sorted(processes, self.logits)
         return Statistics(n, total, outer, rows if rows is not None else torch.empty(0, len(total)), logits)
 
 
 def gather_sorted(processes: Distributed, parts: list[tuple[Tensor, Tensor]]) -> Tensor | None:
-    """The values of all processes' (positions, values), by position, on the main process; None on the others."""
+    """The values of all processes' (positions [N], values [N, ...]), sorted by position.
+
+    On the main process; None on the others, and if there are none.
+    """
     local = tuple(torch.cat(column).numpy() for column in zip(*parts, strict=True)) if parts else None
     gathered: list[tuple[np.ndarray, ...] | None] = [local]
     if processes.cpu_group is not None:
         gathered = [None] * processes.world_size
         torch.distributed.gather_object(local, gathered if processes.is_main_process else None, 0, processes.cpu_group)
-    found = [part for part in gathered if part is not None]
-    if not processes.is_main_process or not found:
+    given = [columns for columns in gathered if columns is not None]
+    if not processes.is_main_process or not given:
         return None
-    positions, values = (np.concatenate(column) for column in zip(*found, strict=True))
+    positions, values = (np.concatenate(column) for column in zip(*given, strict=True))
     return torch.from_numpy(values[np.argsort(positions)])

@@ -13,8 +13,8 @@ from distgan.config.keys import Config
 from distgan.distributed.processes import Distributed
 from distgan.errors import RunError, UsageError
 from distgan.evaluation.card import better
+from distgan.evaluation.chunks import Stopped
 from distgan.evaluation.evaluator import Evaluator
-from distgan.evaluation.rounds import Stopped
 from distgan.evaluation.scores import value_names
 from distgan.logs.log import RunLog
 from distgan.runs.checkpoint import Best, Checkpoints, read_best

@@ -70,12 +70,12 @@ def real(dataset: ShardSet, keep: np.ndarray | slice = slice(None)) -> Table:
     return Table(torch.from_numpy(Reader(dataset).read(ids).images))
 
 
-def test_real_images_score_like_the_floor(digits, evaluate):
+def test_real_images_score_like_real_against_real(digits, evaluate):
     card = evaluate(metrics=list(METRICS))(real(digits), z_dim=1)
-    found, floor = card.metrics, card.floor
-    assert found["modes"] == floor["modes"] == 10 and not card.missing
-    assert found["kl"] < 0.03 and floor["kl"] < 0.03 and min(found["recall"], floor["recall"]) > 0.7
-    assert found["fd_classifier"] < 4 * floor["fd_classifier"] and found.keys() == floor.keys()
+    found, real_vs_real = card.metrics, card.floor
+    assert found["modes"] == real_vs_real["modes"] == 10 and not card.missing
+    assert found["kl"] < 0.03 and real_vs_real["kl"] < 0.03 and min(found["recall"], real_vs_real["recall"]) > 0.7
+    assert found["fd_classifier"] < 4 * real_vs_real["fd_classifier"] and found.keys() == real_vs_real.keys()
     assert card.counts == {"generated": 600, "reference": 1797, "rows": 600, "floor": 600}
     assert sum(card.histogram) == 600
     for shown in ("modes 10, missing 0", "real against real", "600 generated, 1,797 real", "(accuracy 9", "seed 0"):
@@ -114,7 +114,7 @@ def test_statistics_are_computed_once(evaluate, cache, monkeypatch):
     monkeypatch.setattr("distgan.evaluation.reference.measure", None)  # a second pass would call it
     second = evaluate()
     second.prepare()
-    assert first.real is not None and second.real is not None and first.real.floor == second.real.floor
+    assert first.real is not None and second.real is not None and first.real.real_vs_real == second.real.real_vs_real
     with pytest.raises(TypeError):
         evaluate(samples=601).prepare()
 
@@ -142,21 +142,21 @@ def test_statistics_of_other_images_are_not_used(digits, evaluate, tmp_path):
     assert len(lines) == 2 and "the sha256 of the tensors does not match" in lines[1]
 
 
-def test_fewer_reference_images_leave_the_floor_its_size(evaluate):
-    """The floor of KL depends on the number of images: it is that of the generated ones."""
+def test_fewer_reference_images_leave_real_against_real_its_size(evaluate):
+    """The real-vs-real KL depends on the number of images: it is that of the generated ones."""
     evaluator = evaluate(reference_images=150)
     evaluator.prepare()
-    assert evaluator.real is not None and evaluator.real.floor_images == 600
+    assert evaluator.real is not None and evaluator.real.stand_ins == 600
     assert evaluator.real.reference.statistics.n == len(evaluator.real.reference.statistics.rows) == 150
 
 
-def test_a_reference_of_so_many_images_overlaps_the_floor_where_it_must(digits, evaluate):
-    """With 1,797 images and 600 of the floor, 1,500 take 303 of these; all of them are all images."""
+def test_a_reference_of_so_many_images_overlaps_the_stand_ins_where_it_must(digits, evaluate):
+    """With 1,797 images and 600 stand-ins, 1,500 take 303 of these; all of them are all images."""
     references = []
     for limit in (1500, 1797, None):
         evaluator = evaluate(reference_images=limit)
         evaluator.prepare()
-        assert evaluator.real is not None and evaluator.real.floor_images == 600
+        assert evaluator.real is not None and evaluator.real.stand_ins == 600
         references.append(evaluator.real.reference.statistics)
     assert [found.n for found in references] == [1500, 1797, 1797]
     torch.testing.assert_close(references[1].outer, references[2].outer)

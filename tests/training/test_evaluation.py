@@ -13,7 +13,7 @@ import torch
 
 from distgan.commands import evaluate, sample
 from distgan.data.shardset import LocalStorage, open_shardset
-from distgan.evaluation import evaluator, reference, rounds
+from distgan.evaluation import chunks, evaluator, reference
 from distgan.logs.alarms import Alarms, spread
 from distgan.runs.checkpoint import Best, Checkpoints
 from distgan.training.evaluation import best_of
@@ -160,7 +160,7 @@ def test_a_stop_ends_an_evaluation_and_the_resumed_run_does_it_first(words, tmp_
     """In the pass over the dataset and while images are generated; the checkpoint is there already."""
     words = [*words, "--epochs", 2, "--evaluate.samples", 400]
     assert train(*words, "--run_dir", tmp_path / "whole") == 0
-    original, calls = rounds.run_in_rounds, []
+    original, calls = chunks.run_chunks, []
 
     def interrupted(processes, count, work, stop):
         calls.append(count)
@@ -170,7 +170,7 @@ def test_a_stop_ends_an_evaluation_and_the_resumed_run_does_it_first(words, tmp_
         return original(processes, count, work, stop)
 
     for module in (evaluator, reference):
-        monkeypatch.setattr(module, "run_in_rounds", interrupted)
+        monkeypatch.setattr(module, "run_chunks", interrupted)
     arguments = [*words, "--run_dir", tmp_path / "run", "--evaluate.cache_dir", tmp_path / "other"]
     assert train(*arguments) == 0
     assert "stopped at 80 of 160 images" in capsys.readouterr().out and cards(tmp_path / "run") == []

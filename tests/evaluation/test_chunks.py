@@ -1,4 +1,4 @@
-"""Work in rounds on two processes: both end together when one fails or is asked to stop."""
+"""Work in chunks on two processes: both end together when one fails or is asked to stop."""
 
 import ast
 import subprocess
@@ -10,7 +10,7 @@ import sys
 from distgan.errors import UsageError
 from distgan.config.keys import Config
 from distgan.distributed.processes import Distributed
-from distgan.evaluation.rounds import Stopped, run_in_rounds
+from distgan.evaluation.chunks import Stopped, run_chunks
 
 processes = Distributed(Config())
 
@@ -24,7 +24,7 @@ def run(count, fails=-1, stops=-1):
         done.append(i)
 
     try:
-        run_in_rounds(processes, count, work, lambda: stops in done)
+        run_chunks(processes, count, work, lambda: stops in done)
         outcome = "done"
     except Stopped:
         outcome = "stopped"
@@ -41,8 +41,8 @@ processes.shutdown()
 
 
 def test_two_processes_end_together(tmp_path):
-    (tmp_path / "rounds.py").write_text(SCRIPT)
-    command = [word.replace(str(ROOT / "distgan/train.py"), str(tmp_path / "rounds.py")) for word in launch_command(2)]
+    (tmp_path / "chunks.py").write_text(SCRIPT)
+    command = [word.replace(str(ROOT / "distgan/train.py"), str(tmp_path / "chunks.py")) for word in launch_command(2)]
     env = launch_env(PYTHONPATH=str(ROOT))
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, env=env)
     assert done.returncode == 0, done.stderr

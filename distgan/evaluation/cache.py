@@ -1,0 +1,67 @@
+"""Statistics of real images on disk: one .safetensors file for a dataset, an extractor and a number of images."""
+
+import fcntl
+import hashlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+
+from distgan.errors import format_os_error
+from distgan.evaluation.classifier import hash_tensors
+from distgan.evaluation.scores import Values
+from distgan.evaluation.statistics import Statistics
+from distgan.files import atomic_write
+
+METADATA = "distgan_statistics"
+FORMAT = 1
+TENSORS = ("total", "outer", "rows")
+"""Fields of Statistics that are in the file."""
+
+
+class StatisticsCache:
+    """The file of the statistics that `key` describes, with their real-vs-real values.
+
+    A cache that cannot be used costs time only: it is said through `say`.
+    """
+
+    def __init__(self, folder: Path, key: dict[str, Any], say: Callable[[str], None]) -> None:
+        self.key = {"format": FORMAT, **key}
+        name = hashlib.sha256(json.dumps(self.key).encode()).hexdigest()
+        self.path = folder / f"{name}.safetensors"
+        self.say = say
+
+    def read(self) -> tuple[Statistics, Values] | None:
+        """Statistics and real-vs-real values; None if there are none, or, after saying so, if they cannot be used."""
+        if not self.path.is_file():
+            return None
+        try:
+            with safetensors.safe_open(self.path, framework="pt") as file:
+                metadata = json.loads((file.metadata() or {})[METADATA])
+                tensors = {name: file.get_tensor(name) for name in TENSORS}
+            if metadata["key"] != self.key:
+                raise ValueError("they are of another dataset or extractor")
+            if metadata["sha256"] != hash_tensors(tensors):
+                raise ValueError("the sha256 of the tensors does not match")
+            return Statistics(self.key["images"], **tensors), metadata["floor"]
+        except (OSError, safetensors.SafetensorError, ValueError, KeyError, TypeError) as error:
+            self.say(f"cached statistics {self.path} are not used: {error}; they are computed again")
+            return None
+
+    def write(self, statistics: Statistics, real_vs_real: Values) -> None:
+        """Write both, atomically.
+
+        Runs that start together write the same file, one after another: the lock is on the folder.
+        """
+        tensors = {name: getattr(statistics, name).contiguous() for name in TENSORS}
+        metadata = {"key": self.key, "floor": real_vs_real, "sha256": hash_tensors(tensors)}
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with open(self.path.parent / ".lock", "a") as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX)
+                atomic_write(self.path, safetensors.torch.save(tensors, {METADATA: json.dumps(metadata)}))
+        except OSError as error:
+            self.say(f"the statistics of the real images are not cached: {format_os_error(error)}")

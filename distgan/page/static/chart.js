@@ -271,7 +271,7 @@ class Chart {
       shape(
         "text",
         {
-          class: "halo readout",
+          class: "halo",
           x: flip ? x - 8 : x + 8,
           y: MARGIN.top + 10,
           "text-anchor": flip ? "end" : "start",

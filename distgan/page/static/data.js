@@ -1,4 +1,4 @@
-// What the page is made of: the data that report_page.py wrote into it, the colours of the runs and their clocks.
+// What the page is made of: the data that page/build.py wrote into it, the colours of the runs and their clocks.
 
 const data = JSON.parse(document.getElementById("data").textContent);
 const runs = data.runs;

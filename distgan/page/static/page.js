@@ -101,7 +101,6 @@ function tools() {
     element("span", { class: "choice", role: "group", "aria-label": "x-axis" }, ...axes),
     smooth,
     reset,
-    element("span", { class: "space" }),
     element("span", { class: "dim small", id: "keys" }, keys),
   );
   document.getElementById("tools").append(bar);

@@ -41,7 +41,7 @@ function scores() {
     });
     return tr(th("row", name, direction), ...cells);
   });
-  const spans = runs.map((run) => element("th", { scope: "colgroup", colspan: 2, class: "span" }, ...nameOf(run)));
+  const spans = runs.map((run) => element("th", { scope: "colgroup", colspan: 2 }, ...nameOf(run)));
   const labels = runs.flatMap(() => [th("col", "best"), th("col", "last")]);
   const head = [single ? null : tr(element("td"), ...spans), tr(th("col", "Metric"), ...labels)].filter(Boolean);
   return panel("Best and last", null, scroller("Best and last metrics", table("Best and last metrics", head, rows)));

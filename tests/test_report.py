@@ -17,7 +17,7 @@ from browser import Browser, chromium
 from distgan.errors import UsageError
 from distgan.evaluation.card import better
 from distgan.images import save_picture
-from distgan.page import data as page_data
+from distgan.page import grids as page_grids
 from distgan.page.build import build_page, group_of, sections, write_page
 from distgan.page.data import clock, thin
 
@@ -154,7 +154,7 @@ def test_many_grids_are_reduced_and_the_page_says_so(tmp_path, monkeypatch):
     sizes = [picture(grid["src"]).size for grid in grids["fakes"]]
     assert sizes == [(384, 384)] * 24 + [(500, 500)] and picture(grids["real"]).size == (500, 500)
     assert grids["note"].startswith("All 25 grids, all but the newest reduced to 384 pixels")
-    monkeypatch.setattr(page_data, "MAX_GRIDS", 10)
+    monkeypatch.setattr(page_grids, "MAX_GRIDS", 10)
     grids = data_of(build_page([folder]))["runs"][0]["grids"]
     assert [grid["epoch"] for grid in grids["fakes"]] == [1, 5, 9, 13, 17, 21, 25]
     assert grids["note"].startswith("7 of 25 grids")

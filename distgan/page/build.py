@@ -28,7 +28,7 @@ TITLES = {
     "skipped": "Corrupt images skipped",
 }
 """Group of scalars (`group_of`) -> title of its chart, if not the group's own name."""
-OTHER = (
+NOT_TRAINING = (
     "images_per_second",
     "memory_gb",
     "lr",
@@ -37,7 +37,7 @@ OTHER = (
     "evaluate_seconds",
     "skipped",
 )
-"""The groups of the section after that of training."""
+"""The groups of the section "Speed, memory and schedules"."""
 SCRIPTS = ("format", "chart", "data", "samples", "tables", "page")
 """static/*.js, in the order in which they run."""
 
@@ -75,17 +75,21 @@ def build_page(folders: Sequence[Path]) -> str:
         "data": json.dumps(data, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c"),
         "script": "\n".join((page / f"{name}.js").read_text() for name in SCRIPTS),
     }
-    return re.sub(r"\{\{(\w+)\}\}", lambda found: parts[found[1]], (page / "page.html").read_text())
+    return re.sub(r"\{\{(\w+)\}\}", lambda name: parts[name[1]], (page / "page.html").read_text())
 
 
 def short_names(folders: Sequence[Path]) -> list[str]:
     """The last parts of each path, as many as tell it from the others. Raises UsageError if one is given twice."""
     paths = [folder.resolve().parts for folder in folders]
+    names = []
     for i, path in enumerate(paths):
         if path in paths[:i]:
             raise UsageError(f"runs: {folders[i]} is given twice; give each folder once")
-    counts = [next(n for n in range(1, len(a) + 1) if sum(a[-n:] == b[-n:] for b in paths) == 1) for a in paths]
-    return ["/".join(path[-count:]) for path, count in zip(paths, counts, strict=True)]
+        count = 1
+        while sum(path[-count:] == other[-count:] for other in paths) > 1 and count < len(path):
+            count += 1
+        names.append("/".join(path[-count:]))
+    return names
 
 
 def sections(scalars: Sequence[str], scores: Sequence[str]) -> list[dict[str, Any]]:
@@ -94,15 +98,15 @@ def sections(scalars: Sequence[str], scores: Sequence[str]) -> list[dict[str, An
     for name in scalars:
         groups.setdefault(group_of(name), []).append(name)
     training = [group for group in ("loss", "real, fake") if group in groups]
-    training += [group for group in groups if group not in (*training, *OTHER)]
-    other = [group for group in OTHER if group in groups]
+    training += [group for group in groups if group not in (*training, *NOT_TRAINING)]
+    other = [group for group in NOT_TRAINING if group in groups]
     title = {group: TITLES.get(group, group if len(names) > 1 else names[0]) for group, names in groups.items()}
-    found = [
+    all_sections = [
         ("metrics", "Metrics", [chart(name, [name], points=True) for name in scores]),
         ("training", "Training", [chart(title[group], groups[group]) for group in training]),
         ("speed", "Speed, memory and schedules", [chart(title[group], groups[group]) for group in other]),
     ]
-    return [{"id": key, "title": title, "charts": charts} for key, title, charts in found if charts]
+    return [{"id": key, "title": title, "charts": charts} for key, title, charts in all_sections if charts]
 
 
 def chart(title: str, names: Sequence[str], points: bool = False) -> dict[str, Any]:
@@ -114,8 +118,10 @@ def chart(title: str, names: Sequence[str], points: bool = False) -> dict[str, A
 
 
 def group_of(name: str) -> str:
-    """The chart of a scalar: d_loss and g_loss share "loss", d_real and d_fake "real, fake", penalty/r1 and penalty/r2
-    "penalty"."""
+    """The chart of a scalar, by what is shared in the names of its curves.
+
+    d_loss and g_loss share "loss", d_real and d_fake "real, fake", penalty/r1 and penalty/r2 "penalty".
+    """
     if "/" in name:
         return name.rsplit("/", 1)[0]
     name = re.sub(r"^[dgDG]_", "", name)

@@ -1,22 +1,18 @@
-"""What the page of a run shows, read from the run folder: curves, metric cards, events, pictures."""
+"""What the page of a run shows, read from the run folder: curves, metric cards, events, keys."""
 
-import base64
-import functools
-import io
 import json
 import math
-import re
 import statistics
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
-from PIL import Image
 
 from distgan.config.keys import Config, flatten, to_dict
 from distgan.errors import UsageError
 from distgan.evaluation.card import better
+from distgan.page.grids import read_grids
 from distgan.runs.metrics_file import (
     Curve,
     MetricsFile,
@@ -27,9 +23,8 @@ from distgan.runs.metrics_file import (
     scalar_curves,
 )
 
-MAX_POINTS = 2_000  # of a curve
-WHOLE_GRIDS, WHOLE_BYTES = 20, 8_000_000  # more grids, or larger ones, are reduced
-MAX_GRIDS, THUMBNAIL = 100, 384  # reduced grids at most, about; pixels of their longer side
+MAX_POINTS = 2_000
+"""Of a curve, about."""
 
 
 def read_run(folder: Path) -> dict[str, Any]:
@@ -41,7 +36,8 @@ def read_run(folder: Path) -> dict[str, Any]:
     config = read_mapping(folder / "config.yaml", yaml.safe_load)
     if not records and not config:
         raise UsageError(f"{folder}: neither metrics.jsonl nor config.yaml is there; give a run folder")
-    values, defaults = flatten(config), flatten(to_dict(Config()))
+    values = flatten(config)
+    defaults = flatten(to_dict(Config()))
     return {
         "path": str(folder),
         "epochs": config.get("epochs"),
@@ -107,10 +103,11 @@ def clock(rates: Curve) -> Curve:
 
     So the pause before a resume does not count.
     """
-    images, minutes = [0], [0.0]
-    for at, rate in zip(*rates, strict=True):
-        minutes.append(minutes[-1] + ((at - images[-1]) / rate / 60 if rate > 0 else 0))
-        images.append(at)
+    images = [0]
+    minutes = [0.0]
+    for images_seen, rate in zip(*rates, strict=True):
+        minutes.append(minutes[-1] + ((images_seen - images[-1]) / rate / 60 if rate > 0 else 0))
+        images.append(images_seen)
     return images, minutes
 
 
@@ -120,7 +117,8 @@ def thin(curve: Curve, limit: int = MAX_POINTS) -> Curve:
     So a spike of one line stays visible.
     """
     images, values = curve
-    count, intervals = len(images), limit // 2
+    count = len(images)
+    intervals = limit // 2
     if count <= limit:
         return curve
     kept = {0, count - 1}
@@ -144,7 +142,8 @@ def to_json(value: Any) -> Any:
 
 def best(name: str, curve: Curve) -> list[int]:
     """The index of the first best value of a metric; none if better is unknown, or no value finite."""
-    direction, values = better(name), curve[1]
+    direction = better(name)
+    values = curve[1]
     finite = [i for i, value in enumerate(values) if math.isfinite(value)]
     if direction is None or not finite:
         return []
@@ -169,43 +168,3 @@ def events_of(records: Sequence[Record]) -> list[dict[str, Any]]:
             changes = (f"{key} {old} → {new}" for key, (old, new) in record["override"].items())
             events.append({**where, "kind": "override", "text": "; ".join(changes)})
     return events
-
-
-def read_grids(folder: Path) -> dict[str, Any]:
-    """The grids of a run as data: URIs, and a note if not all of them are there in full.
-
-    More than 20 grids, or more than 8 MB, are reduced to 384 pixels, the newest excepted; of more than 100, every
-    second is shown (every fourth, ...), so that a run that goes on reduces each grid once.
-    """
-    found = ((re.fullmatch(r"fake-(\d+(?:_\d+)?)\.png", path.name), path) for path in folder.glob("fake-*.png"))
-    fakes = sorted((float(name[1].replace("_", ".")), path) for name, path in found if name)
-    real, shown, note = folder / "real.png", fakes, ""
-    reduce = len(fakes) > WHOLE_GRIDS or sum(path.stat().st_size for _, path in fakes) > WHOLE_BYTES
-    if reduce:
-        step = 2 ** max(0, math.ceil(math.log2(len(fakes) / MAX_GRIDS)))
-        shown = fakes[:-1:step] + fakes[-1:]
-        number = f"{len(shown)} of {len(fakes):,}" if step > 1 else f"All {len(fakes)}"
-        note = f"{number} grids, all but the newest reduced to {THUMBNAIL} pixels; the full ones are in {folder}."
-    return {
-        "real": data_uri(real) if real.exists() else None,
-        "fakes": [{"epoch": epoch, "src": data_uri(path, reduce and path != shown[-1][1])} for epoch, path in shown],
-        "note": note,
-    }
-
-
-def data_uri(path: Path, reduced: bool = False) -> str:
-    """A picture as a data: URI: its file, or a thumbnail; of a file above 8 MB always a thumbnail."""
-    status = path.stat()
-    if reduced or status.st_size > WHOLE_BYTES:
-        return f"data:image/webp;base64,{thumbnail(path, status.st_mtime_ns)}"
-    return f"data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}"
-
-
-@functools.lru_cache(maxsize=256)
-def thumbnail(path: Path, written: int) -> str:
-    """A WebP of at most THUMBNAIL pixels, base64; kept for the picture that was written at that time."""
-    out = io.BytesIO()
-    with Image.open(path, formats=["PNG"]) as image:
-        image.thumbnail((THUMBNAIL, THUMBNAIL))
-        image.save(out, "WEBP", quality=85)
-    return base64.b64encode(out.getvalue()).decode()

@@ -1,6 +1,7 @@
 """The configuration: the contract's keys and defaults, overrides, and one line for each mistake."""
 
 import dataclasses
+import json
 import re
 import subprocess
 import sys
@@ -70,6 +71,75 @@ def test_the_resolved_config_reads_back(tmp_path):
     config = parse("--images", "640", "--batch", "32", "--data.flip", "true", "--model.options", "{width: 8}")
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(to_dict(config)))
     assert parse("--config", str(tmp_path / "config.yaml")) == config
+
+
+FULL = """
+import: [mine]
+run_dir: runs/full
+seed: 3
+images: 1_000_000
+batch: 96
+micro_batch: 16
+precision: bf16
+channels_last: false
+deterministic: false
+tf32: false
+sync_batchnorm: false
+data: {shards: s3://a/b, threads: 4, flip: true, labels: true, lanes: 12, skip_bad: 3, cache_dir: c, cache_gb: 1.5,
+  fetch_ahead: 1, fetch_threads: 8, decoder: simplejpeg}
+model: {name: r3gan, latent: 64, options: {widths: [16, 32], group_width: 16}}
+loss: rpgan
+n_critic: 2
+penalties:
+  r1: 10
+  r2: {from: 0.05, to: 0.005, images: 2e6, shape: linear, start: 10}
+  wgan_gp: {weight: 1.5, every: 4}
+augment: [ada_blit, {ada_color: 0.5}]
+augment_p: {target: 0.6, images: 500_000}
+g_optimizer: {lr: {from: 2.0e-4, to: 5.0e-5, images: 20_000_000}, betas: [0, {from: 0.9, to: 0.99, images: 9}],
+  eps: 1e-7, weight_decay: 0.1, clip: 1}
+d_optimizer: {lr: 1e-3, betas: [0, 0.99]}
+ema: {half_life_images: {from: 0, to: 5_000, images: 20_000, shape: cosine}, warmup: 0}
+samples: {count: 4, every_epochs: 0.5}
+checkpoint: {every_epochs: 2, keep: 0, wait: true}
+evaluate: {every_epochs: 1, metrics: [fid], extractor: inception, samples: 100, reference_images: 50, best: fid,
+  cache_dir: d}
+report: {every_images: 100, digests: true, page: false, trackers: [wandb]}
+guard: {rollbacks: 1, stop_on_collapse: true}
+resume: {override: true}
+"""
+"""No section is left at its defaults."""
+
+DEFAULT_FINGERPRINT = (
+    '{"seed": 0, "batch": 64, "micro_batch": null, "precision": "no", "channels_last": true'
+    ', "deterministic": true, "tf32": true, "sync_batchnorm": true, "data": {"flip": false, "labels": false'
+    ', "lanes": 64, "decoder": "pillow"}, "model": {"name": "dcgan", "latent": 100, "options": {}}'
+    ', "loss": "bce", "n_critic": 1, "penalties": {}, "augment": [], "augment_p": 1.0'
+    ', "g_optimizer": {"lr": 0.0002, "betas": [0.5, 0.999], "eps": 1e-08, "weight_decay": 0.0, "clip": 0.0}'
+    ', "d_optimizer": {"lr": 0.0002, "betas": [0.5, 0.999], "eps": 1e-08, "weight_decay": 0.0, "clip": 0.0}'
+    ', "ema": {"half_life_images": 10000, "warmup": 0.05}}'
+)
+FULL_FINGERPRINT = (
+    '{"seed": 3, "batch": 96, "micro_batch": 16, "precision": "bf16", "channels_last": false'
+    ', "deterministic": false, "tf32": false, "sync_batchnorm": false, "data": {"flip": true, "labels": true'
+    ', "lanes": 12, "decoder": "simplejpeg"}, "model": {"name": "r3gan", "latent": 64'
+    ', "options": {"widths": [16, 32], "group_width": 16}}, "loss": "rpgan", "n_critic": 2'
+    ', "penalties": {"r1": 10, "r2": {"from": 0.05, "to": 0.005, "images": 2000000.0, "shape": "linear"'
+    ', "start": 10}, "wgan_gp": {"weight": 1.5, "every": 4}}, "augment": ["ada_blit", {"ada_color": 0.5}]'
+    ', "augment_p": {"target": 0.6, "images": 500000}, "g_optimizer": {"lr": {"from": 0.0002, "to": 5e-05'
+    ', "images": 20000000}, "betas": [0.0, {"from": 0.9, "to": 0.99, "images": 9}], "eps": 1e-07'
+    ', "weight_decay": 0.1, "clip": 1.0}, "d_optimizer": {"lr": 0.001, "betas": [0.0, 0.99], "eps": 1e-08'
+    ', "weight_decay": 0.0, "clip": 0.0}, "ema": {"half_life_images": {"from": 0, "to": 5000, "images": 20000'
+    ', "shape": "cosine"}, "warmup": 0.0}}'
+)
+
+
+def test_the_fingerprint_keeps_its_bytes(tmp_path):
+    """It is in the metadata of checkpoints, and compared when a run is resumed; keys that may change are not in it."""
+    (tmp_path / "full.yaml").write_text(FULL)
+    full = parse("--config", str(tmp_path / "full.yaml"))
+    assert json.dumps(Config().fingerprint()) == DEFAULT_FINGERPRINT
+    assert json.dumps(full.fingerprint()) == FULL_FINGERPRINT
 
 
 def test_help_and_print_config(capsys):

@@ -19,12 +19,17 @@ from distgan.config.types import (
 from distgan.errors import UsageError
 
 
+def free(default: Any = dataclasses.MISSING, *, factory: Any = dataclasses.MISSING) -> Any:
+    """A field for a key of speed, length, place or reporting, which a resumed run may change."""
+    return field(default=default, default_factory=factory, metadata={"free": True})
+
+
 @dataclass(frozen=True)
 class DataConfig:
-    shards: str = "data/digits"
+    shards: str = free("data/digits")
     """Dataset written by `distgan shards make`: a folder, or an http(s)://, s3://, gs:// or az:// URL
     (pip install 'distgan[remote]')."""
-    threads: NonNegativeInt = 2
+    threads: NonNegativeInt = free(2)
     """Threads that read and decode, in each process; raw datasets use one at most. 0: read in the loop. Changes the
     speed only."""
     flip: bool = False
@@ -34,17 +39,17 @@ class DataConfig:
     lanes: PositiveInt | None = None
     """Interleaved partitions of an epoch; a divisor of `batch`, and a multiple of the number of processes.
     null: the largest divisor of `batch` up to 64 and up to the number of images."""
-    skip_bad: NonNegativeInt = 0
+    skip_bad: NonNegativeInt = free(0)
     """Corrupt images to skip (and report) in the whole run before it stops, counted each time one is read; the next
     good image is read in its place. 0: stop at the first."""
-    cache_dir: str | None = None
+    cache_dir: str | None = free(None)
     """Folder for the shards of a remote dataset. null: ~/.cache/distgan/shards."""
-    cache_gb: NonNegativeFloat = 0.0
+    cache_gb: NonNegativeFloat = free(0.0)
     """Size limit of that folder in GB (10^9 bytes): the least recently used shards are evicted, if no run reads them.
     0: no limit."""
-    fetch_ahead: NonNegativeInt = 2
+    fetch_ahead: NonNegativeInt = free(2)
     """Shards of each lane to fetch before they are needed, as far as `cache_gb` allows. 0: fetch what is needed."""
-    fetch_threads: PositiveInt = 32
+    fetch_threads: PositiveInt = free(32)
     """Shards to fetch at a time on each node, by all of its processes together."""
     decoder: Literal["pillow", "simplejpeg"] = "pillow"
     """JPEG decoder; simplejpeg (pip install 'distgan[fast]') is faster."""
@@ -153,15 +158,15 @@ class ResumeConfig:
 
 @dataclass(frozen=True)
 class Config:
-    imports: list[str] = field(default_factory=list)
+    imports: list[str] = free(factory=list)
     """The key `import`: your modules that add entries to LOSSES or MODELS; imported before the run is built."""
-    run_dir: str = "runs/dcgan"
+    run_dir: str = free("runs/dcgan")
     """Folder for everything the run writes. Running the same command again resumes the run in it."""
     seed: NonNegativeInt = 0
     """Seed of weights, latents, labels, flips and the order of the images."""
-    epochs: PositiveInt | None = None
+    epochs: PositiveInt | None = free(None)
     """Length of the run in passes through the dataset; 25 if neither this nor `images` is given."""
-    images: PositiveInt | None = None
+    images: PositiveInt | None = free(None)
     """Length of the run in images; excludes `epochs`."""
     batch: PositiveInt = 64
     """Global minibatch in images, split over the processes."""
@@ -197,12 +202,12 @@ class Config:
     g_optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     d_optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     ema: EMAConfig = field(default_factory=EMAConfig)
-    samples: SamplesConfig = field(default_factory=SamplesConfig)
-    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
-    evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
-    report: ReportConfig = field(default_factory=ReportConfig)
-    guard: GuardConfig = field(default_factory=GuardConfig)
-    resume: ResumeConfig = field(default_factory=ResumeConfig)
+    samples: SamplesConfig = free(factory=SamplesConfig)
+    checkpoint: CheckpointConfig = free(factory=CheckpointConfig)
+    evaluate: EvaluateConfig = free(factory=EvaluateConfig)
+    report: ReportConfig = free(factory=ReportConfig)
+    guard: GuardConfig = free(factory=GuardConfig)
+    resume: ResumeConfig = free(factory=ResumeConfig)
 
     def __post_init__(self) -> None:
         if self.epochs is None and self.images is None:
@@ -232,38 +237,10 @@ class Config:
         return self.batch * self.n_critic
 
     def fingerprint(self) -> dict[str, Any]:
-        """The keys that decide what the run computes, without those of FREE_TO_CHANGE."""
-        keys = to_dict(self)
-        for key in FREE_TO_CHANGE:
-            *path, last = key.split(".")
-            inner = keys
-            for name in path:
-                inner = inner[name]
-            del inner[last]
+        """The keys that decide what the run computes, as plain JSON values: those that are not `free`."""
+        keys = plain(fixed_keys(self))
         keys["data"]["lanes"] = self.lanes
         return keys
-
-
-FREE_TO_CHANGE = (
-    "import",
-    "run_dir",
-    "epochs",
-    "images",
-    "data.shards",
-    "data.threads",
-    "data.skip_bad",
-    "data.cache_dir",
-    "data.cache_gb",
-    "data.fetch_ahead",
-    "data.fetch_threads",
-    "samples",
-    "checkpoint",
-    "evaluate",
-    "report",
-    "guard",
-    "resume",
-)
-"""Keys of speed, length, place and reporting, which a resumed run may change."""
 
 
 def default_lanes(batch: int, samples: int | None = None) -> int:
@@ -272,9 +249,20 @@ def default_lanes(batch: int, samples: int | None = None) -> int:
     return max(n for n in range(1, limit + 1) if batch % n == 0)
 
 
+def fixed_keys(section: Any) -> dict[str, Any]:
+    """The values of a dataclass and of those in it by name, without its `free` fields."""
+    values = {key.name: getattr(section, key.name) for key in dataclasses.fields(section) if "free" not in key.metadata}
+    return {name: fixed_keys(value) if dataclasses.is_dataclass(value) else value for name, value in values.items()}
+
+
+def plain(values: dict[str, Any]) -> dict[str, Any]:
+    """A copy of JSON values whose tuples are lists."""
+    return json.loads(json.dumps(values))
+
+
 def to_dict(config: Config) -> dict[str, Any]:
     """The configuration as plain JSON values, by the keys of YAML."""
-    values = json.loads(json.dumps(dataclasses.asdict(config)))
+    values = plain(dataclasses.asdict(config))
     return {"import": values.pop("imports"), **values}
 
 

@@ -12,6 +12,7 @@ import pytest
 import yaml
 
 from distgan.commands.run import run_command
+from distgan.config.entries import AdaptiveProbability, AugmentEntry, PenaltyEntry
 from distgan.config.keys import Config, flatten, to_dict
 from distgan.config.read import read_config
 from distgan.errors import UsageError
@@ -142,6 +143,19 @@ def test_the_fingerprint_keeps_its_bytes(tmp_path):
     assert json.dumps(full.fingerprint()) == FULL_FINGERPRINT
 
 
+def test_penalties_and_augmentations_are_typed(tmp_path):
+    (tmp_path / "full.yaml").write_text(FULL)
+    config = parse("--config", str(tmp_path / "full.yaml"))
+    assert list(config.penalty_entries) == ["r1", "r2", "wgan_gp"]
+    assert config.penalty_entries["r1"] == PenaltyEntry(10, every=1)
+    assert config.penalty_entries["r2"] == PenaltyEntry(config.penalties["r2"], every=1)
+    assert config.penalty_entries["wgan_gp"] == PenaltyEntry(1.5, every=4)
+    assert config.augment_entries == [AugmentEntry("ada_blit", 1.0), AugmentEntry("ada_color", 0.5)]
+    assert config.adaptive_p == AdaptiveProbability(target=0.6, images=500_000)
+    fixed = dataclasses.replace(config, augment_p={"from": 0, "to": 1, "images": 9})
+    assert fixed.adaptive_p is None
+
+
 def test_help_and_print_config(capsys):
     for word, expected in (("--help", "Global minibatch in images"), ("--print_config", "half_life_images: 10000")):
         with pytest.raises(SystemExit) as end:
@@ -173,21 +187,28 @@ def test_help_and_print_config(capsys):
         (["--penalties.r1", "-1"], "penalties.r1: expected a number, 0 or more, or a schedule"),
         (["--penalties.r1", "x"], "penalties.r1: expected a number, 0 or more, or a schedule .*, got 'x'"),
         (["--penalties", "{r1: {weight: 1, every: 0}}"], "penalties.r1.every: expected an integer above 0, got 0"),
-        (["--penalties", "{r1: {weight: 1, evry: 2}}"], "penalties.r1: expected {weight: number, every: iterations}"),
-        (["--g_optimizer.lr", "{from: 1, to: 0}"], "g_optimizer.lr: the schedule lacks 'images'"),
+        (
+            ["--penalties", "{r1: {weight: 1, evry: 2}}"],
+            "penalties.r1.evry: no such key; expected {weight: number or schedule, every: iterations}",
+        ),
+        (["--penalties", "{r1: {weight: 1}}"], "penalties.r1: 'every' is missing; expected {weight: .*, every: .*}"),
+        (["--penalties", "{r1: {every: 4}}"], "penalties.r1: 'weight' is missing; expected {weight: .*, every: .*}"),
+        (["--penalties", "{r1: {weight: x, every: 4}}"], "penalties.r1.weight: expected a number, 0 or more, or a sch"),
+        (["--penalties", "{r1: {wieght: 1}}"], "penalties.r1.wieght: no such key; expected .*, or {weight: number or"),
+        (["--g_optimizer.lr", "{from: 1, to: 0}"], "g_optimizer.lr: 'images' is missing; expected a schedule {from: "),
         (
             ["--g_optimizer.lr", "{from: 1, to: 0, images: 0}"],
             "g_optimizer.lr.images: expected a number above 0, got 0",
         ),
         (
             ["--g_optimizer.lr", "{from: 1, to: 0, images: 9, stop: 1}"],
-            "g_optimizer.lr.stop: no such key; a schedule is",
+            "g_optimizer.lr.stop: no such key; expected a schedule {from: ",
         ),
         (
             ["--g_optimizer.lr", "{from: 1, to: 0, images: 9, shape: step}"],
             "lr.shape: unknown shape 'step'; choose from",
         ),
-        (["--g_optimizer.lr.from", "1"], "g_optimizer.lr: the schedule lacks 'to'"),
+        (["--g_optimizer.lr.from", "1"], "g_optimizer.lr: 'to' is missing; expected a schedule"),
         (
             ["--d_optimizer.betas", "[0, {from: 0.9, to: 1, images: 9}]"],
             r"betas.to: expected a number in \[0, 1\), got 1",
@@ -197,12 +218,25 @@ def test_help_and_print_config(capsys):
             "half_life_images.from: expected a number, 0 or mo",
         ),
         (["--augment", "[3]"], "augment: expected names, or {name: factor in .*}, got 3"),
-        (["--augment", "[{color: 2}]"], "augment: expected names, or"),
+        (["--augment", "[{color: 2}]"], r"augment.color: expected a number in \[0, 1\], got 2"),
+        (["--augment", "[{color: 1, cutout: 1}]"], "augment: expected names, or {name: factor in .*}, got {'color': 1"),
         (["--augment", "[color]", "--augment_p", "2"], r"augment_p: expected a number in \[0, 1\], or a schedule"),
+        (
+            ["--augment", "[color]", "--augment_p", "{target: {from: 0, to: 1, images: 9}, images: 9}"],
+            r"augment_p.target: expected a number in \[0, 1\], got {'from': 0",
+        ),
+        (
+            ["--augment", "[color]", "--augment_p", "{target: 0.6, images: 0}"],
+            "augment_p.images: expected a number abo",
+        ),
+        (
+            ["--augment", "[color]", "--augment_p", "{images: 9}"],
+            "augment_p: 'from' is missing; .*, or {target: number",
+        ),
         (["--augment_p", "0.5"], "augment_p: no augmentation is given in augment"),
         (
             ["--augment", "[color]", "--augment_p", "{target: 0.6}"],
-            "augment_p: expected {target: number, images: number}",
+            "augment_p: 'images' is missing; expected {target: number, images: number}",
         ),
         (
             ["--augment", "[color]", "--augment_p", "{target:0.6,images:5000}"],

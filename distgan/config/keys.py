@@ -3,8 +3,19 @@
 import dataclasses
 import json
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Literal
 
+from distgan.config.entries import (
+    BETA,
+    AdaptiveProbability,
+    AugmentEntry,
+    PenaltyEntry,
+    parse_augmentation,
+    parse_penalty,
+    parse_probability,
+    parse_schedule,
+)
 from distgan.config.types import (
     Decay,
     NonNegativeFloat,
@@ -12,9 +23,6 @@ from distgan.config.types import (
     PositiveFloat,
     PositiveInt,
     Schedule,
-    check_augment,
-    check_penalties,
-    check_schedule,
 )
 from distgan.errors import UsageError
 
@@ -217,11 +225,29 @@ class Config:
         if self.lanes and self.batch % self.lanes:
             raise UsageError(f"data.lanes: {self.lanes} does not divide batch {self.batch}")
         for key, optimizer in (("g_optimizer", self.g_optimizer), ("d_optimizer", self.d_optimizer)):
-            check_schedule(f"{key}.lr", optimizer.lr)
-            check_schedule(f"{key}.betas", optimizer.betas[1], limit=1 - 1e-12)
-        check_schedule("ema.half_life_images", self.ema.half_life_images)
-        check_penalties(self.penalties)
-        check_augment(self.augment, self.augment_p)
+            parse_schedule(f"{key}.lr", optimizer.lr)
+            parse_schedule(f"{key}.betas", optimizer.betas[1], BETA)
+        parse_schedule("ema.half_life_images", self.ema.half_life_images)
+        for entries in ("penalty_entries", "augment_entries", "adaptive_p"):
+            getattr(self, entries)  # parsed now, so that a mistake is found now
+        if not self.augment and self.augment_p != 1:
+            raise UsageError("augment_p: no augmentation is given in augment, e.g. [color, translation, cutout]")
+
+    @cached_property
+    def penalty_entries(self) -> dict[str, PenaltyEntry]:
+        """The penalties by name, in order."""
+        return {name: parse_penalty(f"penalties.{name}", value) for name, value in self.penalties.items()}
+
+    @cached_property
+    def augment_entries(self) -> list[AugmentEntry]:
+        """The augmentations, in order."""
+        return [parse_augmentation(value) for value in self.augment]
+
+    @cached_property
+    def adaptive_p(self) -> AdaptiveProbability | None:
+        """The rule by which `augment_p` follows sign(D(x)), if it does."""
+        probability = parse_probability(self.augment_p)
+        return probability if isinstance(probability, AdaptiveProbability) else None
 
     @property
     def lanes(self) -> int:
@@ -272,8 +298,3 @@ def flatten(nested: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     for key, value in nested.items():
         flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) and value else {prefix + key: value}
     return flat
-
-
-def is_adaptive(config: Config) -> bool:
-    """Whether the probability of augmentation follows sign(D(x))."""
-    return isinstance(config.augment_p, dict) and "target" in config.augment_p

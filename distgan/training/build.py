@@ -162,7 +162,7 @@ def clipper(
 
 def build_augment(config: Config) -> Pipeline:
     """The augmentations in order, each with the factor of its probability."""
-    return Pipeline([(entry, 1.0) if isinstance(entry, str) else next(iter(entry.items())) for entry in config.augment])
+    return Pipeline([(entry.name, entry.factor) for entry in config.augment_entries])
 
 
 def build_ema(config: Config, gan: GAN) -> EMA | None:

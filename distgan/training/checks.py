@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils import parametrize
 
-from distgan.config.keys import Config, is_adaptive
+from distgan.config.keys import Config
 from distgan.errors import UsageError
 from distgan.gan.augment import AUGMENTATIONS
 from distgan.gan.losses import LOSSES
@@ -21,11 +21,11 @@ def check_config(config: Config) -> None:
     check_name("loss", "loss", config.loss, LOSSES)
     for name in config.penalties:
         check_name("penalties", "penalty", name, PENALTIES)
-    for entry in config.augment:
-        check_name("augment", "augmentation", entry if isinstance(entry, str) else next(iter(entry)), AUGMENTATIONS)
+    for entry in config.augment_entries:
+        check_name("augment", "augmentation", entry.name, AUGMENTATIONS)
     if config.penalties and config.precision == "fp16":
         raise UsageError("penalties: gradients of gradients overflow and underflow in fp16; use precision bf16 or no")
-    if is_adaptive(config) and LOSSES[config.loss].boundary is None:
+    if config.adaptive_p and LOSSES[config.loss].boundary is None:
         raise UsageError(
             f"augment_p: the sign of D(x) means nothing for the loss {config.loss}: only differences of logits count; "
             "give a probability or a schedule"

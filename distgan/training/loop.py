@@ -6,7 +6,7 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
-from distgan.config.keys import Config, is_adaptive
+from distgan.config.keys import Config
 from distgan.data.stream import ImageBatch
 from distgan.distributed.batchnorm import average_running_stats
 from distgan.distributed.processes import Distributed
@@ -181,7 +181,7 @@ class Trainer:
         average_running_stats([gan.raw_G, gan.raw_D], self.processes.accelerator)
         if self.ema:
             self.ema.update(gan.raw_G, self.clock.iteration_images, images_seen)
-        if is_adaptive(self.config):
+        if self.config.adaptive_p:
             sign = self.processes.accelerator.reduce(scalars["d_sign"], "mean")
             assert isinstance(sign, Tensor)
             self.scheduled.adapt(sign, images_seen)

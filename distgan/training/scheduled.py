@@ -1,14 +1,12 @@
 """The numbers of a run that change with the images seen, as 0-dim tensors on the device."""
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
-from distgan.config.keys import Config, OptimizerConfig, is_adaptive
+from distgan.config.keys import Config, OptimizerConfig
 from distgan.distributed.batchnorm import RunningStatsWarmup
 from distgan.gan.penalties import PENALTIES
-from distgan.gan.schedules import Schedule, adapt_probability, iterations_averaged, value_at
+from distgan.gan.schedules import adapt_probability, iterations_averaged, value_at
 from distgan.gan.step import GAN, WeightedPenalty
 
 
@@ -23,7 +21,6 @@ class ScheduledValues:
         self.config = config
         self.gan = gan
         self.running_stats = RunningStatsWarmup([gan.raw_G, gan.raw_D])
-        self.schedules = penalty_schedules(config)
         self.penalties = weighted_penalties(config, device)
         # the fused kernel of CUDA reads a learning rate in float32
         dtype = torch.float32 if device.type == "cuda" else exact_dtype(device)
@@ -39,11 +36,11 @@ class ScheduledValues:
         self.running_stats.set_momentum(images_seen // self.config.iteration_images)
         set_optimizer(self.gan.g_optimizer, self.config.g_optimizer, self.g_lr, images_seen)
         set_optimizer(self.gan.d_optimizer, self.config.d_optimizer, self.d_lr, images_seen)
-        for name, weight in self.schedules.items():
-            due = self.penalties[name]
-            assert isinstance(due.weight, Tensor)
-            due.weight.fill_(value_at(weight, images_seen))
-        if not is_adaptive(self.config):
+        for name, entry in self.config.penalty_entries.items():
+            weight = self.penalties[name].weight
+            assert isinstance(weight, Tensor)
+            weight.fill_(value_at(entry.weight, images_seen))
+        if self.config.adaptive_p is None:
             self.p.fill_(value_at(self.config.augment_p, images_seen))
 
     def penalties_due(self, images_seen: int) -> dict[str, WeightedPenalty]:
@@ -56,7 +53,8 @@ class ScheduledValues:
 
         `sign` is the mean of sign(D(x)) over the real images of all processes.
         """
-        rule: Any = self.config.augment_p
+        rule = self.config.adaptive_p
+        assert rule is not None, "called for an adaptive p only"
         self.sign_sum += sign
         averaged = iterations_averaged(self.config.iteration_images)
         iteration = images_seen // self.config.iteration_images
@@ -64,20 +62,20 @@ class ScheduledValues:
             return
         step = averaged * self.config.iteration_images
         mean = self.sign_sum / averaged
-        self.p.copy_(adapt_probability(self.p, mean, target=rule["target"], images=rule["images"], step=step))
+        self.p.copy_(adapt_probability(self.p, mean, target=rule.target, images=rule.images, step=step))
         self.sign_sum.zero_()
 
     def logged(self, images_seen: int) -> dict[str, float]:
         """The values of schedules of penalties and augmentation after `images_seen` images, by name; waits."""
-        values = {f"{name}_weight": weight for name, weight in self.schedules.items()}
-        values["augment_p"] = self.config.augment_p
-        changing = {name: value for name, value in values.items() if isinstance(value, dict) and "from" in value}
-        logged = {name: value_at(schedule, images_seen) for name, schedule in changing.items()}
-        return ({"augment_p": float(self.p)} if is_adaptive(self.config) else {}) | logged
+        values = {f"{name}_weight": entry.weight for name, entry in self.config.penalty_entries.items()}
+        if self.config.adaptive_p is None:
+            values["augment_p"] = self.config.augment_p
+        scheduled = {name: value_at(value, images_seen) for name, value in values.items() if isinstance(value, dict)}
+        return scheduled if self.config.adaptive_p is None else {"augment_p": float(self.p), **scheduled}
 
     def state(self) -> dict[str, float]:
         """What resumes: an adaptive `p`, and what has been seen since it moved; waits for the device."""
-        p = float(self.p) if is_adaptive(self.config) else 0.0
+        p = 0.0 if self.config.adaptive_p is None else float(self.p)
         return {"augment_p": p, "augment_sign": float(self.sign_sum)}
 
     def load_state(self, augment_p: float, augment_sign: float) -> None:
@@ -85,20 +83,12 @@ class ScheduledValues:
         self.sign_sum.fill_(augment_sign)
 
 
-def penalty_schedules(config: Config) -> dict[str, Schedule]:
-    """The weights of penalties by name, in the order of the configuration."""
-    lazy = {name: value for name, value in config.penalties.items() if isinstance(value, dict) and "every" in value}
-    return {name: lazy[name]["weight"] if name in lazy else value for name, value in config.penalties.items()}
-
-
 def weighted_penalties(config: Config, device: torch.device) -> dict[str, WeightedPenalty]:
     """The penalties by name, with their weights at the start of a run as float32 tensors."""
     penalties = {}
-    for name, weight in penalty_schedules(config).items():
-        value = config.penalties[name]
-        every = value["every"] if isinstance(value, dict) and "every" in value else 1
-        tensor = torch.full((), value_at(weight, 0), dtype=torch.float32, device=device)
-        penalties[name] = WeightedPenalty(PENALTIES[name], tensor, every)
+    for name, entry in config.penalty_entries.items():
+        weight = torch.full((), value_at(entry.weight, 0), dtype=torch.float32, device=device)
+        penalties[name] = WeightedPenalty(PENALTIES[name], weight, entry.every)
     return penalties
 
 

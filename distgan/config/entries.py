@@ -1,0 +1,125 @@
+"""Schedules, penalties and augmentations: what a configuration may say of them, parsed into typed values."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from distgan.errors import UsageError
+
+LARGEST = 1e18
+
+
+@dataclass(frozen=True)
+class Range:
+    """The numbers that a key takes."""
+
+    words: str
+    """What a message calls them."""
+    contains: Callable[[float], bool]
+
+
+NUMBER = Range("a number, 0 or more", lambda number: 0 <= number <= LARGEST)
+POSITIVE = Range("a number above 0", lambda number: 0 < number <= LARGEST)
+PROBABILITY = Range("a number in [0, 1]", lambda number: 0 <= number <= 1)
+BETA = Range("a number in [0, 1)", lambda number: 0 <= number < 1)
+COUNT = Range("an integer above 0", lambda number: isinstance(number, int) and number > 0)
+
+SHAPES = ("linear", "cosine")
+SCHEDULE = "{from: number, to: number, images: number, shape: linear or cosine, start: number}"
+LAZY_PENALTY = "{weight: number or schedule, every: iterations}"
+ADAPTIVE = "{target: number, images: number}"
+
+
+@dataclass(frozen=True)
+class PenaltyEntry:
+    """A penalty of D."""
+
+    weight: float | dict[str, Any]
+    """A number or a schedule."""
+    every: int = 1
+    """Iterations between two applications."""
+
+
+@dataclass(frozen=True)
+class AugmentEntry:
+    """An augmentation of what D sees."""
+
+    name: str
+    factor: float = 1.0
+    """Of its probability, in [0, 1]."""
+
+
+@dataclass(frozen=True)
+class AdaptiveProbability:
+    """The rule of Karras et al. 2020: a probability of augmentation that follows sign(D(x))."""
+
+    target: float
+    """Of the mean of sign(D(x)), in [0, 1]."""
+    images: float
+    """In which the probability crosses [0, 1]."""
+
+
+def parse_number(key: str, value: Any, numbers: Range, expected: str = "") -> float:
+    """Raises UsageError, which says what is `expected`: by default the words of the range."""
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not is_number or not numbers.contains(value):
+        raise UsageError(f"{key}: expected {expected or numbers.words}, got {value!r}")
+    return value
+
+
+def check_keys(
+    key: str, section: dict[str, Any], expected: str, *, required: tuple[str, ...], optional: tuple[str, ...] = ()
+) -> None:
+    """Raises UsageError for an unknown key in a section, and for one that is missing."""
+    for name in section:
+        if name not in (*required, *optional):
+            raise UsageError(f"{key}.{name}: no such key; expected {expected}")
+    for name in required:
+        if name not in section:
+            raise UsageError(f"{key}: {name!r} is missing; expected {expected}")
+
+
+def parse_schedule(key: str, value: Any, numbers: Range = NUMBER, *others: str) -> float | dict[str, Any]:
+    """A number in the range, or a schedule between two of them: {from, to, images[, shape][, start]}, as it is.
+
+    distgan/gan/schedules.py computes it. `others` are more forms that the key takes, for messages. Raises UsageError.
+    """
+    forms = [f"a schedule {SCHEDULE}", *others]
+    if not isinstance(value, dict):
+        return parse_number(key, value, numbers, ", or ".join([numbers.words, *forms]))
+    check_keys(key, value, ", or ".join(forms), required=("from", "to", "images"), optional=("shape", "start"))
+    parse_number(f"{key}.from", value["from"], numbers)
+    parse_number(f"{key}.to", value["to"], numbers)
+    parse_number(f"{key}.images", value["images"], POSITIVE)
+    parse_number(f"{key}.start", value.get("start", 0), NUMBER)
+    if value.get("shape", "cosine") not in SHAPES:
+        raise UsageError(f"{key}.shape: unknown shape {value['shape']!r}; choose from {', '.join(SHAPES)}")
+    return value
+
+
+def parse_penalty(key: str, value: Any) -> PenaltyEntry:
+    """A weight, a schedule of it, or {weight, every}. Raises UsageError."""
+    if not (isinstance(value, dict) and value.keys() & {"weight", "every"}):
+        return PenaltyEntry(parse_schedule(key, value, NUMBER, LAZY_PENALTY))
+    check_keys(key, value, LAZY_PENALTY, required=("weight", "every"))
+    every = parse_number(f"{key}.every", value["every"], COUNT)
+    return PenaltyEntry(parse_schedule(f"{key}.weight", value["weight"]), int(every))
+
+
+def parse_augmentation(value: Any) -> AugmentEntry:
+    """A name, or {name: factor}. Raises UsageError."""
+    if isinstance(value, str):
+        return AugmentEntry(value)
+    if not isinstance(value, dict) or len(value) != 1:
+        raise UsageError(f"augment: expected names, or {{name: factor in [0, 1]}}, got {value!r}")
+    ((name, factor),) = value.items()
+    return AugmentEntry(name, parse_number(f"augment.{name}", factor, PROBABILITY))
+
+
+def parse_probability(value: Any) -> float | dict[str, Any] | AdaptiveProbability:
+    """`augment_p`: a probability, a schedule of it, or {target, images}. Raises UsageError."""
+    if not (isinstance(value, dict) and "target" in value):
+        return parse_schedule("augment_p", value, PROBABILITY, ADAPTIVE)
+    check_keys("augment_p", value, ADAPTIVE, required=("target", "images"))
+    target = parse_number("augment_p.target", value["target"], PROBABILITY)
+    return AdaptiveProbability(target, parse_number("augment_p.images", value["images"], POSITIVE))

@@ -63,6 +63,14 @@ def test_file_then_command_line(contract):
     assert parse("--d_optimizer.betas", "[0, 0.99]").d_optimizer.betas == (0.0, 0.99)
 
 
+def test_import_is_one_module_or_several(tmp_path):
+    assert parse("--import", "mine").imports == ["mine"]
+    assert parse("--import", "[mine, yours]").imports == ["mine", "yours"]
+    (tmp_path / "config.yaml").write_text("import: mine")
+    config = parse("--config", str(tmp_path / "config.yaml"))
+    assert config.imports == ["mine"] and to_dict(config)["import"] == ["mine"]
+
+
 def test_a_length_on_the_command_line_overrides_the_files(contract):
     config = parse("--config", str(contract), "--images", "640")
     assert (config.epochs, config.images) == (None, 640)

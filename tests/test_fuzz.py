@@ -26,7 +26,7 @@ from PIL import Image
 from distgan import models
 from distgan.commands import shards
 from distgan.commands.run import run_command
-from distgan.commands.sample import sample
+from distgan.commands.sample import Options, sample
 from distgan.data.stream import Reader
 from distgan.dataset_tool import sources
 from distgan.runs.checkpoint import METADATA, Checkpoints
@@ -215,7 +215,7 @@ def damage_weights(case: Path, originals: Originals, rng: random.Random) -> str:
         with contextlib.suppress(UnicodeEncodeError):
             safetensors.torch.save_file(tensors, path, {METADATA: metadata})
         target = path
-    code = run(lambda: sample(str(target), count=2, out=str(case / "out.npz")))
+    code = run(lambda: sample(str(target), Options(count=2, out=str(case / "out.npz"))))
     return f"{path.name} {code}"
 
 

@@ -1,14 +1,17 @@
-"""`distgan evaluate RUN_OR_FILE`: metrics of a generator, on all processes; also trains and fetches the extractors."""
+"""`distgan evaluate`: metrics of a generator on all processes; and their extractors, trained or fetched."""
 
 import contextlib
 import os
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from distgan.commands.datasets import data_config, open_dataset, trained_on
 from distgan.commands.run import run_command
-from distgan.config.parser import Parser
+from distgan.commands.train_extractor import train_extractor
+from distgan.config.parser import Parser, take_import
 from distgan.config.types import NonNegativeInt, PositiveInt
 from distgan.errors import RunError, UsageError, format_os_error
 from distgan.plugins import import_user_modules
@@ -17,74 +20,82 @@ if TYPE_CHECKING:
     from distgan.data.shardset import ShardSet
     from distgan.distributed.processes import Distributed
     from distgan.evaluation.card import Card
+    from distgan.generators.pretrained import PretrainedGenerator
 
-PREFETCH = "Instead: download the extractor's weights, and with --data compute the statistics of the real images."
-
-
-def evaluate(
-    run_or_file: str | None = None,
-    data: str | None = None,
-    metrics: str = "",
-    extractor: str = "classifier",
-    samples: PositiveInt | None = None,
-    seed: NonNegativeInt = 0,
-    reference_images: PositiveInt | None = None,
-    skip_bad: NonNegativeInt = 0,
-    out: str | None = None,
-    train_extractor: str | None = None,
-    train_images: PositiveInt | None = None,
-    prefetch: bool = False,
-    cache_dir: str | None = None,
-    imports: list[str] | str = (),  # type: ignore[assignment] - the key `import`
-) -> None:
-    """Compute metrics of generated images against the images of a dataset, and print their card.
-
-    Args:
-        run_or_file: A run folder (the EMA of its newest checkpoint), or a .safetensors file of a generator or an EMA.
-        data: Dataset of the real images; default: the one that the generator was trained on.
-        metrics: Comma-separated: fid, kid, is, precision_recall, density_coverage, modes. Default: fid,
-            precision_recall, and modes with a classifier of the dataset's labels. With other extractors than inception
-            the first three are named fd, kd and is, with the extractor's name.
-        extractor: classifier (of the dataset's labels; --train_extractor makes it), efficientnet-lite0, inception, or
-            the .safetensors file of a classifier.
-        samples: Generated images; default: 26,000 for stacked-mnist, else as many as the dataset has, up to 50,000.
-        seed: Of the latents, or of the classifier's training.
-        reference_images: Real images to compare with, drawn at random; default: all. Their statistics are cached.
-        skip_bad: Corrupt images of the dataset to replace by others; one more ends the evaluation.
-        out: File of the card (.json), or of the classifier; default: RUN/cards/IMAGES-EXTRACTOR.json, with the metrics
-            and the seed in its name if they are given, or the cache.
-        train_extractor: Instead: train a classifier of the labels of this dataset, on one process.
-        train_images: Images to train it on, repetitions counted; default: 8 epochs, between 60,000 and 400,000.
-        cache_dir: Folder of extractors and statistics; default: ~/.cache/distgan.
-    """
-    import_user_modules([imports] if isinstance(imports, str) else imports)
-    from distgan.training.stop import exit_with_launcher
-
-    exit_with_launcher()
-    # Imported after parsing: --help and a mistyped option do not wait for torch.
-    from distgan.evaluation.evaluator import cache_folder
-
-    cache = Path(cache_dir) if cache_dir else cache_folder()
-    options = {
-        "extractor": extractor,
-        "metrics": [name.strip() for name in metrics.split(",") if name.strip()],
-        "samples": samples,
-        "seed": seed,
-        "reference_images": reference_images,
-        "skip_bad": skip_bad,
-        "cache": cache,
-    }
-    if train_extractor is not None:
-        train_classifier(train_extractor, seed, train_images, cache, Path(out) if out else None)
-    elif prefetch:
-        fetch(data, options)
-    elif run_or_file is None:
-        raise UsageError("give a run folder or a .safetensors file, or --train_extractor DATASET, or --prefetch")
-    else:
-        evaluate_generator(run_or_file, data, options, Path(out) if out else None)
+DESCRIPTION = (
+    "`distgan evaluate RUN_OR_FILE` computes metrics of generated images against the images of a dataset, on all "
+    "processes, and prints their card. `distgan evaluate --train_extractor DATASET` trains the extractor `classifier`. "
+    "`distgan evaluate --prefetch` prepares evaluations without network."
+)
+RUN_OR_FILE = "A run folder (the EMA of its newest checkpoint), or a .safetensors file of a generator or an EMA."
+PREFETCH = "Download the extractor's weights and, with --data, compute the statistics of the real images."
 
 
-def evaluate_generator(run_or_file: str, data: str | None, options: dict[str, Any], out: Path | None) -> None:
+@dataclass(frozen=True)
+class Options:
+    """The options of `distgan evaluate`; the docstrings are their help."""
+
+    data: str | None = None
+    """Dataset of the real images. Default: the one that the generator was trained on."""
+    metrics: str = ""
+    """Comma-separated: fid, kid, is, precision_recall, density_coverage, modes. Default: fid, precision_recall, and
+    modes with a classifier of the dataset's labels. Scores are named fid, kid and is only with Inception features; with
+    others they are fd_EXTRACTOR, kd_EXTRACTOR and is_EXTRACTOR."""
+    extractor: str = "classifier"
+    """classifier (of the dataset's labels; --train_extractor makes it), efficientnet-lite0, inception, or the
+    .safetensors file of a classifier."""
+    samples: PositiveInt | None = None
+    """Generated images. Default: 26,000 for stacked-mnist, else as many as the dataset has, up to 50,000."""
+    seed: NonNegativeInt = 0
+    """Seed of the latents, or of the classifier's training."""
+    reference_images: PositiveInt | None = None
+    """Real images to compare with, drawn at random. Default: all. Their statistics are cached."""
+    skip_bad: NonNegativeInt = 0
+    """Corrupt images of the dataset to replace by others; one more ends the evaluation."""
+    out: str | None = None
+    """File of the card (.json), or of the classifier (.safetensors). Default: RUN/cards/IMAGES-EXTRACTOR.json, with the
+    metrics and the seed in its name if they are given, or the cache."""
+    train_extractor: str | None = None
+    """Dataset on whose labels to train a classifier, on one process."""
+    train_images: PositiveInt | None = None
+    """Images to train it on, repetitions counted. Default: 8 epochs, between 60,000 and 400,000."""
+    cache_dir: str | None = None
+    """Folder of extractors and statistics. Default: ~/.cache/distgan."""
+
+    @property
+    def out_file(self) -> Path | None:
+        return Path(self.out) if self.out else None
+
+    @property
+    def cache(self) -> Path:
+        from distgan.evaluation.evaluator import cache_folder
+
+        return Path(self.cache_dir) if self.cache_dir else cache_folder()
+
+    @property
+    def metric_names(self) -> list[str]:
+        return [name.strip() for name in self.metrics.split(",") if name.strip()]
+
+    def evaluator_arguments(self) -> dict[str, Any]:
+        """The options that Evaluator takes."""
+        return {
+            "extractor": self.extractor,
+            "metrics": self.metric_names,
+            "samples": self.samples,
+            "seed": self.seed,
+            "reference_images": self.reference_images,
+            "skip_bad": self.skip_bad,
+            "cache": self.cache,
+        }
+
+    def card_name(self, images: int | None, extractor: str) -> str:
+        """A name of its own for each choice of metrics and seed: their cards do not overwrite each other."""
+        seed = [f"seed{self.seed}"] if self.seed else []
+        return "-".join([str(images), extractor, *self.metric_names, *seed]) + ".json"
+
+
+def evaluate_generator(run_or_file: str, options: Options) -> None:
+    """Compute the metrics of a generator, print their card and write it. Raises UsageError and RunError."""
     from distgan.config.keys import Config
     from distgan.distributed.processes import Distributed
     from distgan.evaluation.evaluator import Evaluator
@@ -92,76 +103,39 @@ def evaluate_generator(run_or_file: str, data: str | None, options: dict[str, An
     from distgan.runs.checkpoint import load_weights
 
     run = Path(run_or_file) if Path(run_or_file).is_dir() else None
+    out = options.out_file
     if out is not None and out.suffix != ".json":
         raise UsageError(f"out: {out} must end in .json")
-    data = data or trained_on(run)
+    data = options.data or trained_on(run)
     processes = Distributed(Config())
     # found once: a run that goes on may save another checkpoint meanwhile
     file, _ = processes.run_on_main(lambda: find_weights(Path(run_or_file), newest=True))
     G = processes.run_on_all(lambda: load_generator(file, processes.device))
     images = load_weights(G.path)[1].images
     dataset = processes.run_on_all(lambda: open_dataset(data, data_config(run)))
-    if (G.size, G.channels) != (dataset.size, dataset.channels):
-        raise UsageError(
-            f"data: {data} has images {dataset.size}x{dataset.size}x{dataset.channels}, the generator makes "
-            f"{G.size}x{G.size}x{G.channels}"
-        )
-    if G.classes and G.classes != [row.name for row in dataset.classes]:
-        raise UsageError(f"data: the classes of {data} are not those that the generator was trained with")
-    evaluator = Evaluator(processes, dataset, path=data, **options)
+    check_data(G, dataset, data)
+    evaluator = Evaluator(processes, dataset, path=data, **options.evaluator_arguments())
     about = {"images": images, "ema": G.path.stem == "ema", "file": str(G.path)}
     with readable_errors(processes):
         card = evaluator(G, z_dim=G.z_dim, conditional=bool(G.classes), **about)
         if processes.is_main_process:
             print(card.line(), flush=True)
         if out is None and run is not None:
-            out = run / "cards" / card_name(images, card.extractor["name"], options)
+            out = run / "cards" / options.card_name(images, card.extractor["name"])
         if out is not None:
             processes.run_on_main(lambda: write_card(card, out))
     processes.shutdown()
 
 
-def card_name(images: int | None, extractor: str, options: dict[str, Any]) -> str:
-    """A name of its own for each choice of metrics and seed: their cards do not overwrite each other."""
-    seed = [f"seed{options['seed']}"] if options["seed"] else []
-    return "-".join([str(images), extractor, *options["metrics"], *seed]) + ".json"
-
-
-def data_config(run: Path | None) -> dict[str, Any]:
-    """The keys `data` of a run's configuration; {} without a run, or if they cannot be read."""
-    import yaml
-
-    try:
-        found = yaml.safe_load((run / "config.yaml").read_text())["data"] if run else {}
-    except (OSError, yaml.YAMLError, KeyError, TypeError):
-        found = {}
-    return found if isinstance(found, dict) else {}
-
-
-def trained_on(run: Path | None) -> str:
-    """The dataset in a run's configuration. Raises UsageError."""
-    if run is None:
-        raise UsageError("data: give the dataset of the real images, as --data DATASET")
-    found = data_config(run).get("shards")
-    if not isinstance(found, str):
-        raise UsageError(f"data: {run} has no config.yaml that names a dataset; give --data DATASET")
-    return found
-
-
-def open_dataset(address: str, keys: Mapping[str, Any] | None = None) -> "ShardSet":
-    """`keys` are those of `data` in a run's configuration: shards of a server go to the cache of the run.
-
-    Raises UsageError.
-    """
-    from distgan.data.remote.cache import open_storage
-    from distgan.data.shardset import open_shardset
-
-    cache = {key: keys[key] for key in ("cache_dir", "cache_gb") if keys and keys.get(key) is not None}
-    dataset = open_shardset(open_storage(address, **cache), address)
-    dataset.check_index()
-    if missing := dataset.missing():
-        raise UsageError(f"data: {address} lacks {missing[0]}; restore the missing files, or re-create the dataset")
-    return dataset
+def check_data(G: "PretrainedGenerator", dataset: "ShardSet", address: str) -> None:
+    """Raises UsageError for a dataset of other images or classes than those of the generator."""
+    if (G.size, G.channels) != (dataset.size, dataset.channels):
+        raise UsageError(
+            f"data: {address} has images {dataset.size}x{dataset.size}x{dataset.channels}, the generator makes "
+            f"{G.size}x{G.size}x{G.channels}"
+        )
+    if G.classes and G.classes != [label.name for label in dataset.classes]:
+        raise UsageError(f"data: the classes of {address} are not those that the generator was trained with")
 
 
 def write_card(card: "Card", out: Path) -> None:
@@ -174,6 +148,37 @@ def write_card(card: "Card", out: Path) -> None:
     except OSError as error:
         raise RunError(f"the card above could not be written to {out}: {format_os_error(error)}") from None
     print(out, flush=True)
+
+
+def prefetch(options: Options) -> None:
+    """Prepare evaluations without network: the extractor's weights, and the statistics of a dataset.
+
+    Raises UsageError and RunError.
+    """
+    from distgan.evaluation.features import prefetch_inception
+
+    if options.extractor == "inception":
+        print(prefetch_inception(options.cache), flush=True)
+    elif options.data is None:
+        raise UsageError(f"prefetch: {options.extractor} needs no download; give --data DATASET for its statistics")
+    if options.data is not None:
+        prefetch_statistics(options.data, options)
+
+
+def prefetch_statistics(address: str, options: Options) -> None:
+    """Compute and cache the statistics of a dataset's images. Raises UsageError and RunError."""
+    from distgan.config.keys import Config
+    from distgan.distributed.processes import Distributed
+    from distgan.evaluation.evaluator import Evaluator
+
+    processes = Distributed(Config())
+    dataset = processes.run_on_all(lambda: open_dataset(address))
+    evaluator = Evaluator(processes, dataset, path=address, **options.evaluator_arguments())
+    with readable_errors(processes):
+        evaluator.prepare()
+    if processes.is_main_process:
+        print(f"the statistics of {address} for {evaluator.extractor.name} are cached", flush=True)
+    processes.shutdown()
 
 
 @contextlib.contextmanager
@@ -193,84 +198,40 @@ def readable_errors(processes: "Distributed") -> Iterator[None]:
         raise processes.peer_failure(error, nothing_lost) from error
 
 
-def train_classifier(address: str, seed: int, images: int | None, cache: Path, out: Path | None) -> None:
-    """Train a classifier of the dataset's labels and write it. Raises UsageError and RunError."""
-    import tempfile
+def command(argv: list[str]) -> None:
+    """Read the command line, and evaluate, train an extractor, or prefetch."""
+    parser = Parser(prog="distgan evaluate", description=DESCRIPTION)
+    parser.add_argument("run_or_file", nargs="?", help=RUN_OR_FILE)
+    parser.add_class_arguments(Options, as_group=False)
+    parser.add_argument("--prefetch", action="store_true", help=PREFETCH)
+    parser.add_import("Your module, or modules, that add the model.")
+    namespace = parser.parse_args(argv)
+    run_or_file = namespace.pop("run_or_file")
+    prefetching = namespace.pop("prefetch")
+    import_user_modules(take_import(namespace))
+    options = Options(**namespace.as_dict())
+    # Imported after parsing: --help and a mistyped option do not wait for torch.
+    from distgan.training.stop import exit_with_launcher
 
-    import torch
-
-    from distgan.evaluation import classifier
-    from distgan.evaluation.features import default_classifier
-    from distgan.evaluation.progress import ProgressBar
-
-    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
-        raise UsageError("train_extractor: it runs on one process; start it without accelerate launch")
-    dataset = open_dataset(address)
-    out = out or default_classifier(dataset, cache)
-    if out.suffix != ".safetensors":
-        raise UsageError(f"out: {out} must end in .safetensors")
-    try:  # before the training, not after it
-        out.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=out.parent):
-            pass
-    except OSError as error:
-        raise UsageError(f"out: {out} cannot be written: {format_os_error(error)}") from None
-    bar: list[ProgressBar] = []
-
-    def progress(done: int, total: int) -> None:
-        if not bar:
-            bar.append(ProgressBar("training the classifier", total))
-        bar[0].update(done)
-
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    network, info = classifier.train_classifier(dataset, seed=seed, images=images, device=device, progress=progress)
-    bar[0].close()
-    try:
-        classifier.save_classifier(network, info, out)
-    except OSError as error:
-        raise RunError(f"the classifier could not be written to {out}: {format_os_error(error)}") from None
-    print(f"{out}: accuracy {info.accuracy:.2%} on {info.held_out:,} held-out images, {len(info.classes)} classes")
-
-
-def fetch(address: str | None, options: dict[str, Any]) -> None:
-    """Get ready for evaluations without network: the extractor's weights, and the statistics of a dataset."""
-    from distgan.evaluation.features import prefetch_inception
-
-    if options["extractor"] == "inception":
-        print(prefetch_inception(options["cache"]), flush=True)
-    elif address is None:
-        raise UsageError(f"prefetch: {options['extractor']} needs no download; give --data DATASET for its statistics")
-    if address is not None:
-        from distgan.config.keys import Config
-        from distgan.distributed.processes import Distributed
-        from distgan.evaluation.evaluator import Evaluator
-
-        processes = Distributed(Config())
-        dataset = processes.run_on_all(lambda: open_dataset(address))
-        evaluator = Evaluator(processes, dataset, path=address, **options)
-        with readable_errors(processes):
-            evaluator.prepare()
-        if processes.is_main_process:
-            print(f"the statistics of {address} for {evaluator.extractor.name} are cached", flush=True)
-        processes.shutdown()
+    exit_with_launcher()
+    if options.train_extractor is not None:
+        train_extractor(
+            options.train_extractor,
+            seed=options.seed,
+            images=options.train_images,
+            cache=options.cache,
+            out=options.out_file,
+        )
+    elif prefetching:
+        prefetch(options)
+    elif run_or_file is not None:
+        evaluate_generator(run_or_file, options)
+    else:
+        raise UsageError("give a run folder or a .safetensors file, or --train_extractor DATASET, or --prefetch")
 
 
 def main(argv: list[str] | None = None) -> int:
     """Returns the exit code: 0, 2 for bad input, 1 for an evaluation that failed."""
-
-    def command(argv: list[str]) -> None:
-        parser = Parser(prog="distgan evaluate", description=__doc__)
-        parser.add_argument(
-            "run_or_file", nargs="?", help="A run folder (the EMA of its newest checkpoint), or a .safetensors file."
-        )
-        parser.add_function_arguments(evaluate, as_group=False, skip={"run_or_file", "imports", "prefetch"})
-        parser.add_argument("--prefetch", action="store_true", help=PREFETCH)
-        parser.add_argument(
-            "--import", type=list[str] | str, default=[], help="Your module, or modules, that add the model."
-        )
-        options = parser.parse_args(argv).as_dict()
-        evaluate(imports=options.pop("import"), **options)
-
     code = run_command(command, argv)
     distributed = sys.modules.get("torch.distributed")
     if code and distributed is not None and distributed.is_initialized():

@@ -11,7 +11,7 @@ COMMANDS = {
     "sample": "generate images",
     "shards": "write, check and describe datasets",
     "plot": "plot losses and other metrics of runs",
-    "report": "write a page of a run, or of several side by side",
+    "report": "write the page of a run, or of several side by side",
 }
 
 
@@ -20,12 +20,12 @@ def main() -> int:
     command, *args = sys.argv[1:] or ["--help"]
     if command in COMMANDS:
         return importlib.import_module(f"distgan.{command}").main(args)
-    lines = "\n".join(f"  distgan {name:<8} {what}" for name, what in COMMANDS.items())
     if command == "--version":
         print(f"distgan {__version__}")
         return 0
     if command in ("-h", "--help"):
-        print(f"usage: distgan COMMAND ...\n\n{lines}\n\n`distgan COMMAND --help` shows its options")
+        commands = "\n".join(f"  distgan {name:<8} {summary}" for name, summary in COMMANDS.items())
+        print(f"usage: distgan COMMAND ...\n\n{commands}\n\n`distgan COMMAND --help` shows its options")
         return 0
     print(f"distgan: unknown command {command!r}; choose from {', '.join(COMMANDS)}", file=sys.stderr)
     return 2

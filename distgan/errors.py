@@ -1,10 +1,10 @@
 """The errors that are reported in one line, and how they are worded."""
 
 import re
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    pass
+INTERRUPTED = "distgan: interrupted"
+ECHO = 200
+"""Characters of what was given that a message repeats, at most."""
 
 
 class DistganError(Exception):
@@ -16,30 +16,23 @@ class DistganError(Exception):
 
 
 class UsageError(DistganError, ValueError):
-    """Invalid configuration, arguments or files. The message names the key or file and how to fix it."""
+    """Invalid configuration, arguments or files. The message names the key or file, and how to fix it."""
 
     exit_code = 2
 
 
 class RunError(DistganError, RuntimeError):
-    """The run failed. The message says what failed and which checkpoint there is to resume from."""
+    """The run failed. The message says what failed, and from which checkpoint it can be resumed."""
 
 
 class CorruptDataError(RunError):
-    """The bytes of a shard are not those that were written. Names the shard, and the key and offset if known."""
+    """A shard does not hold the bytes that were written. The message names it, and the key and offset if known."""
 
 
 def format_os_error(error: OSError) -> str:
-    """The system's message in one line, with the file it names, if any."""
+    """The system's message in one line, after the file that the error names, if any."""
     message = error.strerror or str(error)
     return f"{error.filename}: {message}" if error.filename else message
-
-
-INTERRUPTED = "distgan: interrupted"
-
-
-ECHO = 200
-"""Characters of what was given that a message repeats, at most."""
 
 
 def shorten(text: str, limit: int = ECHO) -> str:
@@ -49,5 +42,5 @@ def shorten(text: str, limit: int = ECHO) -> str:
 
 def shorten_values(message: str) -> str:
     """`message` with its long words and quotations shortened, and then its long lines."""
-    message = re.sub(rf"\S{{{ECHO + 1},}}|'[^'\n]{{{ECHO},}}'", lambda found: shorten(found[0]), message)
+    message = re.sub(rf"\S{{{ECHO + 1},}}|'[^'\n]{{{ECHO},}}'", lambda match: shorten(match[0]), message)
     return "\n".join(shorten(line, 3 * ECHO) for line in message.split("\n"))

@@ -9,9 +9,9 @@ from distgan.errors import UsageError
 
 
 def import_user_modules(modules: Sequence[str]) -> None:
-    """Import the user's modules, which add entries to LOSSES, MODELS and the like; also from the current folder.
+    """Import the user's modules, also from the current folder: they add entries to LOSSES, MODELS and the like.
 
-    Only ever what the user names in a configuration or on the command line, never what a checkpoint says.
+    Only modules that the user names in a configuration or on the command line; never those that a checkpoint names.
     Raises UsageError.
     """
     if modules and os.getcwd() not in sys.path:

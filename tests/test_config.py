@@ -170,6 +170,7 @@ def test_help_and_print_config(capsys):
             parse(word)
         out = capsys.readouterr().out
         assert end.value.code == 0 and expected in " ".join(out.split())
+        assert "Config(" not in out, "a section is headed by the signature of its class"
 
 
 @pytest.mark.parametrize(

@@ -34,48 +34,55 @@ def free(default: Any = dataclasses.MISSING, *, factory: Any = dataclasses.MISSI
 
 @dataclass(frozen=True)
 class DataConfig:
+    """The dataset, and how it is read."""
+
     shards: str = free("data/digits")
     """Dataset written by `distgan shards make`: a folder, or an http(s)://, s3://, gs:// or az:// URL
     (pip install 'distgan[remote]')."""
     threads: NonNegativeInt = free(2)
-    """Threads that read and decode, in each process; raw datasets use one at most. 0: read in the loop. Changes the
-    speed only."""
+    """Threads per process that read and decode; raw (npy) datasets use at most one. 0: read in the training loop.
+    Affects only the speed."""
     flip: bool = False
     """Flip half of the real images horizontally."""
     labels: bool = False
     """Condition G and D on the class labels of the dataset."""
     lanes: PositiveInt | None = None
-    """Interleaved partitions of an epoch; a divisor of `batch`, and a multiple of the number of processes.
-    null: the largest divisor of `batch` up to 64 and up to the number of images."""
+    """Interleaved partitions of an epoch: a divisor of `batch` and a multiple of the number of processes. null: the
+    largest divisor of `batch` up to 64 and up to the number of images."""
     skip_bad: NonNegativeInt = free(0)
-    """Corrupt images to skip (and report) in the whole run before it stops, counted each time one is read; the next
-    good image is read in its place. 0: stop at the first."""
+    """Corrupt images to skip (and report) in the whole run before it stops; each time that one is read counts. The
+    next good image takes its place. 0: stop at the first."""
     cache_dir: str | None = free(None)
     """Folder for the shards of a remote dataset. null: ~/.cache/distgan/shards."""
     cache_gb: NonNegativeFloat = free(0.0)
-    """Size limit of that folder in GB (10^9 bytes): the least recently used shards are evicted, if no run reads them.
-    0: no limit."""
+    """Size limit of that folder in GB (10^9 bytes); the least recently used shards that no run is reading are
+    evicted. 0: no limit."""
     fetch_ahead: NonNegativeInt = free(2)
-    """Shards of each lane to fetch before they are needed, as far as `cache_gb` allows. 0: fetch what is needed."""
+    """Shards per lane to fetch before they are needed, as far as `cache_gb` allows. 0: fetch each when it is
+    needed."""
     fetch_threads: PositiveInt = free(32)
-    """Shards to fetch at a time on each node, by all of its processes together."""
+    """Shards fetched concurrently on each node, by all of its processes together."""
     decoder: Literal["pillow", "simplejpeg"] = "pillow"
     """JPEG decoder; simplejpeg (pip install 'distgan[fast]') is faster."""
 
 
 @dataclass(frozen=True)
 class ModelConfig:
+    """The networks G and D."""
+
     name: str = "dcgan"
-    """An entry of MODELS in distgan/models, or one that a module in `import` adds. Image size and channels are the
-    dataset's."""
+    """An entry of MODELS in distgan/models, or one added by a module in `import`. Image size and channels come from
+    the dataset."""
     latent: PositiveInt = 100
-    """Dimensions of z, drawn from N(0, 1)."""
+    """Dimension of z, which is drawn from N(0, I)."""
     options: dict[str, Any] = field(default_factory=dict)
-    """Keyword arguments of the architecture, e.g. {width: 64, norm: batch}."""
+    """Keyword arguments of the networks, e.g. {width: 64, norm: batch}."""
 
 
 @dataclass(frozen=True)
 class OptimizerConfig:
+    """Adam, of G or of D."""
+
     lr: PositiveFloat | Schedule = 2e-4
     """Adam learning rate: a number or a schedule {from: 2e-4, to: 5e-5, images: 1e6, shape: cosine, start: 0}."""
     betas: tuple[Decay, Decay | Schedule] = (0.5, 0.999)
@@ -85,91 +92,109 @@ class OptimizerConfig:
     weight_decay: NonNegativeFloat = 0.0
     """L2 penalty on the weights, added to the gradient."""
     clip: NonNegativeFloat = 0.0
-    """Largest norm of a network's gradient; larger ones are scaled down to it. 0: no clipping."""
+    """Maximum norm of the network's gradient; a larger one is scaled down to it. 0: no clipping."""
 
 
 @dataclass(frozen=True)
 class EMAConfig:
+    """The exponential moving average of G's weights, from which samples are drawn."""
+
     half_life_images: NonNegativeFloat | Schedule = 10_000
     """Half-life of the exponential moving average of G's weights, in images; a number or a schedule. 0: no EMA."""
     warmup: NonNegativeFloat = 0.05
-    """The half-life is at most this share of the images seen. 0: no warm-up."""
+    """Upper limit of the half-life, as a fraction of the images seen so far. 0: no warm-up."""
 
 
 @dataclass(frozen=True)
 class SamplesConfig:
+    """Grids of images."""
+
     count: PositiveInt = 64
-    """Images in a grid, real and generated."""
+    """Images per grid, real and generated."""
     every_epochs: PositiveFloat = 1
-    """Epochs between grids; fractions are allowed. One more is saved at the end of the run and at a stop."""
+    """Epochs between grids, fractions allowed. One more is saved at the end of the run and at a stop."""
 
 
 @dataclass(frozen=True)
 class CheckpointConfig:
+    """Checkpoints."""
+
     every_epochs: PositiveFloat = 1
-    """Epochs between checkpoints; fractions are allowed. One more is written at the end of the run and at a stop."""
+    """Epochs between checkpoints, fractions allowed. One more is written at the end of the run and at a stop."""
     keep: NonNegativeInt = 3
-    """Newest checkpoints to keep; 0: all."""
+    """How many of the newest checkpoints to keep. 0: all."""
     wait: bool = False
     """Block the loop until a checkpoint is on disk, instead of writing it asynchronously."""
 
 
 @dataclass(frozen=True)
 class EvaluateConfig:
+    """Metrics of generated images during the run."""
+
     every_epochs: NonNegativeFloat = 0.0
-    """Epochs between evaluations, each with a checkpoint; fractions are allowed. One more at the end of the run.
+    """Epochs between evaluations, fractions allowed; each comes with a checkpoint. One more at the end of the run.
     0: none."""
     metrics: list[str] = field(default_factory=list)
-    """Entries of METRICS in distgan/metrics/scores.py. []: fid, precision_recall, and modes where the extractor gives
-    classes."""
+    """Entries of METRICS in distgan/evaluation/scores.py. []: fid, precision_recall, and modes if the extractor
+    predicts classes."""
     extractor: str = "classifier"
-    """Network whose features are compared: classifier (distgan evaluate --train_extractor makes it),
-    efficientnet-lite0, inception, or a classifier's .safetensors file."""
+    """Feature network: classifier (trained by `distgan evaluate --train_extractor`), efficientnet-lite0, inception,
+    or the .safetensors file of a classifier."""
     samples: PositiveInt | None = None
     """Generated images. null: 26,000 for stacked-mnist, else as many as the dataset has, up to 50,000."""
     reference_images: PositiveInt | None = None
     """Real images to compare with. null: all."""
     best: str | None = None
-    """Keep the checkpoint with the best value of this metric, as a card names it, beside the newest ones.
-    null: the card's first."""
+    """Metric, named as on the card, whose best checkpoint is kept besides the newest ones. null: the first on the
+    card."""
     cache_dir: str | None = None
     """Folder of extractors and statistics. null: ~/.cache/distgan."""
 
 
 @dataclass(frozen=True)
 class ReportConfig:
+    """The log, metrics.jsonl, the page and trackers."""
+
     every_images: PositiveInt = 5_000
     """Images between two lines of the log and of metrics.jsonl."""
     digests: bool = False
-    """Add to each line a hash of the images and latents since the previous line: equal for equal data."""
+    """Add to each line a hash of the images and latents since the previous line: equal data, equal hashes."""
     page: bool = True
-    """Write report.html, the page of the run, at each grid."""
+    """Write report.html, the page of the run, whenever a grid is saved."""
     trackers: list[str] = field(default_factory=list)
-    """Experiment trackers that get scalars, grids and metric cards too, by their names in Accelerate, such as
-    [tensorboard, wandb]. TensorBoard (pip install 'distgan[tensorboard]') needs no account and no network."""
+    """Experiment trackers for scalars, grids and metric cards: any Accelerate tracker, by name, e.g. [tensorboard,
+    wandb]. TensorBoard (pip install 'distgan[tensorboard]') needs no account and no network."""
 
 
 @dataclass(frozen=True)
 class GuardConfig:
+    """What is done when the training fails."""
+
     rollbacks: NonNegativeInt = 0
-    """Times that a run with NaN or Inf in its losses or weights returns to its latest checkpoint and continues with
-    other latents. 0: it stops."""
+    """How often a run with NaN or Inf in its losses or weights may return to its latest checkpoint and continue
+    with other latents. 0: it stops at the first."""
     stop_on_collapse: bool = False
-    """End the run, with exit code 1, when generated images are all alike or D tells all of them from real ones."""
+    """Stop, with exit code 1, when all generated images are alike or D tells every one of them from the real
+    ones."""
 
 
 @dataclass(frozen=True)
 class ResumeConfig:
+    """Resuming."""
+
     override: bool = False
-    """Resume although keys that alter the run were changed."""
+    """Resume even if keys that decide what the run computes were changed."""
 
 
 @dataclass(frozen=True)
 class Config:
+    """Every key of a run."""
+
     imports: list[str] = free(factory=list)
-    """The key `import`: your modules that add entries to LOSSES or MODELS; imported before the run is built."""
+    """The key `import`: your modules that add entries to LOSSES, MODELS and the like; imported before the run is
+    built."""
     run_dir: str = free("runs/dcgan")
-    """Folder for everything the run writes. Running the same command again resumes the run in it."""
+    """Folder for everything the run writes. Rerunning the same command resumes the run in it."""
     seed: NonNegativeInt = 0
     """Seed of weights, latents, labels, flips and the order of the images."""
     epochs: PositiveInt | None = free(None)
@@ -179,34 +204,38 @@ class Config:
     batch: PositiveInt = 64
     """Global minibatch in images, split over the processes."""
     micro_batch: PositiveInt | None = None
-    """Images per forward pass of a process; gradients accumulate over its share of the minibatch. null: all of it."""
+    """Images per forward pass of a process; gradients are accumulated over its share of the minibatch. null: the
+    whole share at once."""
     precision: Literal["no", "bf16", "fp16"] = "no"
     """Mixed precision of the networks; "no" is float32 (see tf32). Logits and losses are always float32."""
     channels_last: bool = True
-    """Keep images and weights in channels-last memory format. Changes the speed, and rounding."""
+    """Keep images and weights in channels-last memory format. Affects speed and rounding."""
     deterministic: bool = True
-    """Use only deterministic algorithms; false: the fastest ones, and a resumed run may differ in the last bits."""
+    """Use deterministic algorithms only. false: the fastest ones; a resumed run may then differ in the last
+    bits."""
     tf32: bool = True
-    """On GPUs, let float32 convolutions and matrix products use TF32 (10 bits of mantissa); not logits and losses."""
+    """On GPUs, let float32 convolutions and matrix products use TF32 (10-bit mantissa); logits and losses do
+    not."""
     sync_batchnorm: bool = True
-    """BatchNorm statistics over the images of all processes (of a micro-batch); false: each process uses its own."""
+    """Compute BatchNorm statistics over the images of all processes (of a micro-batch). false: each process over
+    its own."""
     data: DataConfig = field(default_factory=DataConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     loss: str = "bce"
-    """An entry of LOSSES in distgan/gan/losses.py, or one that a module in `import` adds."""
+    """An entry of LOSSES in distgan/gan/losses.py, or one added by a module in `import`."""
     n_critic: PositiveInt = 1
-    """Updates of D, each on a minibatch of its own, for one of G."""
+    """Updates of D per update of G, each on a minibatch of its own."""
     penalties: dict[str, Any] = field(default_factory=dict)
-    """Gradient penalties of D: entries of PENALTIES in distgan/gan/penalties.py, with a weight, a schedule, or
-    {weight: weight or schedule, every: iterations}, which applies it less often and as many times stronger.
-    The weight of r1 and r2 is gamma."""
+    """Gradient penalties of D: entries of PENALTIES in distgan/gan/penalties.py, each with a weight, a schedule, or
+    {weight: weight or schedule, every: N}, which applies it once every N iterations with N times the weight. The weight
+    of r1 and r2 is gamma."""
     augment: list[Any] = field(default_factory=list)
-    """Augmentations of what D sees, in order: entries of AUGMENTATIONS in distgan/gan/augment.py, or {name: factor},
-    which multiplies its probability."""
+    """Augmentations of the images that D sees, in order: entries of AUGMENTATIONS in distgan/gan/augment.py, or
+    {name: factor}, which multiplies the probability of that one."""
     augment_p: NonNegativeFloat | Schedule = 1.0
-    """Probability of each augmentation, in [0, 1]: a number, a schedule, or {target: 0.6, images: 500_000}, which holds
-    the mean of sign(D(x)), averaged over four iterations and at least 256 images, at `target` by moving it by at most 1
-    in `images` images, from 0."""
+    """Probability of each augmentation, in [0, 1]: a number, a schedule, or {target: 0.6, images: 500_000} (ADA).
+    This starts at 0 and moves, by at most 1 in `images` images, so as to hold the mean of sign(D(x)) at `target`;
+    the mean is taken over at least four iterations and 256 images."""
     g_optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     d_optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     ema: EMAConfig = field(default_factory=EMAConfig)
@@ -296,5 +325,8 @@ def flatten(nested: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     """{"a": {"b": 1}} -> {"a.b": 1}"""
     flat: dict[str, Any] = {}
     for key, value in nested.items():
-        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) and value else {prefix + key: value}
+        if isinstance(value, dict) and value:
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = value
     return flat

@@ -15,9 +15,9 @@ def read_config(argv: Sequence[str], *, prog: str, description: str) -> tuple[Co
     """
     parser = Parser(prog=prog, description=description)
     parser.add_argument("--config", action="config", help="YAML file; the command line overrides it.")
-    parser.add_import("Your modules that add entries to LOSSES or MODELS.")
+    parser.add_import("Your modules that add entries to LOSSES, MODELS and the like.")
     parser.add_class_arguments(Config, nested_key=None, as_group=False, skip={"imports"})
-    parser.add_argument("--fresh", action="store_true", help="Move the run that is in run_dir aside and start over.")
+    parser.add_argument("--fresh", action="store_true", help="Move the run in run_dir aside and start over.")
     parser.add_argument(
         "--dry_run",
         action="store_true",

@@ -6,10 +6,14 @@ from typing import TYPE_CHECKING, Any
 import jsonargparse.typing as types
 
 if TYPE_CHECKING:
-    PositiveInt = NonNegativeInt = int
-    PositiveFloat = NonNegativeFloat = Decay = float
+    PositiveInt = int
+    NonNegativeInt = int
+    PositiveFloat = float
+    NonNegativeFloat = float
+    Decay = float
 else:
-    PositiveInt, NonNegativeInt = types.PositiveInt, types.NonNegativeInt
+    PositiveInt = types.PositiveInt
+    NonNegativeInt = types.NonNegativeInt
     # jsonargparse's own types for floats let infinity pass.
     PositiveFloat = types.restricted_number_type("FinitePositiveFloat", float, [(">", 0), ("<", math.inf)])
     NonNegativeFloat = types.restricted_number_type("FiniteNonNegativeFloat", float, [(">=", 0), ("<", math.inf)])
@@ -23,6 +27,7 @@ RANGES = {
     "FiniteNonNegativeFloat": "a finite number, 0 or more",
     "Decay": "a number in [0, 1)",
 }
+"""What a message calls the numbers of a type."""
 
 
 Schedule = dict[str, Any]

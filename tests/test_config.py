@@ -360,10 +360,12 @@ def test_help_config_and_refusals_do_not_import_torch(tmp_path):
         (0, ["train", "--help"]),
         (0, ["train", "--print_config"]),
         (0, ["sample", "--help"]),
+        (0, ["evaluate", "--help"]),
         (0, ["shards", "--help"]),
         (2, ["train", "--bach", "3"]),
         (2, ["train", "--batch", "0"]),
         (2, ["sample", "run", "--count", "0"]),
+        (2, ["evaluate", "run", "--samples", "0"]),
     ):
         done = subprocess.run([sys.executable, "-c", block, *words], capture_output=True, text=True, cwd=ROOT)
         assert done.returncode == code and "Traceback" not in done.stderr, done.stderr

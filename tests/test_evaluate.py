@@ -136,6 +136,7 @@ def test_errors_are_one_line(run, dataset, cache, tmp_path, capsys):
         ([tmp_path / "nowhere", "--data", dataset], "no such file"),
         (["--train_extractor", unlabelled], "train_extractor: the dataset has no labels, or fewer than two classes"),
         (["--train_extractor", dataset, "--out", "/proc/x.safetensors"], "out: /proc/x.safetensors cannot be written"),
+        (["--train_extractor", dataset, "--out", "x.json"], "out: x.json must end in .safetensors"),
         (["--prefetch"], "prefetch: classifier needs no download; give --data DATASET"),
     ]
     for words, message in cases:

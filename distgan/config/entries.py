@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from distgan.config.types import SCHEDULE_FORM
 from distgan.errors import UsageError
 
 LARGEST = 1e18
@@ -25,7 +26,6 @@ BETA = Range("a number in [0, 1)", lambda number: 0 <= number < 1)
 COUNT = Range("an integer above 0", lambda number: isinstance(number, int) and number > 0)
 
 SHAPES = ("linear", "cosine")
-SCHEDULE = "{from: number, to: number, images: number, shape: linear or cosine, start: number}"
 LAZY_PENALTY = "{weight: number or schedule, every: iterations}"
 ADAPTIVE = "{target: number, images: number}"
 
@@ -84,7 +84,7 @@ def parse_schedule(key: str, value: Any, numbers: Range = NUMBER, *others: str) 
 
     distgan/gan/schedules.py computes it. `others` are more forms that the key takes, for messages. Raises UsageError.
     """
-    forms = [f"a schedule {SCHEDULE}", *others]
+    forms = [f"a schedule {SCHEDULE_FORM}", *others]
     if not isinstance(value, dict):
         return parse_number(key, value, numbers, ", or ".join([numbers.words, *forms]))
     check_keys(key, value, ", or ".join(forms), required=("from", "to", "images"), optional=("shape", "start"))

@@ -4,9 +4,8 @@ import difflib
 import re
 from collections.abc import Callable, Sequence
 
-from distgan.config.entries import SCHEDULE
 from distgan.config.refusals import check_blank
-from distgan.config.types import RANGES
+from distgan.config.types import RANGES, SCHEDULE_FORM
 from distgan.errors import shorten
 
 TYPES = RANGES | {
@@ -69,7 +68,7 @@ def unloaded_section(match: re.Match[str], keys: Sequence[str]) -> str:
 def none_of_several(match: re.Match[str], keys: Sequence[str]) -> str:
     key, subtypes, got = match.groups()
     names = re.findall(r"(\w+)'>|(dict)\[", subtypes)
-    words = [f"a schedule {SCHEDULE}" if mapping else TYPES[name] for name, mapping in names if name != "NoneType"]
+    words = [f"a schedule {SCHEDULE_FORM}" if mapping else TYPES[name] for name, mapping in names if name != "NoneType"]
     return wrong_value(key, ", or ".join(words), got)
 
 

@@ -32,3 +32,4 @@ RANGES = {
 
 Schedule = dict[str, Any]
 """A number that changes during a run: {from, to, images[, shape][, start]}; see distgan/config/entries.py."""
+SCHEDULE_FORM = "{from: number, to: number, images: number, shape: linear or cosine, start: number}"

@@ -117,7 +117,8 @@ for loss, penalties, norm, augment, labels in rows:
     if world > 1:
         G.broadcast_buffers = D.broadcast_buffers = False
     raw_D = accelerator.unwrap_model(D)
-    gan = GAN(G, D, accelerator.unwrap_model(G), raw_D, g_optimizer, d_optimizer, LOSSES[loss], pipeline if augment else unaugmented,
+    raw_G = accelerator.unwrap_model(G)
+    gan = GAN(G, D, raw_G, raw_D, g_optimizer, d_optimizer, LOSSES[loss], pipeline if augment else unaugmented,
         accelerator.backward, accelerator.no_sync)
     generator = torch.Generator().manual_seed(0)
     weighted = {name: WeightedPenalty(PENALTIES[name], 0.1) for name in penalties}

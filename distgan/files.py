@@ -1,8 +1,13 @@
-"""Files: atomic writes and hashes."""
+"""Files: atomic writes, hashes, and the cache folder."""
 
 import hashlib
 import os
 from pathlib import Path
+
+
+def cache_folder() -> Path:
+    """Where downloads, and what can be computed again, are kept, unless a key or an option names another folder."""
+    return Path.home() / ".cache" / "distgan"
 
 
 def atomic_write(path: Path, data: bytes) -> None:

@@ -13,6 +13,7 @@ NO_LOCKS = errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.EBADF
 
 
 def stat_of(path: Path) -> os.stat_result | None:
+    """None if there is nothing at `path`."""
     try:
         return path.stat()
     except FileNotFoundError:
@@ -25,12 +26,17 @@ def is_at(path: Path, fd: int) -> bool:
     return stat is not None and os.path.samestat(stat, os.fstat(fd))
 
 
-def lock_file(fd: int, kind: int) -> bool:
-    """Lock an open file; False on a file system without locks. Raises BlockingIOError and OSError."""
+def lock_file(fd: int, *, shared: bool = False, wait: bool = True, required: bool = False) -> bool:
+    """Lock an open file or folder until it is closed, which the end of the process does too.
+
+    Returns False on a file system without locks; raises OSError there instead if the lock is `required`. Raises
+    BlockingIOError if another process holds the lock and this one is not to `wait` for it.
+    """
+    kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
     try:
-        fcntl.flock(fd, kind)
+        fcntl.flock(fd, kind if wait else kind | fcntl.LOCK_NB)
     except OSError as error:
-        if error.errno not in NO_LOCKS:
+        if required or error.errno not in NO_LOCKS:
             raise
         return False
     return True
@@ -44,7 +50,7 @@ def locked_file(path: Path) -> Iterator[Any]:
     """
     while True:
         file = open(path, "r+b", buffering=0, opener=open_or_create)
-        lock_file(file.fileno(), fcntl.LOCK_EX)
+        lock_file(file.fileno())
         if is_at(path, file.fileno()):
             break
         file.close()  # the previous holder has removed it

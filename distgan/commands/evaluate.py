@@ -14,6 +14,7 @@ from distgan.commands.train_extractor import train_extractor
 from distgan.config.parser import Parser, take_import
 from distgan.config.types import NonNegativeInt, PositiveInt
 from distgan.errors import RunError, UsageError, format_os_error
+from distgan.files import cache_folder
 from distgan.plugins import import_user_modules
 
 if TYPE_CHECKING:
@@ -68,8 +69,6 @@ class Options:
 
     @property
     def cache(self) -> Path:
-        from distgan.evaluation.evaluator import cache_folder
-
         return Path(self.cache_dir) if self.cache_dir else cache_folder()
 
     @property

@@ -5,7 +5,6 @@ alone: parts may be killed, run twice, or run twice at once. What is known of a 
 """
 
 import contextlib
-import fcntl
 import hashlib
 import io
 import os
@@ -34,6 +33,7 @@ from distgan.data.shardset import (
 )
 from distgan.errors import UsageError
 from distgan.files import atomic_write
+from distgan.locks import lock_file
 
 MAKING = ".making"
 PLAN = "plan.json"
@@ -93,11 +93,7 @@ def lock(dest: Path, *, shared: bool = False) -> Iterator[None]:
     except OSError as error:
         raise UsageError(f"{dest} cannot be written: {error.strerror}") from None
     try:
-        deadline = time.monotonic() + LOCK_SECONDS
-        while not try_lock(fd, fcntl.LOCK_SH if shared else fcntl.LOCK_EX):
-            if time.monotonic() > deadline:
-                raise UsageError(f"{dest}: another `shards make` is writing to it; wait for it to finish")
-            time.sleep(0.05)
+        wait_for_lock(fd, dest, shared)
         yield
     except OSError as error:
         if error.errno and not error.filename:  # as of a write to a full disk
@@ -109,15 +105,18 @@ def lock(dest: Path, *, shared: bool = False) -> Iterator[None]:
             dest.rmdir()
 
 
-def try_lock(fd: int, kind: int) -> bool:
-    """Whether `fd` is locked now; also true on a file system that has no locks."""
-    try:
-        fcntl.flock(fd, kind | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError:
-        pass
-    return True
+def wait_for_lock(fd: int, dest: Path, shared: bool) -> None:
+    """Lock the open folder `dest`. Raises UsageError if that takes longer than LOCK_SECONDS."""
+    deadline = time.monotonic() + LOCK_SECONDS
+    while True:
+        try:
+            lock_file(fd, shared=shared, wait=False)
+            return
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                error = f"{dest}: another `shards make` is writing to it; wait for it to finish"
+                raise UsageError(error) from None
+        time.sleep(0.05)
 
 
 def own_name(path: Path) -> Path:

@@ -1,6 +1,5 @@
 """Statistics of real images on disk: one .safetensors file for a dataset, an extractor and a number of images."""
 
-import fcntl
 import hashlib
 import json
 from collections.abc import Callable
@@ -15,6 +14,7 @@ from distgan.evaluation.classifier import hash_tensors
 from distgan.evaluation.scores import Values
 from distgan.evaluation.statistics import Statistics
 from distgan.files import atomic_write
+from distgan.locks import lock_file
 
 METADATA = "distgan_statistics"
 FORMAT = 1
@@ -61,7 +61,7 @@ class StatisticsCache:
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with open(self.path.parent / ".lock", "a") as lock:
-                fcntl.flock(lock, fcntl.LOCK_EX)
+                lock_file(lock.fileno(), required=True)
                 atomic_write(self.path, safetensors.torch.save(tensors, {METADATA: json.dumps(metadata)}))
         except OSError as error:
             self.say(f"the statistics of the real images are not cached: {format_os_error(error)}")

@@ -23,6 +23,7 @@ from distgan.evaluation.progress import ProgressBar
 from distgan.evaluation.reference import CHUNK, RealImages, Split, real_images
 from distgan.evaluation.scores import METRICS, check_library, class_histogram, compute
 from distgan.evaluation.statistics import ROWS, Accumulator, Statistics
+from distgan.files import cache_folder
 from distgan.rng import normal_rows, philox, uniform_rows
 
 LEAST_IMAGES = 20
@@ -31,11 +32,6 @@ LEAST_IMAGES = 20
 def never() -> bool:
     """Nobody asks to stop."""
     return False
-
-
-def cache_folder() -> Path:
-    """Where extractors and statistics are kept, unless told otherwise."""
-    return Path.home() / ".cache" / "distgan"
 
 
 class Evaluator:

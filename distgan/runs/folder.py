@@ -1,7 +1,6 @@
 """The run folder: its lock, which run may resume in it, and the files that describe the run."""
 
 import contextlib
-import fcntl
 import json
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from distgan.config.keys import Config, flatten, to_dict
 from distgan.environment import environment
 from distgan.errors import UsageError
 from distgan.files import atomic_write
+from distgan.locks import lock_file
 from distgan.runs.checkpoint import Checkpoints, read_state
 
 
@@ -27,7 +27,7 @@ class RunDir:
         except OSError as error:
             raise UsageError(f"run_dir: {root} cannot be written: {error.strerror}") from None
         try:
-            fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            lock_file(self.lock.fileno(), wait=False, required=True)
         except BlockingIOError:
             self.lock.close()
             raise UsageError(f"run_dir: another run is writing to {root}; give another run_dir, or wait") from None

@@ -18,6 +18,7 @@ from PIL import Image
 from distgan.commands import shards
 from distgan.dataset_tool import parts, workers
 from distgan.dataset_tool.parts import ShardInfo
+from distgan.locks import lock_file
 from shared import noise
 
 OPTIONS = ["--format", "png", "--shard_mb", "0.075", "--skip_bad"]
@@ -69,7 +70,9 @@ def is_free(dest: Path) -> bool:
     """Whether no process is left that writes to it."""
     fd = os.open(dest, os.O_RDONLY)
     try:
-        return parts.try_lock(fd, fcntl.LOCK_EX)
+        return lock_file(fd, wait=False)
+    except BlockingIOError:
+        return False
     finally:
         os.close(fd)
 

@@ -2,7 +2,6 @@
 
 import atexit
 import contextlib
-import fcntl
 import heapq
 import math
 import os
@@ -38,7 +37,7 @@ class OpenFile:
     def __init__(self, path: Path, lock: bool = False) -> None:
         self.fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         if lock:
-            lock_file(self.fd, fcntl.LOCK_SH)
+            lock_file(self.fd, shared=True)
             if not is_at(path, self.fd):
                 raise FileNotFoundError(None, "evicted while it was opened", str(path))
 

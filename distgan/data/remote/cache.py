@@ -5,7 +5,6 @@ No shell and no external program: obstore transfers the bytes.
 
 import contextlib
 import errno
-import fcntl
 import hashlib
 import os
 import random
@@ -20,6 +19,7 @@ from typing import BinaryIO
 from distgan.data.remote.objectstore import check_address, explain, open_store
 from distgan.data.shardset import LocalStorage, Storage
 from distgan.errors import CorruptDataError, RunError, UsageError
+from distgan.files import cache_folder
 from distgan.locks import is_at, lock_file, locked_file, stat_of
 
 CACHED = re.compile(r"[0-9a-f]{64}\.tar|\.[0-9a-f]{64}\.tar\..+\.part")
@@ -39,7 +39,7 @@ def open_storage(
     if "://" not in address:
         return LocalStorage(Path(address))
     check_address(address)
-    folder = Path(cache_dir) if cache_dir else Path.home() / ".cache" / "distgan" / "shards"
+    folder = Path(cache_dir) if cache_dir else cache_folder() / "shards"
     return RemoteStorage(address.rstrip("/"), folder, cache_gb, fetch_ahead, fetch_threads)
 
 
@@ -189,7 +189,7 @@ def remove_unused(path: Path) -> bool:
     """Remove a file, unless a process uses it or it is another user's; returns whether it is gone."""
     try:
         with open(path, "r+b") as file:
-            has_lock = lock_file(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
+            has_lock = lock_file(file.fileno(), wait=False)
             if may_be_written(path, has_lock):
                 return False
             if is_at(path, file.fileno()):

@@ -10,6 +10,7 @@ from PIL import Image
 
 from distgan.dataset_tool.sources.source import Source, from_arrays
 from distgan.errors import UsageError
+from distgan.files import cache_folder
 from distgan.rng import rng
 
 
@@ -92,7 +93,7 @@ def read_idx(files: Path | None, split: str, name: str) -> tuple[np.ndarray, np.
 def torchvision_dataset(name: str, split: str, files: Path | None) -> Any:
     import torchvision.datasets  # imports torch
 
-    root = files or Path.home() / ".cache" / "distgan" / "torchvision"
+    root = files or cache_folder() / "torchvision"
     try:
         return getattr(torchvision.datasets, name)(str(root), train=split == "train", download=files is None)
     except (OSError, RuntimeError) as error:

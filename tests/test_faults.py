@@ -17,7 +17,7 @@ from PIL import Image
 from distgan.data.order import Lanes
 from distgan.data.remote.cache import open_storage
 from distgan.data.shardset import LocalStorage, open_shardset
-from distgan.data.stream import Reader, stream
+from distgan.data.stream import Reader, Stream
 from distgan.data.tar import members
 from distgan.dataset_tool import check
 from distgan.dataset_tool.scan import Scan
@@ -39,7 +39,7 @@ def read_epoch(folder: Path, skip_bad: int = 0, batch: int = 8) -> tuple[list[np
     """The images of every minibatch of an epoch, read as in training, and the messages about corrupt images."""
     dataset = open_dataset(folder)
     order, reader = Lanes(dataset.counts, 0, batch), Reader(dataset, skip_bad=skip_bad)
-    batches = stream(order, reader, lambda position: {}, batch=batch, position=0, threads=2)
+    batches = Stream(order, reader, lambda position: {}, batch=batch, position=0, threads=2)
     epoch = [next(batches) for _ in range(order.epoch_images // batch)]
     return [minibatch.images for minibatch in epoch], [line for minibatch in epoch for line in minibatch.corrupt]
 
@@ -328,7 +328,7 @@ def test_invalid_pax_record_is_refused(folder, record):
 def test_threads_keep_the_order_of_minibatches(tmp_path, threads):
     dataset = open_dataset(make_dataset(tmp_path / "dataset", noise(40), shards=4, format="png"))
     order, reader = Lanes(dataset.counts, 0, 8), Reader(dataset)
-    batches = stream(order, reader, lambda position: {}, batch=8, position=0, threads=threads)
+    batches = Stream(order, reader, lambda position: {}, batch=8, position=0, threads=threads)
     for at in range(0, 120, 8):
         expected = reader.read(order.ids(at, 8))
         assert np.array_equal(next(batches).images, expected.images)

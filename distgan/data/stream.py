@@ -5,10 +5,7 @@ import functools
 import itertools
 import os
 import time
-import weakref
-from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,12 +13,14 @@ import xxhash
 
 from distgan.data.decode import DECODERS
 from distgan.data.order import Lanes
+from distgan.data.parallel import ParallelMap
 from distgan.data.remote.ahead import MAX_OPEN_FILES, FetchAhead, open_shard, raise_file_limit
 from distgan.data.remote.cache import RemoteStorage
 from distgan.data.shardset import ShardSet
 from distgan.errors import CorruptDataError
 
-LOCATION = ("offset", "size", "check")  # the index columns that reading an image needs
+LOCATION = ("offset", "size", "check")
+"""The columns of the index that reading an image needs."""
 
 
 class ImageBatch(NamedTuple):
@@ -59,20 +58,24 @@ class Reader:
         allocate: Callable[[tuple[int, ...]], Any] = lambda shape: np.empty(shape, np.uint8),
     ) -> None:
         raise_file_limit()
-        self.shards, self.skip_bad, self.allocate = shards, skip_bad, allocate
+        self.shards = shards
+        self.skip_bad = skip_bad
+        self.allocate = allocate
         self.starts = np.concatenate([[0], np.cumsum(shards.counts)])
+        """The first sample id of each shard, and the number of samples."""
         self.shape = (shards.size, shards.size, shards.channels)
-        self.decode, self.raw = DECODERS[decoder], shards.encoding == "npy"
+        self.decode = DECODERS[decoder]
+        self.raw = shards.encoding == "npy"
         self.fetcher = FetchAhead(shards, shards.storage) if isinstance(shards.storage, RemoteStorage) else None
         opened = functools.lru_cache(MAX_OPEN_FILES)(functools.partial(open_shard, shards))
         self._open = self.fetcher.open if self.fetcher else opened
-        self.streaming: Callable[[], Generator[ImageBatch] | None] = lambda: None
-        """The `stream` that reads with it, if any."""
+        self.stream: Stream | None = None
+        """The stream that reads with it, until that ends."""
 
     def close(self) -> None:
         """End the stream that reads with it; waits for no download."""
-        if stream := self.streaming():
-            stream.close()
+        if self.stream is not None:
+            self.stream.close()
 
     def read(self, ids: np.ndarray) -> ImageBatch:
         """The images of `ids` [N], in that order."""
@@ -82,15 +85,15 @@ class Reader:
         shards = (np.searchsorted(self.starts, ids, side="right") - 1).tolist()
         if self.fetcher:
             self.fetcher.want(dict.fromkeys(shards))  # several at once
-        rows = zip(shards, *(columns[name][ids].tolist() for name in LOCATION), strict=True)
+        locations = zip(shards, *(columns[name][ids].tolist() for name in LOCATION), strict=True)
         corrupt: list[str] = []
-        for row, (shard, offset, size, xxh3) in enumerate(rows):
+        for place, (shard, offset, size, xxh3) in enumerate(locations):
             try:
-                self._read_image(array[row], shard, offset, size, xxh3)
+                self._read_image(array[place], shard, offset, size, xxh3)
             except CorruptDataError as error:
                 self._count(error, corrupt)
                 ids = ids.copy()
-                ids[row] = self._replace(array[row], int(ids[row]), corrupt)
+                ids[place] = self._replace(array[place], int(ids[place]), corrupt)
         return ImageBatch(images, columns["label"][ids].astype(np.int64), corrupt, {})
 
     def _read_image(self, out: np.ndarray, shard: int, offset: int, size: int, xxh3: int) -> None:
@@ -135,85 +138,69 @@ class Reader:
         return CorruptDataError(f"{self.shards.shard_path(shard)}, byte {offset}, key {key}: {message}")
 
 
-def stream(
-    order: Lanes,
-    reader: Reader,
-    draw: Callable[[int], dict[str, Any]],
-    *,
-    batch: int,
-    position: int,
-    threads: int,
-    stop: int | None = None,
-) -> Generator[ImageBatch]:
+class Stream(Iterator[ImageBatch]):
     """Minibatches of `order`'s local lanes from global `position` (images seen) up to `stop`, or without end.
 
-    `batch` is the global batch size. `draw` maps the position of a minibatch to the random numbers for it. Nothing is
-    read or fetched for what comes after `stop`. It ends the reader's previous stream: a reader serves one at a time.
+    An error in reading one is raised where it is due, and ends the stream.
     """
-    import webdataset as wds  # imports torch, which `shards verify` does without
 
-    def plan() -> Iterator[tuple[int, np.ndarray]]:
-        for at in itertools.count(position, batch) if stop is None else range(position, stop, batch):
-            yield at, order.ids(at, batch)
+    def __init__(
+        self,
+        order: Lanes,
+        reader: Reader,
+        draw: Callable[[int], dict[str, Any]],
+        *,
+        batch: int,
+        position: int,
+        threads: int,
+        stop: int | None = None,
+    ) -> None:
+        """Ends the reader's previous stream: a reader serves one at a time.
 
-    def read(planned: tuple[int, np.ndarray]) -> ImageBatch:
-        at, ids = planned
-        return reader.read(ids)._replace(random_inputs=draw(at))
+        Args:
+            draw: Maps the position of a minibatch to the random numbers for it.
+            batch: Images of a global minibatch.
+            stop: Nothing is read or fetched for what comes after it.
+        """
+        reader.close()
+        if reader.raw:  # nothing to decode: a second thread only contends for the GIL
+            threads = min(threads, 1)
+        if reader.fetcher:
+            reader.fetcher.follow(order, position, stop, images_in_flight(batch, threads))
+        positions = itertools.count(position, batch) if stop is None else range(position, stop, batch)
 
-    reader.close()
-    if reader.raw:  # nothing to decode: a second thread only contends for the GIL
-        threads = min(threads, 1)
-    if reader.fetcher:
-        reader.fetcher.follow(order, position, stop, images_in_flight(batch, threads))
-    interrupted = reader.fetcher.interrupted if reader.fetcher else contextlib.nullcontext
-    batches: Any = iter(wds.pipeline.DataPipeline(plan, threaded(read, threads, interrupted)))
+        def read(planned: tuple[int, np.ndarray]) -> ImageBatch:
+            at, ids = planned
+            return reader.read(ids)._replace(random_inputs=draw(at))
 
-    def timed() -> Generator[ImageBatch]:
-        with contextlib.closing(batches):
-            for end in itertools.count(position + batch, batch):
-                start = time.perf_counter()
-                images = next(batches, None)
-                if images is None:
-                    return
-                if reader.fetcher:
-                    reader.fetcher.advance(end)
-                yield images._replace(wait_seconds=time.perf_counter() - start)
+        plan = ((at, order.ids(at, batch)) for at in positions)
+        interrupted = reader.fetcher.interrupted if reader.fetcher else contextlib.nullcontext
+        self.batches = ParallelMap(read, plan, threads, interrupted)
+        self.batch = batch
+        self.position = position
+        """Of the next minibatch."""
+        self.reader = reader
+        reader.stream = self
 
-    minibatches = timed()
-    reader.streaming = weakref.ref(minibatches)
-    return minibatches
+    def __next__(self) -> ImageBatch:
+        start = time.perf_counter()
+        try:
+            images = next(self.batches)
+            self.position += self.batch
+            if self.reader.fetcher:
+                self.reader.fetcher.advance(self.position)
+        except BaseException:  # the stop too
+            self.close()
+            raise
+        return images._replace(wait_seconds=time.perf_counter() - start)
+
+    def close(self) -> None:
+        """End the threads; waits for no download."""
+        self.batches.close()
+        if self.reader.stream is self:
+            self.reader.stream = None
 
 
 def images_in_flight(batch: int, threads: int) -> int:
     """The most images that `threads` threads read, and hold read, ahead of the loop."""
     return (2 * threads + 1) * batch
-
-
-def threaded(
-    function: Callable,
-    threads: int,
-    interrupted: Callable[[], contextlib.AbstractContextManager] = contextlib.nullcontext,
-) -> Callable[[Iterable], Iterator]:
-    """A pipeline stage that maps `function` in threads, a few items ahead, and keeps the order.
-
-    When it ends, it waits for the calls that are running, inside of `interrupted`, which lets them end soon.
-    """
-
-    def stage(items: Iterable) -> Iterator:
-        pool = ThreadPoolExecutor(threads or 1, thread_name_prefix="distgan-read")  # its threads start with its calls
-        ahead: deque[Future] = deque()
-        try:
-            if not threads:
-                yield from map(function, items)
-                return
-            for item in items:
-                ahead.append(pool.submit(function, item))
-                if len(ahead) > 2 * threads:
-                    yield ahead.popleft().result()
-            while ahead:
-                yield ahead.popleft().result()
-        finally:
-            with interrupted():
-                pool.shutdown(cancel_futures=True)
-
-    return stage

@@ -5,14 +5,14 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from distgan.data.parallel import ParallelMap
 from distgan.data.shardset import ShardSet
-from distgan.data.stream import Reader, threaded
+from distgan.data.stream import Reader
 from distgan.distributed.processes import Distributed
 from distgan.errors import CorruptDataError
 from distgan.evaluation.cache import StatisticsCache
@@ -176,8 +176,7 @@ def measure(
     corrupt: list[str] = []
     progress = ProgressBar("statistics of the real images", len(ids), main=processes.is_main_process, log=log)
     mine = chunks[processes.rank :: processes.world_size]
-    read: Any = threaded(lambda chunk: (chunk, reader.read(chunk)), 2)(mine)
-    with contextlib.closing(read) as batches:
+    with contextlib.closing(ParallelMap(lambda chunk: (chunk, reader.read(chunk)), mine, threads=2)) as batches:
 
         def work(number: int) -> None:
             chunk, batch = next(batches)

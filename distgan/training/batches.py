@@ -10,7 +10,7 @@ from torch import Tensor
 
 from distgan.config.keys import Config
 from distgan.data.order import Lanes
-from distgan.data.stream import ImageBatch, Reader, stream
+from distgan.data.stream import ImageBatch, Reader, Stream
 from distgan.distributed.processes import Distributed
 from distgan.gan.penalties import PENALTIES
 from distgan.gan.step import GAN, Batches, Minibatch
@@ -128,7 +128,7 @@ class Minibatches:
         def draw(position: int) -> dict[str, Tensor]:
             return {name: self.processes.to_pinned(a) for name, a in self.draws(position, rollbacks).items()}
 
-        batches = stream(
+        batches = Stream(
             self.order,
             self.reader,
             draw,

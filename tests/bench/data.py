@@ -152,11 +152,11 @@ def ours(root: Path, size: int, kind: str, decoder: str = "pillow", threads: int
     torch.set_num_threads(1)
     from distgan.data.order import Lanes
     from distgan.data.shardset import LocalStorage, open_shardset
-    from distgan.data.stream import Reader, stream
+    from distgan.data.stream import Reader, Stream
 
     shards = open_shardset(LocalStorage(root / f"ours{size}-{kind}"), "bench")
     order, reader = Lanes(shards.counts, 0, BATCH), Reader(shards, decoder=decoder)
-    batches = stream(order, reader, lambda position: {}, batch=BATCH, position=0, threads=threads)
+    batches = Stream(order, reader, lambda position: {}, batch=BATCH, position=0, threads=threads)
     return islice(batches, order.epoch_images // BATCH)
 
 

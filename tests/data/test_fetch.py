@@ -29,7 +29,7 @@ from distgan.data.remote import cache as cache_module
 from distgan.data.remote.ahead import check_cache
 from distgan.data.remote.cache import open_storage
 from distgan.data.shardset import LocalStorage, ShardSet, open_shardset
-from distgan.data.stream import Reader, images_in_flight, stream
+from distgan.data.stream import Reader, Stream, images_in_flight
 from distgan.dataset_tool import check
 from distgan.errors import CorruptDataError, RunError
 from distgan.locks import stat_of
@@ -109,15 +109,19 @@ def open_set(address: str | Path, cache: Path, **keys: Any) -> ShardSet:
     return open_shardset(open_storage(str(address), str(cache), **keys), str(address))
 
 
-def minibatches(dataset: ShardSet, *, lanes: int, batch: int, threads: int = 2, stop: int | None = None):
+def minibatches(
+    dataset: ShardSet, *, lanes: int, batch: int, threads: int = 2, stop: int | None = None
+) -> contextlib.closing[Stream]:
     order = Lanes(dataset.counts, 0, lanes)
-    return stream(order, Reader(dataset), lambda at: {}, batch=batch, position=0, threads=threads, stop=stop)
+    reader = Reader(dataset)
+    batches = Stream(order, reader, lambda at: {}, batch=batch, position=0, threads=threads, stop=stop)
+    return contextlib.closing(batches)
 
 
 def images(dataset: ShardSet, count: int, **keys: int) -> list[bytes]:
     """The images of the first `count` minibatches."""
-    batches = minibatches(dataset, **keys)
-    return [next(batches).images.tobytes() for _ in range(count)]
+    with minibatches(dataset, **keys) as batches:
+        return [next(batches).images.tobytes() for _ in range(count)]
 
 
 def disk_use(cache: Path) -> int:
@@ -159,26 +163,26 @@ def test_first_images_wait_for_all_of_their_shards_at_once(serve, shards, tmp_pa
 def test_shards_are_fetched_before_they_are_needed_and_no_others(serve, shards, tmp_path):
     server = serve(shards)
     dataset = open_set(server.address, tmp_path / "cache", fetch_ahead=2, fetch_threads=1)
-    batches = minibatches(dataset, lanes=1, batch=10)
-    next(batches)
-    wait_until(lambda: len(server.requests) >= 3)
-    time.sleep(0.2)
-    needs = itertools.islice(Lanes(dataset.counts, 0, 1).needs(0), 8)
-    expected = list(dict.fromkeys(dataset.manifest.shards[shard].name for _, _, shard in needs))
-    assert server.requests == expected[: len(server.requests)] and 3 <= len(server.requests) <= 4
-    before = len(server.requests)
-    for _ in range(110):
+    with minibatches(dataset, lanes=1, batch=10) as batches:
         next(batches)
-    wait_until(lambda: len(server.requests) > before)
+        wait_until(lambda: len(server.requests) >= 3)
+        time.sleep(0.2)
+        needs = itertools.islice(Lanes(dataset.counts, 0, 1).needs(0), 8)
+        expected = list(dict.fromkeys(dataset.manifest.shards[shard].name for _, _, shard in needs))
+        assert server.requests == expected[: len(server.requests)] and 3 <= len(server.requests) <= 4
+        before = len(server.requests)
+        for _ in range(110):
+            next(batches)
+        wait_until(lambda: len(server.requests) > before)
 
 
 def test_shards_after_the_end_of_the_run_are_not_fetched(serve, shards, tmp_path):
     server = serve(shards)
     dataset = open_set(server.address, tmp_path / "cache", fetch_ahead=8)
-    batches = minibatches(dataset, lanes=1, batch=10, stop=1024)
-    next(batches)
-    time.sleep(0.3)
-    assert 1 <= len(server.requests) <= 2
+    with minibatches(dataset, lanes=1, batch=10, stop=1024) as batches:
+        next(batches)
+        time.sleep(0.3)
+        assert 1 <= len(server.requests) <= 2
 
 
 def stall_after(server: SlowServer, stop: int) -> None:
@@ -192,8 +196,8 @@ def stall_after(server: SlowServer, stop: int) -> None:
 def test_stream_ends_at_its_stop_and_reads_nothing_after_it(serve, shards, tmp_path):
     server, start = serve(shards), time.monotonic()
     stall_after(server, 1024)
-    batches = minibatches(open_set(server.address, tmp_path / "cache"), lanes=1, batch=10, stop=1015)
-    assert len(list(batches)) == 102 and time.monotonic() - start < 10
+    with minibatches(open_set(server.address, tmp_path / "cache"), lanes=1, batch=10, stop=1015) as batches:
+        assert len(list(batches)) == 102 and time.monotonic() - start < 10
 
 
 @pytest.mark.parametrize("threads", [0, 1])
@@ -202,7 +206,7 @@ def test_closed_stream_waits_for_no_download_and_its_reader_serves_another(serve
     stall_after(server, 1024)
     dataset = open_set(server.address, tmp_path / "cache")
     order, reader = Lanes(dataset.counts, 0, 1), Reader(dataset)
-    batches = stream(order, reader, lambda at: {}, batch=10, position=0, threads=threads)
+    batches = Stream(order, reader, lambda at: {}, batch=10, position=0, threads=threads)
     for _ in range(101):  # what is read ahead is beyond 1024
         next(batches)
     wait_until(lambda: server.stalled & set(server.requests))
@@ -210,10 +214,25 @@ def test_closed_stream_waits_for_no_download_and_its_reader_serves_another(serve
     reader.close()
     assert next(batches, None) is None and time.monotonic() - start < 10
     server.released.set()
-    again = stream(order, reader, lambda at: {}, batch=10, position=500, threads=threads, stop=1500)
+    again = Stream(order, reader, lambda at: {}, batch=10, position=500, threads=threads, stop=1500)
     local = Reader(open_set(shards, tmp_path))
     for at, batch in zip(range(500, 1500, 10), again, strict=True):
         assert batch.images.tobytes() == local.read(order.ids(at, 10)).images.tobytes()
+
+
+@pytest.mark.parametrize("threads", [0, 1])
+def test_a_reader_serves_one_stream_at_a_time(shards, tmp_path, threads):
+    dataset, before = open_set(shards, tmp_path), set(threading.enumerate())
+    order, reader = Lanes(dataset.counts, 0, 1), Reader(dataset)
+    keys = {"batch": 10, "threads": threads}
+    first = Stream(order, reader, lambda at: {}, position=0, **keys)
+    next(first)
+    second = Stream(order, reader, lambda at: {}, position=50, **keys)
+    assert next(first, None) is None
+    first.close()  # once more: it is not the reader's stream any longer
+    assert next(second).images.tobytes() == reader.read(order.ids(50, 10)).images.tobytes()
+    reader.close()
+    assert next(second, None) is None and set(threading.enumerate()) <= before
 
 
 @pytest.mark.parametrize("words", [[], ["--loss", "rpgan", "--n_critic", 3]], ids=["", "paired"])
@@ -249,13 +268,12 @@ def test_order_with_a_cache_of_three_shards_is_that_of_the_disk(serve, shards, t
     size = max(row.bytes for row in open_set(shards, cache).manifest.shards)
     dataset = open_set(server.address, cache, cache_gb=3 * size / 1e9)
     check_cache(dataset, Lanes(dataset.counts, 0, 1), images_in_flight(1, threads=0))
-    local = minibatches(open_set(shards, cache), lanes=1, batch=1, threads=0)
-    for index, batch in enumerate(minibatches(dataset, lanes=1, batch=1, threads=0)):
-        assert batch.images.tobytes() == next(local).images.tobytes()
-        if index % 50 == 0:
-            assert disk_use(cache) <= 3 * size
-        if index == dataset.counts.sum() - 1:
-            break
+    remote = minibatches(dataset, lanes=1, batch=1, threads=0)
+    with remote as batches, minibatches(open_set(shards, cache), lanes=1, batch=1, threads=0) as local:
+        for index in range(dataset.counts.sum()):
+            assert next(batches).images.tobytes() == next(local).images.tobytes()
+            if index % 50 == 0:
+                assert disk_use(cache) <= 3 * size
     assert {server.requests.count(name) for name in server.requests} <= {1, 2}
     assert len(server.requests) <= SHARDS + 1 + 3  # the epoch begins and ends in one; up to 3 of the next epoch
 
@@ -285,7 +303,7 @@ print(read_an_epoch(open_set(address, cache, cache_gb=float(cache_gb)), int(seed
 def read_an_epoch(dataset: ShardSet, seed: int = 0, rank: int = 0, world: int = 1) -> str:
     """Hash of the images of an epoch in two lanes."""
     order = Lanes(dataset.counts, seed, 2, 2 * rank // world, 2 * (rank + 1) // world)
-    batches = stream(order, Reader(dataset), lambda at: {}, batch=20, position=0, threads=1, stop=order.epoch_images)
+    batches = Stream(order, Reader(dataset), lambda at: {}, batch=20, position=0, threads=1, stop=order.epoch_images)
     digest = hashlib.sha256()
     for _ in range(order.epoch_images // 20):
         digest.update(next(batches).images.tobytes())

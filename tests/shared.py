@@ -6,7 +6,6 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -22,22 +21,6 @@ TINY = ["--model.options.width", "4", "--model.latent", "8", "--batch", "16", "-
 torch.set_num_threads(1)
 
 
-def options(**changes) -> make.Options:
-    values: dict[str, Any] = dict(
-        size=None,
-        channels=0,
-        crop="center",
-        resize="lanczos",
-        background="white",
-        format="npy",
-        quality=95,
-        seed=0,
-        shard_mb=64.0,
-        skip_bad=False,
-    )
-    return make.Options(**(values | changes))
-
-
 def noise(count: int, size: int = 8, channels: int = 3, seed: int = 0) -> np.ndarray:
     """Random images [count, size, size, channels], all different."""
     return np.random.default_rng(seed).integers(0, 256, (count, size, size, channels), dtype=np.uint8)
@@ -47,7 +30,7 @@ def make_dataset(folder: Path, images: np.ndarray, *, shards: int = 8, jobs: int
     """A dataset of `images` with labels 0, 1, 2, 0, ... in about `shards` shards."""
     source = from_arrays("noise", images, np.arange(len(images)) % 3, ["a", "b", "c"])
     member = images[0].size + 2048
-    make.make(source, folder, options(shard_mb=len(images) * member / shards / 1e6, **changes), jobs)
+    make.make(source, folder, make.Options(shard_mb=len(images) * member / shards / 1e6, **changes), jobs)
     return folder
 
 

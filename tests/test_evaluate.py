@@ -14,7 +14,7 @@ import pytest
 import distgan.commands.evaluate
 from distgan.dataset_tool import make
 from distgan.dataset_tool.sources.source import from_arrays
-from shared import TINY, children, fill, launch, make_dataset, noise, options, reset_accelerate, start, train
+from shared import TINY, children, fill, launch, make_dataset, noise, reset_accelerate, start, train
 
 
 def evaluate(*words: object) -> int:
@@ -28,7 +28,7 @@ def dataset(tmp_path_factory) -> Path:
     labels = np.arange(240) % 3
     images = noise(240) // 3 + (80 * labels[:, None, None, None]).astype(np.uint8)
     folder = tmp_path_factory.mktemp("shades") / "set"
-    make.make(from_arrays("shades", images, labels, ["dark", "grey", "bright"]), folder, options(), 1)
+    make.make(from_arrays("shades", images, labels, ["dark", "grey", "bright"]), folder, make.Options(), 1)
     return folder
 
 
@@ -117,7 +117,7 @@ def test_errors_are_one_line(run, dataset, cache, tmp_path, capsys):
     other = make_dataset(tmp_path / "other", noise(40, 16), shards=1)
     unlabelled = tmp_path / "unlabelled"
     source = from_arrays("noise", noise(40), np.zeros(40, np.int64), ["only"])
-    make.make(source, unlabelled, options(), 1)
+    make.make(source, unlabelled, make.Options(), 1)
     weights = run / "checkpoints/320/ema.safetensors"
     broken = tmp_path / "broken.safetensors"
     broken.write_bytes(weights.read_bytes()[:-9])

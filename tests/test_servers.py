@@ -28,7 +28,7 @@ from distgan.data.stream import Reader
 from distgan.dataset_tool import make
 from distgan.dataset_tool.sources import open_source
 from distgan.errors import CorruptDataError, RunError, UsageError
-from shared import ROOT, TINY, noise, options, train, weights
+from shared import ROOT, TINY, noise, train, weights
 
 
 def free_port(first: int = 0) -> int:
@@ -49,7 +49,7 @@ def shards(tmp_path_factory) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(image).save(path)
     source = open_source(str(folder / "images"), split="train", files=None, labels="auto", samples=1, seed=0)
-    make.make(source, folder / "dataset", options(shard_mb=0.082), jobs=1)
+    make.make(source, folder / "dataset", make.Options(shard_mb=0.082), jobs=1)
     return folder / "dataset"
 
 

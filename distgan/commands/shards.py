@@ -4,6 +4,7 @@ import os
 import re
 import sys
 from collections.abc import Iterator
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,6 +21,7 @@ from distgan.data.order import Lanes, rank_rows
 from distgan.data.remote.cache import open_storage
 from distgan.data.schema import Manifest
 from distgan.data.shardset import ShardSet, open_shardset
+from distgan.dataset_tool.convert import Options, resolve_options
 from distgan.dataset_tool.sources import open_source
 from distgan.errors import CorruptDataError, UsageError
 from distgan.images import grid, save_picture
@@ -28,77 +30,51 @@ from distgan.images import grid, save_picture
 def make(
     src: str,
     dest: str,
-    size: int | None = None,
-    channels: Literal["auto", "1", "3"] = "auto",
-    crop: Literal["center", "none"] = "center",
-    resize: Literal["lanczos", "bicubic", "box"] = "lanczos",
-    format: Literal["npy", "png", "jpg"] = "npy",
-    quality: int = 95,
-    background: Literal["white", "black"] = "white",
     labels: str = "auto",
     split: Literal["train", "test"] = "train",
     source: str | None = None,
     samples: int = 128_000,
-    seed: int = 0,
-    shard_mb: float = 64,
-    skip_bad: bool = False,
     record_paths: bool = True,
     jobs: int | None = None,
     part: str | None = None,
+    **conversion: Any,
 ) -> None:
     """Write the images of SRC as a dataset of shards into the folder DEST.
 
     Args:
         src: A folder, a class-folder tree, a .zip, or digits, fashion-mnist, mnist, stacked-mnist, cifar10.
         dest: The folder to write; re-run the same command to resume an unfinished one.
-        size: Side of the square images in pixels; default: that of the images, which must be the same for all.
-        channels: 1 (grey) or 3 (RGB); auto: those of a built-in dataset, and 3 for folders and zips.
-        crop: For images that are not square: center crop, or fail.
-        resize: Filter, always antialiased; recorded in the manifest, since it changes FID.
-        format: npy (raw pixels, fastest to read), png, or jpg (lossy: G learns its artefacts).
-        quality: Of jpg, 1 to 95, without chroma subsampling.
-        background: Colour behind transparent pixels.
         labels: auto (dataset.json inside, else class folders), none, or a CSV, JSONL or dataset.json file.
         split: Of the built-in datasets.
         source: Folder with the files of fashion-mnist, mnist, stacked-mnist or cifar10; default: download.
         samples: Images of stacked-mnist.
-        seed: Of the order in the shards, and of the digits of stacked-mnist.
-        shard_mb: Size of a shard in MB.
-        skip_bad: Leave out images that cannot be used; default: fail with a list of them.
         record_paths: Write sources.txt, the path in the folder or zip of every sample.
         jobs: Number of processes; default: one per CPU core.
         part: I/N: write only the I-th of N parts of the shards, from 1; the other parts on other machines, in any
             order; `shards join` completes the dataset.
+        conversion: The fields of Options, each an option of the command: jsonargparse follows where they go.
     """
+    options = Options(**conversion)
     which = parse_part(part)
-    if size is not None and not 4 <= size <= 4096:
-        raise UsageError(f"--size: {size} is not between 4 and 4096")
-    if not 1 <= quality <= 95:
-        raise UsageError(f"--quality: {quality} is not between 1 and 95")
-    if not shard_mb > 0 or (jobs is not None and jobs < 1) or samples < 1:
+    if options.size is not None and not 4 <= options.size <= 4096:
+        raise UsageError(f"--size: {options.size} is not between 4 and 4096")
+    if not 1 <= options.quality <= 95:
+        raise UsageError(f"--quality: {options.quality} is not between 1 and 95")
+    if not options.shard_mb > 0 or (jobs is not None and jobs < 1) or samples < 1:
         raise UsageError("--shard_mb, --jobs and --samples must be above 0")
-    opened = open_source(src, split=split, files=source, labels=labels, samples=samples, seed=seed)
-    options = distgan.dataset_tool.make.Options(
-        size=size,
-        channels=0 if channels == "auto" else int(channels),
-        crop=crop,
-        resize=resize,
-        background=background,
-        format=format,
-        quality=quality,
-        seed=seed,
-        shard_mb=shard_mb,
-        skip_bad=skip_bad,
-    )
-    options = distgan.dataset_tool.make.resolve_options(opened, options)
-    assert options.size is not None
-    if warning := distgan.dataset_tool.make.size_warning(options.size):
+    opened = open_source(src, split=split, files=source, labels=labels, samples=samples, seed=options.seed)
+    options = resolve_options(opened, options)
+    if warning := distgan.dataset_tool.make.size_warning(options.shape[0]):
         print(warning, file=sys.stderr)
     jobs = jobs or len(os.sched_getaffinity(0))
     manifest = distgan.dataset_tool.make.make(opened, Path(dest), options, jobs, record_paths, which)
     if manifest is None:
         print(f"{dest}: part {part} is written; when all are, `distgan shards join {dest}`")
         return
+    print_made(dest, manifest)
+
+
+def print_made(dest: str, manifest: Manifest) -> None:
     print(f"{dest}: {summary(manifest)}")
     for line in details(manifest):
         print(line)
@@ -119,10 +95,7 @@ def join(dest: str) -> None:
     Args:
         dest: The folder of all parts.
     """
-    manifest = distgan.dataset_tool.parts.join(Path(dest))
-    print(f"{dest}: {summary(manifest)}")
-    for line in details(manifest):
-        print(line)
+    print_made(dest, distgan.dataset_tool.parts.join(Path(dest)))
 
 
 def index(dest: str, label_key: str = "label") -> None:
@@ -266,10 +239,9 @@ BOOLS = ("true", "false", "yes", "no", "on", "off")
 
 def expand_flags(args: list[str]) -> list[str]:
     """jsonargparse asks for the value of a bool: `--skip_bad` -> `--skip_bad=true`."""
-    values = [*args[1:], ""]
     return [
         f"{word}=true" if word in FLAGS and value.lower() not in BOOLS else word
-        for word, value in zip(args, values, strict=True)
+        for word, value in zip_longest(args, args[1:], fillvalue="")
     ]
 
 

@@ -4,6 +4,7 @@ import dataclasses
 import io
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
@@ -20,22 +21,41 @@ RESIZES = {
 
 @dataclass(frozen=True)
 class Options:
-    """How images become samples; recorded in the manifest."""
+    """How images become samples: options of `shards make`, recorded in the manifest in this order."""
 
-    size: int | None
-    channels: int
-    crop: str
-    resize: str
-    background: str
-    format: str
-    quality: int
-    seed: int
-    shard_mb: float
-    skip_bad: bool
+    size: int | None = None
+    """Side of the square images in pixels; default: that of the images, which must be the same for all."""
+    channels: Literal["auto", 1, 3] = "auto"
+    """1 (grey) or 3 (RGB); auto: those of a built-in dataset, and 3 for folders and zips."""
+    crop: Literal["center", "none"] = "center"
+    """For images that are not square: center crop, or fail."""
+    resize: Literal["lanczos", "bicubic", "box"] = "lanczos"
+    """Filter, always antialiased; recorded in the manifest, since it changes FID."""
+    background: Literal["white", "black"] = "white"
+    """Colour behind transparent pixels."""
+    format: Literal["npy", "png", "jpg"] = "npy"
+    """npy (raw pixels, fastest to read), png, or jpg (lossy: G learns its artefacts)."""
+    quality: int = 95
+    """Of jpg, 1 to 95, without chroma subsampling."""
+    seed: int = 0
+    """Of the order in the shards, and of the digits of stacked-mnist."""
+    shard_mb: float = 64
+    """Size of a shard in MB."""
+    skip_bad: bool = False
+    """Leave out images that cannot be used; default: fail with a list of them."""
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Of a sample: height, width, channels. For options that are resolved."""
+        assert self.size is not None and self.channels != "auto"
+        return self.size, self.size, self.channels
 
 
 def resolve_options(source: Source, options: Options) -> Options:
-    """Fill in what the source decides: channels and size. Options that are resolved stay as they are."""
+    """Fill in what the source decides: channels, and the size if none is given, and then `resize` is "none".
+
+    Options that are resolved stay as they are. Raises UsageError if the first image has no size to take.
+    """
     size = options.size or source.size
     if size is None:
         try:
@@ -48,7 +68,7 @@ def resolve_options(source: Source, options: Options) -> Options:
                 raise UsageError(f"{source.names[0]} is {image.width}x{image.height}; give --size N to crop and resize")
             size = image.width
     resize = options.resize if options.size else "none"
-    channels = options.channels or source.channels
+    channels = source.channels if options.channels == "auto" else options.channels
     return dataclasses.replace(options, size=size, resize=resize, channels=channels)
 
 
@@ -72,9 +92,8 @@ def prepare(image: Image.Image | np.ndarray, options: Options) -> tuple[np.ndarr
     Resizing uses Pillow's antialiased filters. Raises ValueError for floating-point pixels, and for a wrong shape or
     size if `crop` or `resize` is "none".
     """
-    assert options.size is not None
     if isinstance(image, np.ndarray):
-        if image.shape == (options.size, options.size, options.channels):
+        if image.shape == options.shape:
             return image, []
         image = Image.fromarray(image.squeeze())
     conversions: list[str] = []
@@ -86,8 +105,8 @@ def prepare(image: Image.Image | np.ndarray, options: Options) -> tuple[np.ndarr
         if is_animated(image):
             conversions.append("animated, first frame")
     converted = convert_mode(upright, "L" if options.channels == 1 else "RGB", options.background, conversions.append)
-    fitted = crop_and_resize(converted, options.size, options, conversions.append)
-    return np.array(fitted).reshape(options.size, options.size, options.channels), conversions
+    fitted = crop_and_resize(converted, options, conversions.append)
+    return np.array(fitted).reshape(options.shape), conversions
 
 
 def is_animated(image: Image.Image) -> bool:
@@ -98,7 +117,9 @@ def is_animated(image: Image.Image) -> bool:
         return False
 
 
-def crop_and_resize(image: Image.Image, size: int, options: Options, count: Callable[[str], None]) -> Image.Image:
+def crop_and_resize(image: Image.Image, options: Options, count: Callable[[str], None]) -> Image.Image:
+    """The image in the size of the options; `count` is told what was done to it. Raises ValueError."""
+    size = options.shape[0]
     if image.width != image.height:
         if options.crop == "none":
             raise ValueError(f"{image.width}x{image.height} is not square; --crop center crops it")

@@ -6,6 +6,7 @@ shards. The manifest is written last, from what join.py keeps of every shard.
 
 import hashlib
 import json
+import math
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -113,8 +114,7 @@ def check_existing(dest: Path, plan: Plan) -> Manifest:
 
 def split_into_shards(source: Source, order: list[int], options: Options) -> list[list[int]]:
     """The image indices of each shard: about `shard_mb`, and equal in number within one sample."""
-    assert options.size is not None
-    pixels = options.size**2 * options.channels
+    pixels = math.prod(options.shape)
     headers = 1024 + (1024 if source.labels is not None else 0)
     sample = {"npy": 1.0, "png": 0.6, "jpg": 0.25}[options.format] * pixels + headers
     shards = max(1, min(len(order), round(len(order) * sample / (options.shard_mb * 1e6))))

@@ -115,7 +115,8 @@ def write_shard(shard: int, indices: list[int]) -> None:
     from webdataset.writer import TarWriter
 
     source, dest, options, plan = WORKER
-    info = ShardInfo(plan, shard_name(shard), sums=[0] * options.channels, squares=[0] * options.channels)
+    channels = options.shape[2]
+    info = ShardInfo(plan, shard_name(shard), sums=[0] * channels, squares=[0] * channels)
     kept: list[int] = []
     temporary = own_name(dest / info.name)
     with open(temporary, "wb") as file:
@@ -135,7 +136,7 @@ def write_shard(shard: int, indices: list[int]) -> None:
                 if source.labels is not None:
                     sample["cls"] = str(source.labels[index]).encode()
                 tar.write(sample)
-                flat = pixels.reshape(-1, options.channels).astype(np.int64)
+                flat = pixels.reshape(-1, channels).astype(np.int64)
                 info.sums = (flat.sum(0) + info.sums).tolist()
                 info.squares = ((flat**2).sum(0) + info.squares).tolist()
                 info.samples += 1

@@ -49,11 +49,9 @@ def prepare_ours(root: Path, size: int) -> None:
     """Write the JPEG folder for ImageFolder, distgan's shards of it, and the raw pixels for `prepare_peers`."""
     import numpy as np
 
-    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
     from distgan.dataset_tool import make
     from distgan.dataset_tool.sources import open_source
     from distgan.dataset_tool.sources.source import from_arrays
-    from shared import options
 
     folder = root / f"images{size}" / "all"
     folder.mkdir(parents=True)
@@ -63,9 +61,9 @@ def prepare_ours(root: Path, size: int) -> None:
         pixels.append(image)
     np.save(root / f"pixels{size}.npy", np.stack(pixels))
     raw = from_arrays("bench", np.stack(pixels), np.zeros(len(pixels), np.int64), ["all"])
-    make.make(raw, root / f"ours{size}-raw", options(shard_mb=16), 2)
+    make.make(raw, root / f"ours{size}-raw", make.Options(shard_mb=16), 2)
     source = open_source(str(folder.parent), split="train", files=None, labels="none", samples=1, seed=0)
-    make.make(source, root / f"ours{size}-jpeg", options(shard_mb=16, format="jpg"), 2)
+    make.make(source, root / f"ours{size}-jpeg", make.Options(shard_mb=16, format="jpg"), 2)
 
 
 def prepare_peers(root: Path, size: int) -> None:

@@ -9,7 +9,6 @@ in one process; a ratio is the median of the per-round ratios, so that load on t
 import argparse
 import os
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -22,8 +21,6 @@ from PIL import Image
 from torch import nn
 from torchvision import transforms
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
 from distgan import models
 from distgan.config.keys import Config
 from distgan.config.read import read_config
@@ -32,7 +29,6 @@ from distgan.gan.step import train_step
 from distgan.samples import SampleSpec
 from distgan.training.batches import minibatches_of
 from distgan.training.build import build, build_ema
-from shared import options
 
 
 def photos(folder: Path, count: int) -> None:
@@ -104,7 +100,7 @@ def main() -> None:
         from distgan.dataset_tool.sources import open_source
 
         source = open_source(f"{folder}/images", split="train", files=None, labels="auto", samples=1, seed=0)
-        make.make(source, Path(folder) / "set", options(), 2)
+        make.make(source, Path(folder) / "set", make.Options(), 2)
         words = ["--data.shards", f"{folder}/set", "--data.labels=false"]
         variants = {"textbook float32": textbook(Path(folder) / "images")}
         for name, more in {

@@ -27,7 +27,7 @@ from distgan.data.stream import Reader
 from distgan.dataset_tool import make
 from distgan.errors import UsageError
 from distgan.samples import SampleSpec
-from shared import ROOT, make_dataset, noise, options
+from shared import ROOT, make_dataset, noise
 
 
 def command(*args: object) -> int:
@@ -409,6 +409,7 @@ def test_decompression_bomb_is_refused(tmp_path, capsys, monkeypatch):
         (["verify", "http://localhost:abc/x"], "no host or bucket in http://localhost:abc/x"),
         (["verify", "s3://"], "no host or bucket in s3://"),
         (["order", "DATASET", "--batsh", "16"], "batsh: no such key; did you mean batch"),
+        ([], "expected .subcommand. to be one of {make,join,"),
     ],
 )
 def test_bad_input_is_reported_in_one_line(args, message, folder_of_images, tmp_path, tiny, capsys):
@@ -543,7 +544,7 @@ def test_killed_make_is_resumed_by_the_same_command(tmp_path):
     assert command("verify", tmp_path / "dataset") == 0
     source = shards.open_source(str(images), split="train", files=None, labels="auto", samples=1, seed=0)
     reference = tmp_path / "reference"
-    make.make(source, reference, options(format="png", shard_mb=0.2, skip_bad=True), 1)
+    make.make(source, reference, make.Options(format="png", shard_mb=0.2, skip_bad=True), 1)
     assert files(tmp_path / "dataset") == files(reference)
     assert len((reference / "sources.txt").read_text().splitlines()) == 400
 

@@ -19,11 +19,11 @@ from distgan.errors import UsageError
 from distgan.evaluation import classifier, features
 from distgan.evaluation.evaluator import Evaluator, to_pixels
 from distgan.evaluation.scores import METRICS
-from shared import noise, options, reset_accelerate
+from shared import noise, reset_accelerate
 
 
 def make_digits(folder: Path) -> ShardSet:
-    make.make(sources.digits(), folder, options(), 1)
+    make.make(sources.digits(), folder, make.Options(), 1)
     return open_shardset(LocalStorage(folder), str(folder))
 
 
@@ -198,7 +198,7 @@ def stacked(digits, tmp_path_factory) -> ShardSet:
     names = [f"{i:03d}" for i in range(1000)]
     folder = tmp_path_factory.mktemp("stacked") / "set"
     source = from_arrays("stacked", stack, labels[ids].astype(np.int64) @ [100, 10, 1], names)
-    make.make(source, folder, options(), 1)
+    make.make(source, folder, make.Options(), 1)
     return open_shardset(LocalStorage(folder), str(folder))
 
 

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
-from shared import computed, noise, options, weights
+from shared import computed, noise, weights
 
 ROOT = Path(__file__).resolve().parents[3]
 TRAIN, SHARE_GPU = ROOT / "distgan" / "train.py", Path(__file__).resolve().parent / "share_gpu.py"
@@ -67,7 +67,7 @@ def make_datasets() -> None:
     for folder, (array, classes) in images.items():
         labels = np.arange(len(array)) % classes
         source = from_arrays(folder.name, array, labels, [str(i) for i in range(classes)])
-        make.make(source, folder, options(shard_mb=len(array) * (array[0].size + 2048) / 4e6), 1)
+        make.make(source, folder, make.Options(shard_mb=len(array) * (array[0].size + 2048) / 4e6), 1)
         record(folder.name, f"{len(array):,} images {array.shape[1]}x{array.shape[2]}")
 
 

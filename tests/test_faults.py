@@ -19,7 +19,7 @@ from distgan.data.remote.cache import open_storage
 from distgan.data.shardset import LocalStorage, open_shardset
 from distgan.data.stream import Reader, Stream
 from distgan.data.tar import members
-from distgan.dataset_tool import check
+from distgan.dataset_tool import check, index
 from distgan.dataset_tool.scan import Scan
 from distgan.errors import CorruptDataError, UsageError
 from shared import make_dataset, metrics, noise, train
@@ -154,7 +154,7 @@ def test_flipped_bit_of_a_header(folder):
 def test_indexing_raises_and_names_the_fault(folder, fault):
     name = fault(folder)
     with pytest.raises(CorruptDataError, match=name):
-        check.index(folder)
+        index.index(folder)
 
 
 def test_budget_counts_and_replaces_corrupt_images(folder):
@@ -211,7 +211,7 @@ def test_shards_of_the_same_name_in_two_folders(tmp_path):
         folder = make_dataset(tmp_path / part, noise(10, seed=len(part)), shards=1)
         (tmp_path / "all" / part).mkdir(parents=True)
         shutil.copy(folder / "shard-000000.tar", tmp_path / "all" / part / "000.tar")
-    check.index(tmp_path / "all")
+    index.index(tmp_path / "all")
     images = Reader(open_dataset(tmp_path / "all")).read(np.arange(20)).images
     assert len(np.unique(images.reshape(20, -1), axis=0)) == 20
 
@@ -248,7 +248,7 @@ def png(size: int = 8, value: int = 0) -> bytes:
 def test_invalid_datasets_are_not_indexed(tmp_path, files, message):
     tar(tmp_path / "dataset" / "0.tar", files)
     with pytest.raises(CorruptDataError, match=message):
-        check.index(tmp_path / "dataset")
+        index.index(tmp_path / "dataset")
 
 
 def test_pickles_are_not_executed(tmp_path):
@@ -264,23 +264,23 @@ def test_pickles_are_not_executed(tmp_path):
         (f"{i}.{e}", d) for i in range(4) for e, d in (("png", png(8, i)), ("pkl", evil), ("pth", evil), ("pyd", evil))
     ]
     tar(tmp_path / "dataset" / "0.tar", files)
-    check.index(tmp_path / "dataset")
+    index.index(tmp_path / "dataset")
     assert len(Reader(open_dataset(tmp_path / "dataset")).read(np.arange(4)).images) == 4
     array = io.BytesIO()
     np.save(array, np.array([Bomb()], dtype=object), allow_pickle=True)
     tar(tmp_path / "objects" / "0.tar", [("0.npy", array.getvalue())])
     with pytest.raises(CorruptDataError, match="an array of .O"):
-        check.index(tmp_path / "objects")
+        index.index(tmp_path / "objects")
     assert os.environ["WDS_SECURE"] == "1" and not (tmp_path / "executed").exists()
 
 
 def test_decompression_bomb_is_not_decoded(tmp_path):
     """A small file that declares a huge image is refused by its header, before memory is allocated."""
     tar(tmp_path / "dataset" / "0.tar", [(f"{i}.png", png(8, i)) for i in range(4)])
-    check.index(tmp_path / "dataset")
+    index.index(tmp_path / "dataset")
     bomb = tar(tmp_path / "bomb" / "0.tar", [("0.png", png(8)), ("1.png", png(9_000))])
     with pytest.raises(CorruptDataError, match="key 1"):
-        check.index(bomb.parent)
+        index.index(bomb.parent)
     reader = Reader(open_dataset(tmp_path / "dataset"))
     with pytest.raises(ValueError, match="9000x9000 pixels"):
         reader.decode(png(9_000), np.empty(reader.shape, np.uint8))

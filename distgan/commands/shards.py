@@ -9,11 +9,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 import jsonargparse
-from tqdm import tqdm
 
 import distgan.dataset_tool.check
+import distgan.dataset_tool.index
 import distgan.dataset_tool.make
-import distgan.dataset_tool.parts
 from distgan.commands.run import run_command
 from distgan.config.keys import default_lanes
 from distgan.config.parser import Parser
@@ -95,7 +94,7 @@ def join(dest: str) -> None:
     Args:
         dest: The folder of all parts.
     """
-    print_made(dest, distgan.dataset_tool.parts.join(Path(dest)))
+    print_made(dest, distgan.dataset_tool.make.join(Path(dest)))
 
 
 def index(dest: str, label_key: str = "label") -> None:
@@ -106,7 +105,7 @@ def index(dest: str, label_key: str = "label") -> None:
             labels; a classes.json names the classes.
         label_key: The key of a .json that holds the label, a number or a name.
     """
-    manifest = distgan.dataset_tool.check.index(Path(dest), progress, label_key)
+    manifest = distgan.dataset_tool.index.index(Path(dest), progress, label_key)
     print(f"{dest}: {summary(manifest)}")
 
 
@@ -227,6 +226,9 @@ def details(manifest: Manifest) -> Iterator[str]:
 
 
 def progress(items: Any) -> Any:
+    """Shows a bar while the items are gone through."""
+    from tqdm import tqdm  # --help does not wait for it
+
     return tqdm(items, unit=" shards", disable=None)
 
 

@@ -1,30 +1,21 @@
-"""Verifying and describing datasets, and indexing shards that another program wrote."""
+"""Verifying and describing datasets."""
 
 import functools
 import hashlib
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any, NamedTuple
 
-import msgspec
 import numpy as np
 
-from distgan import __version__
 from distgan.data.order import Lanes
 from distgan.data.remote.cache import UnavailableError
-from distgan.data.schema import FORMAT, Label, Manifest, Shard
 from distgan.data.shardset import (
     ShardSet,
     channel_stats,
-    class_rows,
-    decode_manifest,
-    write_index,
-    write_manifest,
 )
 from distgan.data.stream import Reader
-from distgan.dataset_tool.labels import labels_beside, number_labels
 from distgan.dataset_tool.scan import Scan
-from distgan.errors import CorruptDataError, UsageError
+from distgan.errors import CorruptDataError
 from distgan.files import sha256_file
 
 Progress = Callable[[Any], Any]
@@ -88,83 +79,6 @@ def verify_image(reader: Reader, id: int, sources: list[str] | None) -> None:
         if sources is None:
             raise
         raise CorruptDataError(f"{error}; made from {sources[id]}") from None
-
-
-def index(folder: Path, progress: Progress = iter, label_key: str = "label") -> Manifest:
-    """Write manifest.json and index.npz for the tars in `folder`; returns the manifest.
-
-    Labels are those of .cls members, of .json members under `label_key`, or of a dataset.json in the folder; names of
-    classes those of its classes.json, or the labels themselves. In a dataset that `shards make` wrote, only index.npz
-    is written. Raises UsageError for a folder without tars or a dataset.json without one of their images, and
-    CorruptDataError if their images are not square or differ in size, channels or encoding.
-    """
-    beside, names = labels_beside(folder)
-    rows, columns, found, (size, channels, encoding) = scan_folder(folder, progress, label_key, beside)
-    if None in found and any(label is not None for label in found):
-        raise CorruptDataError(f"{folder}: some samples have a label and some have none")
-    if None in found and label_key != "label":
-        raise UsageError(f"--label_key: no .json in {folder} has a {label_key!r}")
-    try:
-        columns["label"], names = (np.full(len(found), -1), []) if None in found else number_labels(found, names)
-    except ValueError as error:
-        raise CorruptDataError(f"{folder}: {error}") from None
-    path, existing = folder / "manifest.json", None
-    if path.exists():
-        try:
-            existing = decode_manifest(path.read_bytes())
-        except ValueError as error:
-            raise UsageError(f"{folder}: {error}; restore it, or delete it to index the tars alone") from None
-    if existing and existing.options is not None:  # `shards make` wrote class names and more that the tars do not have
-        samples = np.bincount(columns["label"][columns["label"] >= 0], minlength=len(existing.classes)).tolist()
-        kind = existing.size, existing.channels, existing.encoding
-        same = existing.shards == rows and kind == (size, channels, encoding)
-        if not same or (existing.classes and samples != [row.samples for row in existing.classes]):
-            raise UsageError(f"{folder}: its shards are not those of `shards make`; re-create the dataset")
-        manifest = msgspec.structs.replace(existing, index=write_index(folder, columns))
-    else:
-        manifest = Manifest(
-            format=FORMAT,
-            samples=len(found),
-            size=size,
-            channels=channels,
-            encoding=encoding,
-            classes=class_rows(names, columns["label"]) if names else [],
-            shards=rows,
-            made_by=f"distgan {__version__}, index",
-            index=write_index(folder, columns),
-        )
-    write_manifest(folder, manifest)
-    return manifest
-
-
-def scan_folder(
-    folder: Path, progress: Progress, label_key: str, beside: dict[str, Label]
-) -> tuple[list[Shard], dict[str, Any], list[Any], tuple[Any, Any, Any]]:
-    """The manifest's `shards`, the index columns, the labels, and the (size, channels, encoding) of the tars."""
-    paths = sorted(folder.rglob("*.tar")) if folder.is_dir() else []
-    if not paths:
-        raise UsageError(f"{folder}: there is no .tar in it")
-    rows, parts, labels, kind = [], [], [], None
-    for path in progress(paths):
-        scan = Scan(path, label_key)
-        if scan.kind is None:
-            raise CorruptDataError(f"{path}: holds no image")
-        if kind not in (None, scan.kind):
-            raise CorruptDataError(
-                f"{path}: its images are {scan.kind}, those of {paths[0]} {kind}; "
-                "all images of a dataset have the same size, channels and encoding"
-            )
-        kind = scan.kind
-        parts.append(scan.arrays())
-        for label, member in zip(scan.labels, scan.names, strict=True):
-            if label is None and beside and member not in beside:
-                fix = "list every image by its name in the tar, or remove the file"
-                raise UsageError(f"{folder}/dataset.json: no label of {member} in {path.name}; {fix}")
-            labels.append(beside.get(member) if label is None else label)
-        name = path.relative_to(folder).as_posix()
-        rows.append(Shard(name, len(scan.labels), path.stat().st_size, sha256_file(path)))
-    assert kind is not None
-    return rows, {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}, labels, kind
 
 
 class Statistics(NamedTuple):

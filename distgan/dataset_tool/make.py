@@ -1,35 +1,25 @@
 """Writing datasets: shards in parallel, in parts on many machines if wanted, and the same bytes for the same input.
 
 A shard is written to a temporary file, fsynced, scanned and renamed. After a kill the same command writes the missing
-shards. The manifest is written last, from what join.py keeps of every shard.
+shards. The manifest is written last, from what parts.py keeps of every shard.
 """
 
-import hashlib
-import json
-import math
-from dataclasses import asdict
+import contextlib
+import os
+import time
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
-
-import numpy as np
 
 from distgan.data.schema import Manifest
-from distgan.data.shardset import SOURCES
 from distgan.dataset_tool.convert import Options, resolve_options
-from distgan.dataset_tool.parts import (
-    FINGERPRINT,
-    Plan,
-    check_images,
-    clean_up,
-    finish,
-    lock,
-    read_info,
-    read_manifest,
-    start_or_resume,
-)
+from distgan.dataset_tool.parts import DatasetWriter, read_manifest, read_plan, remove_making, shard_name
+from distgan.dataset_tool.plan import plan_dataset
 from distgan.dataset_tool.sources.source import Source
-from distgan.dataset_tool.workers import write_shards
 from distgan.errors import UsageError
+from distgan.locks import lock_file
+
+LOCK_SECONDS = 3.0
+"""How long a lock is waited for."""
 
 
 def network_sizes() -> list[int]:
@@ -51,71 +41,97 @@ def make(
     dest: Path,
     options: Options,
     jobs: int,
-    sources: bool = True,
+    record_paths: bool = True,
     part: tuple[int, int] | None = None,
 ) -> Manifest | None:
     """Write `source` as a dataset into the folder `dest` with `jobs` processes; returns the manifest.
 
-    The images are ordered by the hash of (seed, name) before they are split into shards: a folder sorted by class gives
-    mixed shards. With `sources`, the paths of the images of a folder or zip are written to sources.txt. With `part`
-    (i, n), only every n-th shard from the i-th on is written; returns None, unless the dataset is complete. If images
-    cannot be used, raises UsageError with a list of all of them.
+    With `part` (i, n), only every n-th shard from the i-th on is written; returns None, unless the dataset is complete.
+    If images cannot be used, raises UsageError with a list of all of them.
     """
+    from distgan.dataset_tool.workers import write_shards  # imports multiprocessing: `--help` does not wait for it
+
     options = resolve_options(source, options)
-    hashes = [
-        hashlib.sha256(f"{options.seed}|{name}".encode(errors="surrogateescape")).digest() for name in source.names
-    ]
-    order = sorted(range(len(source)), key=hashes.__getitem__)
-    listing = [source.names, source.labels.tolist() if source.labels is not None else None, source.classes]
-    shards = split_into_shards(source, order, options)
-    plan = Plan(
-        options=asdict(options),
-        source={"name": source.name, "images": len(source), "sha256": sha256_json(listing)},
-        fingerprint=sha256_json(source.fingerprint),
-        sources=sources and source.has_paths,
-        classes=None if source.labels is None else source.classes,
-        shards=len(shards),
-    )
+    plan, shards = plan_dataset(source, options, record_paths)
+    writer = DatasetWriter(dest, plan)
     with lock(dest, shared=part is not None):
-        if (dest / "manifest.json").exists():
-            return check_existing(dest, plan)
-        start_or_resume(dest, plan)
+        if writer.is_finished():
+            return writer.check_finished()
+        writer.start_or_resume()
         first, step = part or (1, 1)
-        mine = range(first - 1, len(shards), step)
-        write_shards(source, dest, options, plan, {shard: shards[shard] for shard in mine}, jobs)
+        own_shards = range(first - 1, len(shards), step)
+        write_shards(source, writer, options, {shard: shards[shard] for shard in own_shards}, jobs)
         if part is None:
-            return finish(dest, plan)
+            return writer.finish()
         if not options.skip_bad:
-            check_images(plan, [read_info(dest, plan, shard)[0] for shard in mine])
+            writer.check_images([writer.read_info(shard)[0] for shard in own_shards])
         return None
 
 
-def sha256_json(value: Any) -> str:
-    return hashlib.sha256(json.dumps(value).encode()).hexdigest()
+def join(dest: Path) -> Manifest:
+    """Complete the dataset that the parts of a `make` wrote; returns the manifest. Raises UsageError."""
+    with lock(dest):
+        plan = read_plan(dest)
+        if plan is None:
+            return read_joined(dest)
+        writer = DatasetWriter(dest, plan)
+        if writer.is_finished():
+            manifest = read_manifest(dest)
+            writer.clean_up(manifest)
+            return manifest
+        missing = [shard_name(shard) for shard in range(plan.shards) if not writer.is_written(shard)]
+        if missing:
+            shown = ", ".join(missing[:3]) + (", ..." if len(missing) > 3 else "")
+            raise UsageError(
+                f"{dest}: {len(missing)} of {plan.shards} shards are missing ({shown}); "
+                "run the parts that have not finished again"
+            )
+        return writer.finish()
 
 
-def check_existing(dest: Path, plan: Plan) -> Manifest:
-    """The manifest of the dataset in `dest`. Raises UsageError unless it is complete, and of this plan."""
+def read_joined(dest: Path) -> Manifest:
+    """The manifest of a dataset that needs no joining. Raises UsageError if there is none."""
+    if not (dest / "manifest.json").exists():
+        raise UsageError(f"{dest}: there is nothing to join; `distgan shards make --part I/N` first")
     manifest = read_manifest(dest)
-    if (manifest.options, manifest.source) != (plan.options, plan.source):
-        raise UsageError(f"{dest} holds another dataset; use another folder, or delete this one first")
-    path = dest / FINGERPRINT
-    if path.exists() and path.read_text().strip() != plan.fingerprint:
-        raise UsageError(f"{dest}: the images have changed since; use another folder, or delete this one first")
-    files = {row.name: row.bytes for row in manifest.shards}
-    if manifest.sources is not None:
-        files[SOURCES] = manifest.sources.bytes
-    for name, size in files.items():
-        if not (dest / name).exists() or (dest / name).stat().st_size != size:
-            raise UsageError(f"{dest}: {name} is missing or truncated; delete the folder, then re-create it")
-    clean_up(dest, manifest, plan.shards)
+    remove_making(dest)
     return manifest
 
 
-def split_into_shards(source: Source, order: list[int], options: Options) -> list[list[int]]:
-    """The image indices of each shard: about `shard_mb`, and equal in number within one sample."""
-    pixels = math.prod(options.shape)
-    headers = 1024 + (1024 if source.labels is not None else 0)
-    sample = {"npy": 1.0, "png": 0.6, "jpg": 0.25}[options.format] * pixels + headers
-    shards = max(1, min(len(order), round(len(order) * sample / (options.shard_mb * 1e6))))
-    return [part.tolist() for part in np.array_split(np.array(order), shards)]
+@contextlib.contextmanager
+def lock(dest: Path, *, shared: bool = False) -> Iterator[None]:
+    """Create and lock the folder `dest`; removes it if it stays empty. Parts share the lock.
+
+    Raises UsageError if it is locked for longer than the workers of a killed `make` hold it, until they notice. Without
+    it, on a file system that has no locks, writers waste work but no data. An OSError without a file names `dest`.
+    """
+    try:
+        dest.mkdir(parents=True, exist_ok=True)
+        fd = os.open(dest, os.O_RDONLY | os.O_DIRECTORY)
+    except OSError as error:
+        raise UsageError(f"{dest} cannot be written: {error.strerror}") from None
+    try:
+        wait_for_lock(fd, dest, shared)
+        yield
+    except OSError as error:
+        if error.errno and not error.filename:  # as of a write to a full disk
+            error.filename = str(dest)
+        raise
+    finally:
+        os.close(fd)
+        with contextlib.suppress(OSError):
+            dest.rmdir()
+
+
+def wait_for_lock(fd: int, dest: Path, shared: bool) -> None:
+    """Lock the open folder `dest`. Raises UsageError if that takes longer than LOCK_SECONDS."""
+    deadline = time.monotonic() + LOCK_SECONDS
+    while True:
+        try:
+            lock_file(fd, shared=shared, wait=False)
+            return
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                error = f"{dest}: another `shards make` is writing to it; wait for it to finish"
+                raise UsageError(error) from None
+        time.sleep(0.05)

@@ -1,21 +1,17 @@
-"""Completing a dataset: the plan that all parts of a `make` follow, what each shard holds, and the manifest of all.
+"""A dataset that is being written, by one command or by its parts on many machines.
 
 Every file is written whole under a name of its writer and then renamed, and what a shard holds depends on the plan
 alone: parts may be killed, run twice, or run twice at once. What is known of a shard is kept in DEST/.making.
 """
 
-import contextlib
 import hashlib
 import io
 import os
 import shutil
 import socket
-import time
 import zipfile
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import msgspec
 import numpy as np
@@ -31,32 +27,14 @@ from distgan.data.shardset import (
     write_index,
     write_manifest,
 )
+from distgan.dataset_tool.plan import Plan
 from distgan.errors import UsageError
 from distgan.files import atomic_write
-from distgan.locks import lock_file
 
 MAKING = ".making"
 PLAN = "plan.json"
-LOCK_SECONDS = 3.0
-"""How long a lock is waited for."""
-FINGERPRINT = ".source"  # not in the manifest: modification times are not part of a dataset
-
-
-class Plan(msgspec.Struct, frozen=True):
-    """What decides the bytes of a dataset: plan.json in DEST/.making."""
-
-    options: dict[str, Any]
-    source: dict[str, Any]
-    """The manifest's `source`."""
-    fingerprint: str
-    sources: bool
-    """Whether sources.txt is written."""
-    classes: list[str] | None
-    """None: without labels."""
-    shards: int
-
-    def digest(self) -> str:
-        return hashlib.sha256(msgspec.json.encode(self)).hexdigest()
+FINGERPRINT = ".source"
+"""The plan's fingerprint, which is not in the manifest: modification times are not part of a dataset."""
 
 
 class ShardInfo(msgspec.Struct):
@@ -79,44 +57,193 @@ class ShardInfo(msgspec.Struct):
     converted: dict[str, int] = {}
     """Images by conversion."""
 
-
-@contextlib.contextmanager
-def lock(dest: Path, *, shared: bool = False) -> Iterator[None]:
-    """Create and lock the folder `dest`; removes it if it stays empty. Parts share the lock.
-
-    Raises UsageError if it is locked for longer than the workers of a killed `make` hold it, until they notice. Without
-    it, on a file system that has no locks, writers waste work but no data. An OSError without a file names `dest`.
-    """
-    try:
-        dest.mkdir(parents=True, exist_ok=True)
-        fd = os.open(dest, os.O_RDONLY | os.O_DIRECTORY)
-    except OSError as error:
-        raise UsageError(f"{dest} cannot be written: {error.strerror}") from None
-    try:
-        wait_for_lock(fd, dest, shared)
-        yield
-    except OSError as error:
-        if error.errno and not error.filename:  # as of a write to a full disk
-            error.filename = str(dest)
-        raise
-    finally:
-        os.close(fd)
-        with contextlib.suppress(OSError):
-            dest.rmdir()
+    def add(self, pixels: np.ndarray, conversions: list[str]) -> None:
+        """Count a sample, uint8 [size, size, channels]."""
+        self.samples += 1
+        values = pixels.reshape(-1, pixels.shape[2]).astype(np.int64)
+        self.sums = (values.sum(0) + self.sums).tolist()
+        self.squares = ((values**2).sum(0) + self.squares).tolist()
+        for name in conversions:
+            self.converted[name] = self.converted.get(name, 0) + 1
 
 
-def wait_for_lock(fd: int, dest: Path, shared: bool) -> None:
-    """Lock the open folder `dest`. Raises UsageError if that takes longer than LOCK_SECONDS."""
-    deadline = time.monotonic() + LOCK_SECONDS
-    while True:
+class DatasetWriter:
+    """The files that are written into the folder `dest` by a plan."""
+
+    def __init__(self, dest: Path, plan: Plan) -> None:
+        self.dest = dest
+        self.plan = plan
+        self.digest = plan.digest()
+
+    def is_finished(self) -> bool:
+        return (self.dest / "manifest.json").exists()
+
+    def check_finished(self) -> Manifest:
+        """The manifest of the finished dataset. Raises UsageError unless it is complete, and of this plan."""
+        manifest = read_manifest(self.dest)
+        if (manifest.options, manifest.source) != (self.plan.options, self.plan.source):
+            raise UsageError(f"{self.dest} holds another dataset; use another folder, or delete this one first")
+        path = self.dest / FINGERPRINT
+        if path.exists() and path.read_text().strip() != self.plan.fingerprint:
+            fix = "use another folder, or delete this one first"
+            raise UsageError(f"{self.dest}: the images have changed since; {fix}")
+        sizes = {shard.name: shard.bytes for shard in manifest.shards}
+        if manifest.sources is not None:
+            sizes[SOURCES] = manifest.sources.bytes
+        for name, size in sizes.items():
+            if not (self.dest / name).exists() or (self.dest / name).stat().st_size != size:
+                fix = "delete the folder, then re-create it"
+                raise UsageError(f"{self.dest}: {name} is missing or truncated; {fix}")
+        self.clean_up(manifest)
+        return manifest
+
+    def start_or_resume(self) -> None:
+        """Create DEST/.making, or check that it is of the same plan. Raises UsageError."""
+        path = self.dest / MAKING / PLAN
+        if not path.exists():
+            foreign = [path.name for path in self.dest.iterdir() if path.name != MAKING]
+            if foreign and not path.exists():  # else another part has just begun
+                raise UsageError(f"{self.dest} is not empty (it contains {foreign[0]}); use a new folder")
+            path.parent.mkdir(exist_ok=True)
+            write_whole(path, self.plan.encode())
+        if path.read_bytes() != self.plan.encode():
+            what = "an unfinished dataset of another source or other options"
+            raise UsageError(f"{self.dest} holds {what}; delete it first")
+
+    def info_path(self, shard: int) -> Path:
+        return self.dest / MAKING / f"{shard_name(shard)}.npz"
+
+    def is_written(self, shard: int) -> bool:
+        return self.info_path(shard).exists() and (self.dest / shard_name(shard)).exists()
+
+    def write_info(self, shard: int, info: ShardInfo, columns: dict[str, np.ndarray]) -> None:
+        """Keep what is known of a written shard, and its rows of the index."""
+        buffer = io.BytesIO()
+        meta = np.array(msgspec.json.encode(info).decode())
+        np.savez(buffer, meta=meta, **columns)  # type: ignore[arg-type]
+        write_whole(self.info_path(shard), buffer.getvalue())
+
+    def read_info(self, shard: int) -> tuple[ShardInfo, dict[str, np.ndarray]]:
+        """Raises UsageError unless the shard was written by this plan, and is complete."""
+        name = shard_name(shard)
+        path = self.info_path(shard)
         try:
-            lock_file(fd, shared=shared, wait=False)
-            return
-        except BlockingIOError:
-            if time.monotonic() > deadline:
-                error = f"{dest}: another `shards make` is writing to it; wait for it to finish"
-                raise UsageError(error) from None
-        time.sleep(0.05)
+            with np.load(path) as stored:
+                info = decode(str(stored["meta"]), ShardInfo)
+                columns = {key: stored[key] for key in COLUMNS}
+        except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+            raise UsageError(f"{path}: {error}; delete it, and run its part again") from None
+        if info.plan != self.digest:
+            fix = f"delete {self.dest}, then make all parts"
+            raise UsageError(f"{self.dest}: {name} is of another source or other options; {fix}")
+        if (self.dest / name).stat().st_size != info.bytes:
+            raise UsageError(f"{self.dest}: {name} is truncated; delete it, and run its part again")
+        return info, columns
+
+    def check_images(self, infos: list[ShardInfo]) -> list[str]:
+        """The images that were left out. Raises UsageError, with a list of them, if none may be, or none is left."""
+        bad = [line for info in infos for line in info.bad]
+        some_left = any(info.samples for info in infos) or not bad
+        if bad and not (some_left and self.plan.options["skip_bad"]):
+            fix = "fix them, or leave them out with --skip_bad" if some_left else "fix them"
+            images = self.plan.source["images"]
+            raise UsageError(f"{len(bad)} of {images} images cannot be used; {fix}:\n  " + "\n  ".join(bad))
+        return bad
+
+    def finish(self) -> Manifest:
+        """Write the index, sources.txt and the manifest from what is in DEST/.making, and remove it.
+
+        Returns the manifest. Raises UsageError, and removes what was written, if images cannot be used.
+        """
+        stored = [self.read_info(shard) for shard in range(self.plan.shards)]
+        infos = [info for info, _ in stored]
+        columns = {name: np.concatenate([part[name] for _, part in stored]) for name in COLUMNS}
+        try:
+            left_out = self.check_images(infos)
+        except UsageError:
+            self.remove_written()
+            raise
+        written = [info for info in infos if info.samples]
+        paths = [path for info in written for path in info.paths]
+        sources = write_sources(self.dest, paths) if self.plan.sources else None
+        manifest = self.describe(written, columns["label"], left_out, sources, write_index(self.dest, columns))
+        atomic_write(self.dest / FINGERPRINT, (self.plan.fingerprint + "\n").encode())
+        write_manifest(self.dest, manifest)
+        self.clean_up(manifest)
+        return manifest
+
+    def describe(
+        self, written: list[ShardInfo], labels: np.ndarray, left_out: list[str], sources: File | None, index: File
+    ) -> Manifest:
+        """The manifest of the shards that were written; `labels` are those of their samples."""
+        plan = self.plan
+        samples = sum(info.samples for info in written)
+        sums = np.sum([info.sums for info in written], axis=0)
+        squares = np.sum([info.squares for info in written], axis=0)
+        stats = channel_stats(sums, squares, samples * plan.options["size"] ** 2)
+        return Manifest(
+            format=FORMAT,
+            samples=samples,
+            size=plan.options["size"],
+            channels=plan.options["channels"],
+            encoding=plan.options["format"],
+            classes=[] if plan.classes is None else class_rows(plan.classes, labels),
+            mean=stats["mean"],
+            std=stats["std"],
+            shards=[Shard(info.name, info.samples, info.bytes, info.sha256) for info in written],
+            options=plan.options,
+            source=plan.source,
+            converted=dict(sorted(sum((Counter(info.converted) for info in written), Counter()).items())),
+            left_out=left_out,
+            made_by=f"distgan {__version__}",
+            sources=sources,
+            index=index,
+        )
+
+    def clean_up(self, manifest: Manifest) -> None:
+        """Remove what the finished dataset does not need: shards without images, and DEST/.making.
+
+        It can be killed, and called again.
+        """
+        kept = {shard.name for shard in manifest.shards}
+        for name in {shard_name(shard) for shard in range(self.plan.shards)} - kept:
+            (self.dest / name).unlink(missing_ok=True)
+        remove_making(self.dest)
+
+    def remove_written(self) -> None:
+        """Remove what `make` wrote into the folder, and nothing else."""
+        for shard in range(self.plan.shards):
+            (self.dest / shard_name(shard)).unlink(missing_ok=True)
+        remove_making(self.dest)
+
+
+def read_plan(dest: Path) -> Plan | None:
+    """The plan in DEST/.making; None if there is none. Raises UsageError."""
+    try:
+        return decode((dest / MAKING / PLAN).read_bytes(), Plan)
+    except FileNotFoundError:
+        return None
+    except ValueError as error:
+        raise UsageError(f"{dest}: {PLAN} is corrupt ({error}); delete the folder, then make all parts") from None
+
+
+def read_manifest(dest: Path) -> Manifest:
+    """Raises UsageError."""
+    try:
+        return decode_manifest((dest / "manifest.json").read_bytes())
+    except ValueError as error:
+        raise UsageError(f"{dest}: {error}; delete the folder first") from None
+
+
+def write_sources(dest: Path, lines: list[str]) -> File:
+    """Write DEST/sources.txt; returns its row of the manifest."""
+    data = "".join(f"{line}\n" for line in lines).encode()
+    atomic_write(dest / SOURCES, data)
+    return File(len(data), hashlib.sha256(data).hexdigest())
+
+
+def shard_name(shard: int) -> str:
+    return f"shard-{shard:06d}.tar"
 
 
 def own_name(path: Path) -> Path:
@@ -130,157 +257,7 @@ def write_whole(path: Path, data: bytes) -> None:
     os.replace(own_name(path), path)
 
 
-def shard_name(shard: int) -> str:
-    return f"shard-{shard:06d}.tar"
-
-
-def start_or_resume(dest: Path, plan: Plan) -> None:
-    """Create DEST/.making, or check that it is of the same plan. Raises UsageError."""
-    path = dest / MAKING / PLAN
-    if not path.exists():
-        foreign = [path.name for path in dest.iterdir() if path.name != MAKING]
-        if foreign and not path.exists():  # else another part has just begun
-            raise UsageError(f"{dest} is not empty (it contains {foreign[0]}); use a new folder")
-        path.parent.mkdir(exist_ok=True)
-        write_whole(path, msgspec.json.encode(plan))
-    if path.read_bytes() != msgspec.json.encode(plan):
-        raise UsageError(f"{dest} holds an unfinished dataset of another source or other options; delete it first")
-
-
-def write_info(dest: Path, info: ShardInfo, columns: dict[str, np.ndarray]) -> None:
-    """Keep what is known of a written shard, and its rows of the index."""
-    rows = io.BytesIO()
-    np.savez(rows, meta=np.array(msgspec.json.encode(info).decode()), **columns)  # type: ignore[arg-type]
-    write_whole(dest / MAKING / f"{info.name}.npz", rows.getvalue())
-
-
-def is_written(dest: Path, shard: int) -> bool:
-    return (dest / MAKING / f"{shard_name(shard)}.npz").exists() and (dest / shard_name(shard)).exists()
-
-
-def read_info(dest: Path, plan: Plan, shard: int) -> tuple[ShardInfo, dict[str, np.ndarray]]:
-    """Raises UsageError unless the shard was written by this plan, and is complete."""
-    name, path = shard_name(shard), dest / MAKING / f"{shard_name(shard)}.npz"
-    try:
-        with np.load(path) as stored:
-            info, columns = decode(str(stored["meta"]), ShardInfo), {key: stored[key] for key in COLUMNS}
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
-        raise UsageError(f"{path}: {error}; delete it, and run its part again") from None
-    if info.plan != plan.digest():
-        raise UsageError(f"{dest}: {name} is of another source or other options; delete {dest}, then make all parts")
-    if (dest / name).stat().st_size != info.bytes:
-        raise UsageError(f"{dest}: {name} is truncated; delete it, and run its part again")
-    return info, columns
-
-
-def join(dest: Path) -> Manifest:
-    """Complete the dataset that the parts of a `make` wrote; returns the manifest. Raises UsageError."""
-    with lock(dest):
-        try:
-            plan = decode((dest / MAKING / PLAN).read_bytes(), Plan)
-        except FileNotFoundError:
-            if not (dest / "manifest.json").exists():
-                raise UsageError(f"{dest}: there is nothing to join; `distgan shards make --part I/N` first") from None
-            manifest = read_manifest(dest)
-            remove_making(dest)
-            return manifest
-        except ValueError as error:
-            raise UsageError(f"{dest}: {PLAN} is corrupt ({error}); delete the folder, then make all parts") from None
-        if (dest / "manifest.json").exists():
-            manifest = read_manifest(dest)
-            clean_up(dest, manifest, plan.shards)
-            return manifest
-        missing = [shard_name(shard) for shard in range(plan.shards) if not is_written(dest, shard)]
-        if missing:
-            shown = ", ".join(missing[:3]) + (", ..." if len(missing) > 3 else "")
-            raise UsageError(
-                f"{dest}: {len(missing)} of {plan.shards} shards are missing ({shown}); "
-                "run the parts that have not finished again"
-            )
-        return finish(dest, plan)
-
-
-def read_manifest(dest: Path) -> Manifest:
-    """Raises UsageError."""
-    try:
-        return decode_manifest((dest / "manifest.json").read_bytes())
-    except ValueError as error:
-        raise UsageError(f"{dest}: {error}; delete the folder first") from None
-
-
-def finish(dest: Path, plan: Plan) -> Manifest:
-    """Write the index, sources.txt and the manifest from what is in DEST/.making, and remove it.
-
-    Returns the manifest. Raises UsageError, and removes what was written, if images cannot be used.
-    """
-    read = [read_info(dest, plan, shard) for shard in range(plan.shards)]
-    columns = {name: np.concatenate([part[name] for _, part in read]) for name in COLUMNS}
-    infos = [info for info, _ in read]
-    written = [info for info in infos if info.samples]
-    try:
-        bad = check_images(plan, infos)
-    except UsageError:
-        remove_written(dest, plan.shards)
-        raise
-    samples, size = sum(info.samples for info in written), plan.options["size"]
-    sums, squares = (np.array([getattr(info, name) for info in written]).sum(0) for name in ("sums", "squares"))
-    stats = channel_stats(sums, squares, samples * size**2)
-    manifest = Manifest(
-        format=FORMAT,
-        samples=samples,
-        size=size,
-        channels=plan.options["channels"],
-        encoding=plan.options["format"],
-        classes=[] if plan.classes is None else class_rows(plan.classes, columns["label"]),
-        mean=stats["mean"],
-        std=stats["std"],
-        shards=[Shard(info.name, info.samples, info.bytes, info.sha256) for info in written],
-        options=plan.options,
-        source=plan.source,
-        converted=dict(sorted(sum((Counter(info.converted) for info in written), Counter()).items())),
-        left_out=bad,
-        made_by=f"distgan {__version__}",
-        sources=write_sources(dest, [path for info in written for path in info.paths]) if plan.sources else None,
-        index=write_index(dest, columns),
-    )
-    atomic_write(dest / FINGERPRINT, (plan.fingerprint + "\n").encode())
-    write_manifest(dest, manifest)
-    clean_up(dest, manifest, plan.shards)
-    return manifest
-
-
-def check_images(plan: Plan, infos: list[ShardInfo]) -> list[str]:
-    """The images that were left out. Raises UsageError, with a list of them, if none may be, or none is left."""
-    bad, images = [line for info in infos for line in info.bad], plan.source["images"]
-    left = any(info.samples for info in infos) or not bad
-    if bad and not (left and plan.options["skip_bad"]):
-        fix = "fix them, or leave them out with --skip_bad" if left else "fix them"
-        raise UsageError(f"{len(bad)} of {images} images cannot be used; {fix}:\n  " + "\n  ".join(bad))
-    return bad
-
-
-def clean_up(dest: Path, manifest: Manifest, shards: int) -> None:
-    """Remove what a complete dataset does not need: shards without images, and DEST/.making. Goes on after a kill."""
-    for name in {shard_name(shard) for shard in range(shards)} - {row.name for row in manifest.shards}:
-        (dest / name).unlink(missing_ok=True)
-    remove_making(dest)
-
-
 def remove_making(dest: Path) -> None:
     for path in dest.glob(".shard-*.tmp"):  # of killed writers
         path.unlink(missing_ok=True)
     shutil.rmtree(dest / MAKING, ignore_errors=True)
-
-
-def remove_written(dest: Path, shards: int) -> None:
-    """Remove what `make` wrote into `dest`, and nothing else."""
-    for shard in range(shards):
-        (dest / shard_name(shard)).unlink(missing_ok=True)
-    remove_making(dest)
-
-
-def write_sources(dest: Path, lines: list[str]) -> File:
-    """Write DEST/sources.txt; returns its row of the manifest."""
-    data = "".join(f"{line}\n" for line in lines).encode()
-    atomic_write(dest / SOURCES, data)
-    return File(len(data), hashlib.sha256(data).hexdigest())

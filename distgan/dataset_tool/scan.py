@@ -4,6 +4,7 @@ import io
 import math
 import mmap
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import xxhash
@@ -15,6 +16,9 @@ from distgan.data.tar import Member, members, split_key
 from distgan.dataset_tool.labels import read_label
 from distgan.errors import CorruptDataError
 from distgan.images import ENCODINGS, SHARD_PIL_FORMATS
+
+Kind = tuple[int, Any, Any]
+"""Size, channels and encoding of images, as in the manifest."""
 
 
 class Scan:
@@ -30,7 +34,7 @@ class Scan:
         self.labels: list[Label | None] = []
         self.names: list[str] = []
         """The members that are the images."""
-        self.kind: tuple[int, int, str] | None = None
+        self.kind: Kind | None = None
         """(size, channels, encoding); None if the shard has no images."""
         seen: set[str] = set()
         sample: dict[str, Member] = {}

@@ -10,23 +10,15 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing.connection import Connection
-from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
 from distgan.dataset_tool.convert import Options, encode, prepare, reason
-from distgan.dataset_tool.parts import (
-    Plan,
-    ShardInfo,
-    is_written,
-    own_name,
-    shard_name,
-    write_info,
-)
+from distgan.dataset_tool.parts import DatasetWriter, ShardInfo, own_name, shard_name
 from distgan.dataset_tool.scan import Scan
 from distgan.dataset_tool.sources.source import Source, escape_name
 from distgan.errors import RunError
@@ -34,7 +26,7 @@ from distgan.files import sha256_file
 
 
 def write_shards(
-    source: Source, dest: Path, options: Options, plan: Plan, shards: dict[int, list[int]], jobs: int
+    source: Source, writer: DatasetWriter, options: Options, shards: dict[int, list[int]], jobs: int
 ) -> None:
     """Write those of `shards`, image indices by shard, that are missing. Raises RunError if a worker is killed.
 
@@ -42,15 +34,14 @@ def write_shards(
     """
     import webdataset  # noqa: F401 - imports torch, which takes a second: here once, before the workers are forked
 
-    pending = [shard for shard in shards if not is_written(dest, shard)]
+    pending = [shard for shard in shards if not writer.is_written(shard)]
     total = sum(map(len, shards.values()))
     bar = tqdm(total=total, initial=total - sum(len(shards[shard]) for shard in pending), unit=" images", disable=None)
     # The workers inherit the source by fork, so that it need not be picklable.
     context = multiprocessing.get_context("fork")
     stopped, stop = context.Pipe(duplex=False)
-    pool = ProcessPoolExecutor(
-        jobs, context, initializer=start_worker, initargs=(stopped, stop, source, dest, options, plan.digest())
-    )
+    job = Job(source, writer, options)
+    pool = ProcessPoolExecutor(jobs, context, initializer=start_worker, initargs=(stopped, stop, job))
     try:
         with bar, stopped, stop, on_interrupt(stop.close), pool:
             try:
@@ -62,8 +53,8 @@ def write_shards(
                 stop.close()  # else leaving the pool waits for all shards
                 raise
     except BrokenProcessPool:
-        reason = "a worker process was killed, perhaps out of memory (--jobs 1 needs the least)"
-        raise RunError(f"{dest}: {reason}; re-run the same command to resume") from None
+        cause = "a worker process was killed, perhaps out of memory (--jobs 1 needs the least)"
+        raise RunError(f"{writer.dest}: {cause}; re-run the same command to resume") from None
 
 
 @contextlib.contextmanager
@@ -91,14 +82,22 @@ def on_interrupt(work: Callable[[], None]) -> Iterator[None]:
         raise KeyboardInterrupt
 
 
-WORKER: tuple[Source, Path, Options, str]  # set once per worker by start_worker
+class Job(NamedTuple):
+    """What all workers have in common."""
+
+    source: Source
+    writer: DatasetWriter
+    options: Options
+    """Resolved."""
 
 
-def start_worker(
-    stopped: Connection, stop: Connection, source: Source, dest: Path, options: Options, plan: str
-) -> None:
-    global WORKER
-    WORKER = source, dest, options, plan
+JOB: Job
+"""Set once per worker, by `start_worker`."""
+
+
+def start_worker(stopped: Connection, stop: Connection, job: Job) -> None:
+    global JOB
+    JOB = job
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the parent says when to stop
     stop.close()  # the parent has the only other end, which is closed if it is killed
     threading.Thread(target=exit_when, args=(stopped,), daemon=True).start()
@@ -114,38 +113,39 @@ def write_shard(shard: int, indices: list[int]) -> None:
     """Write the images `indices` as one shard, then its rows of the index."""
     from webdataset.writer import TarWriter
 
-    source, dest, options, plan = WORKER
+    source, writer, options = JOB
     channels = options.shape[2]
-    info = ShardInfo(plan, shard_name(shard), sums=[0] * channels, squares=[0] * channels)
+    info = ShardInfo(writer.digest, shard_name(shard), sums=[0] * channels, squares=[0] * channels)
     kept: list[int] = []
-    temporary = own_name(dest / info.name)
+    temporary = own_name(writer.dest / info.name)
     with open(temporary, "wb") as file:
         with TarWriter(file, encoder=False, mtime=0, user="root", group="root") as tar:
             for index in indices:
                 try:
-                    with warnings.catch_warnings():
-                        warnings.simplefilter("error", Image.DecompressionBombWarning)
-                        pixels, conversions = prepare(source.load(index), options)
+                    pixels, conversions = convert(source, index, options)
                 except Exception as error:  # decoders and archives document no exceptions
                     info.bad.append(f"{escape_name(source.names[index])}: {reason(error)}")
                     continue
                 kept.append(index)
-                for name in conversions:
-                    info.converted[name] = info.converted.get(name, 0) + 1
+                info.add(pixels, conversions)
                 sample: dict[str, Any] = {"__key__": f"{index:09d}", options.format: encode(pixels, options)}
                 if source.labels is not None:
                     sample["cls"] = str(source.labels[index]).encode()
                 tar.write(sample)
-                flat = pixels.reshape(-1, channels).astype(np.int64)
-                info.sums = (flat.sum(0) + info.sums).tolist()
-                info.squares = ((flat**2).sum(0) + info.squares).tolist()
-                info.samples += 1
         file.flush()
         os.fsync(file.fileno())
-    info.bytes, info.sha256 = temporary.stat().st_size, sha256_file(temporary)
+    info.bytes = temporary.stat().st_size
+    info.sha256 = sha256_file(temporary)
     columns = Scan(temporary).arrays()
     columns["label"] = np.full(info.samples, -1) if source.labels is None else source.labels[kept]
     if source.has_paths:
         info.paths = [escape_name(source.names[index]) for index in kept]
-    os.replace(temporary, dest / info.name)
-    write_info(dest, info, columns)
+    os.replace(temporary, writer.dest / info.name)
+    writer.write_info(shard, info, columns)
+
+
+def convert(source: Source, index: int, options: Options) -> tuple[np.ndarray, list[str]]:
+    """An image of the source as `prepare` gives it; refuses one so large that it may be an attack."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        return prepare(source.load(index), options)

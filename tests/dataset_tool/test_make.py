@@ -478,8 +478,8 @@ def test_failed_make_removes_only_its_own_files(folder_of_images, tmp_path):
     args = [str(folder_of_images), str(tmp_path / "dataset"), "--size=8"]
     killed_before_the_manifest = """
 import os, signal, sys
-import distgan.dataset_tool.make, distgan.commands.shards
-distgan.dataset_tool.make.finish = lambda *args: os.kill(os.getpid(), signal.SIGKILL)
+import distgan.dataset_tool.parts, distgan.commands.shards
+distgan.dataset_tool.parts.DatasetWriter.finish = lambda *args: os.kill(os.getpid(), signal.SIGKILL)
 distgan.commands.shards.main(["make", *sys.argv[1:]])
 """
     subprocess.run([sys.executable, "-c", killed_before_the_manifest, *args], cwd=ROOT, capture_output=True)

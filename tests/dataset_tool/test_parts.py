@@ -16,8 +16,8 @@ import pytest
 from PIL import Image
 
 from distgan.commands import shards
-from distgan.dataset_tool import parts, workers
-from distgan.dataset_tool.parts import ShardInfo
+from distgan.dataset_tool import make, parts, workers
+from distgan.dataset_tool.parts import DatasetWriter, ShardInfo, read_plan
 from distgan.locks import lock_file
 from shared import noise
 
@@ -58,12 +58,12 @@ def whole(images, tmp_path_factory) -> dict[str, bytes]:
 
 def hold(monkeypatch: pytest.MonkeyPatch, shards: Mapping[int, Callable[[], object]]) -> None:
     """Have workers call this instead of completing these shards."""
-    write_info = workers.write_info
+    write_info = DatasetWriter.write_info
 
-    def held(dest: Path, info: ShardInfo, columns: dict) -> None:
-        shards.get(int(info.name[6:12]), lambda: write_info(dest, info, columns))()
+    def held(writer: DatasetWriter, shard: int, info: ShardInfo, columns: dict) -> None:
+        shards.get(shard, lambda: write_info(writer, shard, info, columns))()
 
-    monkeypatch.setattr(workers, "write_info", held)
+    monkeypatch.setattr(DatasetWriter, "write_info", held)
 
 
 def is_free(dest: Path) -> bool:
@@ -111,7 +111,10 @@ def test_ctrl_c_ends_all_workers_at_once_and_is_resumed(images, whole, tmp_path,
         process.join(LONG)
     assert process.exitcode == 130 and is_free(dest) and capfd.readouterr().err == "distgan: interrupted\n"
     first = (dest / "shard-000000.tar").stat().st_mtime_ns
-    assert parts.is_written(dest, 0) and not parts.is_written(dest, 1)
+    plan = read_plan(dest)
+    assert plan is not None
+    writer = DatasetWriter(dest, plan)
+    assert writer.is_written(0) and not writer.is_written(1)
     assert command("make", images, dest, *OPTIONS, "--jobs", 1) == 0 and files(dest) == whole
     assert (dest / "shard-000000.tar").stat().st_mtime_ns == first
 
@@ -211,7 +214,7 @@ def test_parts_of_another_source_are_refused(images, tmp_path, capsys):
 
 
 def test_join_waits_for_no_part_and_says_so(images, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(parts, "LOCK_SECONDS", 0.1)
+    monkeypatch.setattr(make, "LOCK_SECONDS", 0.1)
     assert command("join", tmp_path / "nowhere") == 2 and not (tmp_path / "nowhere").exists()
     assert "there is nothing to join" in capsys.readouterr().err
     running = start(images, tmp_path / "dataset", "1/1")

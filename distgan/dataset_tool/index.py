@@ -1,0 +1,133 @@
+"""Indexing shards that another program wrote: their manifest and index."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import msgspec
+import numpy as np
+
+from distgan import __version__
+from distgan.data.schema import FORMAT, Label, Manifest, Shard
+from distgan.data.shardset import class_rows, decode_manifest, write_index, write_manifest
+from distgan.dataset_tool.check import Progress
+from distgan.dataset_tool.labels import labels_beside, number_labels
+from distgan.dataset_tool.scan import Kind, Scan
+from distgan.errors import CorruptDataError, UsageError
+from distgan.files import sha256_file
+
+
+class Tars(NamedTuple):
+    """What is in the tars of a folder."""
+
+    shards: list[Shard]
+    columns: dict[str, np.ndarray]
+    """Of the index, [samples] each, without the labels."""
+    labels: list[Label | None]
+    """None: without a label."""
+    kind: Kind
+
+
+def index(folder: Path, progress: Progress = iter, label_key: str = "label") -> Manifest:
+    """Write manifest.json and index.npz for the tars in `folder`; returns the manifest.
+
+    Labels are those of .cls members, of .json members under `label_key`, or of a dataset.json in the folder; names of
+    classes those of its classes.json, or the labels themselves. In a dataset that `shards make` wrote, only index.npz
+    is written. Raises UsageError for a folder without tars or a dataset.json without one of their images, and
+    CorruptDataError if their images are not square or differ in size, channels or encoding.
+    """
+    labels, names = labels_beside(folder)
+    tars = scan_folder(folder, progress, label_key, labels)
+    if None in tars.labels and label_key != "label" and not any(label is not None for label in tars.labels):
+        raise UsageError(f"--label_key: no .json in {folder} has a {label_key!r}")
+    try:
+        tars.columns["label"], names = number_all(tars.labels, names)
+    except ValueError as error:
+        raise CorruptDataError(f"{folder}: {error}") from None
+    made = read_manifest_of_make(folder)
+    if made:
+        check_same(folder, made, tars)
+        manifest = msgspec.structs.replace(made, index=write_index(folder, tars.columns))
+    else:
+        size, channels, encoding = tars.kind
+        manifest = Manifest(
+            format=FORMAT,
+            samples=len(tars.labels),
+            size=size,
+            channels=channels,
+            encoding=encoding,
+            classes=class_rows(names, tars.columns["label"]) if names else [],
+            shards=tars.shards,
+            made_by=f"distgan {__version__}, index",
+            index=write_index(folder, tars.columns),
+        )
+    write_manifest(folder, manifest)
+    return manifest
+
+
+def number_all(labels: Sequence[Label | None], names: Sequence[str]) -> tuple[np.ndarray, list[str]]:
+    """The labels as numbers, [samples], and the names of the classes; -1 and no names if there are no labels at all.
+
+    Raises ValueError.
+    """
+    given = [label for label in labels if label is not None]
+    if not given:
+        return np.full(len(labels), -1), []
+    if len(given) < len(labels):
+        raise ValueError("some samples have a label and some have none")
+    return number_labels(given, names)
+
+
+def read_manifest_of_make(folder: Path) -> Manifest | None:
+    """The manifest that `shards make` wrote, with class names and more that the tars do not have; None without one.
+
+    Raises UsageError if there is a manifest that cannot be read.
+    """
+    path = folder / "manifest.json"
+    if not path.exists():
+        return None
+    try:
+        manifest = decode_manifest(path.read_bytes())
+    except ValueError as error:
+        raise UsageError(f"{folder}: {error}; restore it, or delete it to index the tars alone") from None
+    return manifest if manifest.options is not None else None
+
+
+def check_same(folder: Path, made: Manifest, tars: Tars) -> None:
+    """Raises UsageError unless the tars are those of the manifest that `shards make` wrote."""
+    labels = tars.columns["label"]
+    samples = np.bincount(labels[labels >= 0], minlength=len(made.classes)).tolist()
+    same = made.shards == tars.shards and (made.size, made.channels, made.encoding) == tars.kind
+    if not same or (made.classes and samples != [row.samples for row in made.classes]):
+        raise UsageError(f"{folder}: its shards are not those of `shards make`; re-create the dataset")
+
+
+def scan_folder(folder: Path, progress: Progress, label_key: str, beside: dict[str, Label]) -> Tars:
+    """What is in the tars of a folder; samples without a label have theirs in `beside`, by member, if it has any."""
+    paths = sorted(folder.rglob("*.tar")) if folder.is_dir() else []
+    if not paths:
+        raise UsageError(f"{folder}: there is no .tar in it")
+    shards: list[Shard] = []
+    parts: list[dict[str, np.ndarray]] = []
+    labels: list[Label | None] = []
+    kind: Kind | None = None
+    for path in progress(paths):
+        scan = Scan(path, label_key)
+        if scan.kind is None:
+            raise CorruptDataError(f"{path}: holds no image")
+        if kind not in (None, scan.kind):
+            raise CorruptDataError(
+                f"{path}: its images are {scan.kind}, those of {paths[0]} {kind}; "
+                "all images of a dataset have the same size, channels and encoding"
+            )
+        kind = scan.kind
+        parts.append(scan.arrays())
+        for label, member in zip(scan.labels, scan.names, strict=True):
+            if label is None and beside and member not in beside:
+                fix = "list every image by its name in the tar, or remove the file"
+                raise UsageError(f"{folder}/dataset.json: no label of {member} in {path.name}; {fix}")
+            labels.append(beside.get(member) if label is None else label)
+        name = path.relative_to(folder).as_posix()
+        shards.append(Shard(name, len(scan.labels), path.stat().st_size, sha256_file(path)))
+    assert kind is not None
+    return Tars(shards, {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}, labels, kind)

@@ -1,0 +1,70 @@
+"""The plan of a dataset: what decides its bytes, and which image goes into which shard."""
+
+import hashlib
+import json
+import math
+from dataclasses import asdict
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from distgan.dataset_tool.convert import Options
+from distgan.dataset_tool.sources.source import Source
+
+
+class Plan(msgspec.Struct, frozen=True):
+    """What decides the bytes of a dataset; all parts of a `make` follow the same one."""
+
+    options: dict[str, Any]
+    """Resolved."""
+    source: dict[str, Any]
+    """The manifest's `source`."""
+    fingerprint: str
+    sources: bool
+    """Whether sources.txt is written."""
+    classes: list[str] | None
+    """None: without labels."""
+    shards: int
+
+    def encode(self) -> bytes:
+        return msgspec.json.encode(self)
+
+    def digest(self) -> str:
+        return hashlib.sha256(self.encode()).hexdigest()
+
+
+def plan_dataset(source: Source, options: Options, record_paths: bool) -> tuple[Plan, list[list[int]]]:
+    """The plan for resolved options, and the image indices of each shard.
+
+    The images are ordered by the hash of (seed, name) before they are split into shards: a folder sorted by class gives
+    mixed shards. With `record_paths`, the paths of the images of a folder or zip go to sources.txt.
+    """
+    hashes = [
+        hashlib.sha256(f"{options.seed}|{name}".encode(errors="surrogateescape")).digest() for name in source.names
+    ]
+    order = sorted(range(len(source)), key=hashes.__getitem__)
+    shards = split_into_shards(source, order, options)
+    listing = [source.names, source.labels.tolist() if source.labels is not None else None, source.classes]
+    plan = Plan(
+        options=asdict(options),
+        source={"name": source.name, "images": len(source), "sha256": sha256_json(listing)},
+        fingerprint=sha256_json(source.fingerprint),
+        sources=record_paths and source.has_paths,
+        classes=None if source.labels is None else source.classes,
+        shards=len(shards),
+    )
+    return plan, shards
+
+
+def split_into_shards(source: Source, order: list[int], options: Options) -> list[list[int]]:
+    """The image indices of each shard: about `shard_mb`, and equal in number within one sample."""
+    pixels = math.prod(options.shape)
+    headers = 1024 + (1024 if source.labels is not None else 0)
+    sample = {"npy": 1.0, "png": 0.6, "jpg": 0.25}[options.format] * pixels + headers
+    shards = max(1, min(len(order), round(len(order) * sample / (options.shard_mb * 1e6))))
+    return [part.tolist() for part in np.array_split(np.array(order), shards)]
+
+
+def sha256_json(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value).encode()).hexdigest()

@@ -1,13 +1,15 @@
 """The manuals: links and pictures, the length of the first page, and the paths, keys and commands that they name."""
 
-import inspect
+import contextlib
+import functools
+import importlib
+import io
 import re
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from distgan.commands import evaluate, plot, report, sample, shards
 from distgan.config.keys import Config, flatten, to_dict
 from distgan.config.read import read_config
 from distgan.errors import UsageError
@@ -135,16 +137,14 @@ def commands(page: Path) -> Iterator[tuple[str, list[str]]]:
             yield name, re.findall(r" --([\w.]+)", found[2])
 
 
+@functools.cache
 def options(command: str) -> set[str]:
-    """The options of a command other than `train`."""
-    functions = {
-        "evaluate": evaluate.evaluate,
-        "sample": sample.sample,
-        "report": report.report,
-        "plot": plot.plot,
-        **{f"shards {name}": function for name, function in shards.COMMANDS.items()},
-    }
-    return {"import", "help", *(inspect.signature(functions[command]).parameters if command in functions else ())}
+    """The options that the help of a command lists."""
+    name, *subcommand = command.split()
+    out = io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.suppress(SystemExit):
+        importlib.import_module(f"distgan.{name}").main([*subcommand, "--help"])
+    return {"help", *re.findall(r"--([\w.]+)", out.getvalue())}
 
 
 @every_page

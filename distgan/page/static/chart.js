@@ -22,7 +22,6 @@ class Chart {
   constructor(options) {
     Object.assign(this, options);
     this.log = false;
-    this.hidden = new Set();
     this.id = `chart${view.charts.length}`;
     const positive = this.series.some((one) => one.values.some((value) => value > 0));
     const hint = "Logarithmic y-axis; values of 0 or less are not drawn";
@@ -56,7 +55,7 @@ class Chart {
   }
 
   visible() {
-    return this.series.filter((one) => !this.hidden.has(one) && !view.hiddenRuns.has(one.run));
+    return this.series.filter((one) => !view.hiddenRuns.has(one.run));
   }
 
   toggleLog() {
@@ -68,14 +67,7 @@ class Chart {
   makeLegend() {
     for (const one of this.series) {
       one.output = element("b");
-      const toggle = () => {
-        if (!this.hidden.delete(one)) this.hidden.add(one);
-        one.button.setAttribute("aria-pressed", !this.hidden.has(one));
-        this.draw();
-      };
-      const attributes = { "aria-pressed": "true", title: "Show or hide this curve", onclick: toggle };
-      one.button = button(attributes, swatch(one.color, one.dash), `${one.label} `, one.output);
-      this.legend.append(one.button);
+      this.legend.append(element("span", {}, swatch(one.color, one.dash), `${one.label} `, one.output));
     }
   }
 

@@ -121,12 +121,8 @@ def real_images(
     Called by all processes. Up to `skip_bad` corrupt images are replaced by others, and then nothing is cached. Raises
     CorruptDataError, and Stopped when `stop` says so on one of the processes.
     """
-    key = {
-        "manifest": dataset.digest,
-        "extractor": extractor.sha256,
-        "images": split.others + split.shared,
-        "floor_images": split.stand_ins,
-    }
+    images = split.others + split.shared
+    key = dict(manifest=dataset.digest, extractor=extractor.sha256, images=images, floor_images=split.stand_ins)
     cache = StatisticsCache(folder, key, log or (lambda line: print(line, flush=True)))
     cached: tuple[Statistics, Values] | None = None
 

@@ -55,12 +55,9 @@ def make(
     """
     options = Options(**conversion)
     which = parse_part(part)
-    if options.size is not None and not 4 <= options.size <= 4096:
-        raise UsageError(f"--size: {options.size} is not between 4 and 4096")
-    if not 1 <= options.quality <= 95:
-        raise UsageError(f"--quality: {options.quality} is not between 1 and 95")
-    if not options.shard_mb > 0 or (jobs is not None and jobs < 1) or samples < 1:
-        raise UsageError("--shard_mb, --jobs and --samples must be above 0")
+    check_options(options)
+    if samples < 1 or (jobs is not None and jobs < 1):
+        raise UsageError("--jobs and --samples must be above 0")
     opened = open_source(src, split=split, files=source, labels=labels, samples=samples, seed=options.seed)
     options = resolve_options(opened, options)
     if warning := distgan.dataset_tool.make.size_warning(options.shape[0]):
@@ -73,6 +70,16 @@ def make(
     print_made(dest, manifest)
 
 
+def check_options(options: Options) -> None:
+    """Raises UsageError for a number out of range."""
+    if options.size is not None and not 4 <= options.size <= 4096:
+        raise UsageError(f"--size: {options.size} is not between 4 and 4096")
+    if not 1 <= options.quality <= 95:
+        raise UsageError(f"--quality: {options.quality} is not between 1 and 95")
+    if not options.shard_mb > 0:
+        raise UsageError(f"--shard_mb: {options.shard_mb:g} is not above 0")
+
+
 def print_made(dest: str, manifest: Manifest) -> None:
     print(f"{dest}: {summary(manifest)}")
     for line in details(manifest):
@@ -80,12 +87,13 @@ def print_made(dest: str, manifest: Manifest) -> None:
 
 
 def parse_part(part: str | None) -> tuple[int, int] | None:
+    """I and N of `I/N`. Raises UsageError."""
     if part is None:
         return None
-    found = re.fullmatch(r"(\d{1,6})/(\d{1,6})", part)
-    if found is None or not 1 <= int(found[1]) <= int(found[2]):
+    match = re.fullmatch(r"(\d{1,6})/(\d{1,6})", part)
+    if match is None or not 1 <= int(match[1]) <= int(match[2]):
         raise UsageError(f"--part: {part!r} is not I/N with I from 1 to N, such as 2/4")
-    return int(found[1]), int(found[2])
+    return int(match[1]), int(match[2])
 
 
 def join(dest: str) -> None:
@@ -140,8 +148,8 @@ def stats(dest: str, out: str | None = None, duplicates: int = 20, cache_dir: st
     for name, value in statistics.values.items():
         print(f"{name}: {value}")
     print_duplicates(shards, statistics.duplicates, duplicates)
-    for row in shards.classes:
-        print(f"class {row.name}: {row.samples}")
+    for label in shards.classes:
+        print(f"class {label.name}: {label.samples}")
     print(f"samples per shard: {shards.counts.min()} to {shards.counts.max()}")
     if out:
         save_picture(grid(statistics.images), Path(out))
@@ -204,15 +212,16 @@ def open_dataset(dest: str, cache_dir: str | None) -> ShardSet:
 
 def summary(manifest: Manifest) -> str:
     labels = f"{len(manifest.classes)} classes" if manifest.classes else "no labels"
-    size = sum(row.bytes for row in manifest.shards) / 1e6
+    megabytes = sum(shard.bytes for shard in manifest.shards) / 1e6
     shards = f"{len(manifest.shards)} shard{'s' if len(manifest.shards) > 1 else ''}"
     kind = f"{manifest.size}x{manifest.size}x{manifest.channels} {manifest.encoding}"
-    return f"{manifest.samples:,} images {kind}, {labels}, {shards}, {size:.1f} MB"
+    return f"{manifest.samples:,} images {kind}, {labels}, {shards}, {megabytes:.1f} MB"
 
 
 def details(manifest: Manifest) -> Iterator[str]:
     """What `make` did to the images, one line for each kind of change."""
-    left_out, converted = manifest.left_out or [], dict(manifest.converted or {})
+    left_out = manifest.left_out or []
+    converted = dict(manifest.converted or {})
     if left_out:
         more = [f"and {len(left_out) - 3:,} more in manifest.json"] if len(left_out) > 3 else []
         yield f"left out: {len(left_out):,} ({'; '.join([*left_out[:3], *more])})"

@@ -31,7 +31,8 @@ class Lanes:
     def __init__(self, counts: np.ndarray, seed: int, lanes: int, first: int = 0, last: int | None = None) -> None:
         self.counts = np.asarray(counts, dtype=np.int64)
         self.starts = np.concatenate([[0], np.cumsum(self.counts)])
-        self.seed, self.lanes = seed, lanes
+        self.seed = seed
+        self.lanes = lanes
         self.local_lanes = range(first, lanes if last is None else last)
         """The lanes that this process reads."""
         self.total = int(self.starts[-1])
@@ -50,14 +51,16 @@ class Lanes:
 
         `position` and `count` are multiples of `lanes`. int64 [count / lanes * local lanes].
         """
-        slot, slots = position // self.lanes, count // self.lanes
+        slot = position // self.lanes
+        slots = count // self.lanes
         parts = []
         while slots:
             epoch, inner = divmod(slot, self.length)
             window, offset = divmod(inner, WINDOW)
             take = min(slots, WINDOW - offset, self.length - inner)
             parts.append(self._window(epoch, window)[offset : offset + take].ravel())
-            slot, slots = slot + take, slots - take
+            slot += take
+            slots -= take
         return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
     def _permuted_window(self, epoch: int, window: int) -> np.ndarray:
@@ -79,12 +82,14 @@ class Lanes:
             shards, stops, _ = self._epoch(epoch)
             parts = []
             for lane in self.local_lanes:
-                start, stop = lane * self.length, (lane + 1) * self.length
+                start = lane * self.length
+                stop = start + self.length
                 first, last = np.searchsorted(stops, [start, stop - 1], side="right")
                 ends = np.minimum(stops[first : last + 1], stop) - start
                 begins = np.concatenate([[0], ends[:-1]])
-                slots = begins // WINDOW * WINDOW, np.minimum(-(-ends // WINDOW) * WINDOW, self.length)
-                parts.append(np.stack([*slots, shards[first : last + 1]])[:, begins < ends])
+                first_slots = begins // WINDOW * WINDOW
+                end_slots = np.minimum(-(-ends // WINDOW) * WINDOW, self.length)
+                parts.append(np.stack([first_slots, end_slots, shards[first : last + 1]])[:, begins < ends])
             table = np.concatenate(parts, axis=1)
             table[:2] = (table[:2] + epoch * self.length) * self.lanes
             table = table[:, table[1] > position]
@@ -94,7 +99,8 @@ class Lanes:
         """The epoch's sequence as runs of consecutive ids: the shard of each, its end, and id less position in it."""
         generator = rng(self.seed, "shards", epoch)
         shards = generator.permutation(len(self.counts))
-        ends, offset = np.cumsum(self.counts[shards]), int(generator.integers(self.total))
+        ends = np.cumsum(self.counts[shards])
+        offset = int(generator.integers(self.total))
         cut = int(np.searchsorted(ends, offset, side="right"))  # the rotation begins and ends in this shard
         shards = np.concatenate([shards[cut:], shards[: cut + 1]])
         stops = np.concatenate([ends[cut:], ends[: cut + 1] + self.total]) - offset
@@ -117,7 +123,8 @@ def rank_rows(batch: int, lanes: int, rank: int, world: int) -> np.ndarray:
     """
     if lanes % world:
         divisors = [n for n in range(1, lanes + 1) if lanes % n == 0]
-        below, above = max(n for n in divisors if n < world), min((n for n in divisors if n > world), default=None)
+        below = max(n for n in divisors if n < world)
+        above = min((n for n in divisors if n > world), default=None)
         nearest = f"{below} or {above}" if above else str(below)
         raise UsageError(f"{world} processes do not divide the {lanes} lanes of data.lanes; {nearest} would")
     local = lanes // world

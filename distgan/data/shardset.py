@@ -92,9 +92,9 @@ class ShardSet:
 
     def check_index(self) -> None:
         """Raises UsageError if index.npz is not the one in the manifest, or is invalid; reads all of it."""
-        row = self.manifest.index
-        path = self.storage.path("index.npz", row.bytes, row.sha256)
-        if sha256_file(path) != row.sha256:
+        recorded = self.manifest.index
+        path = self.storage.path("index.npz", recorded.bytes, recorded.sha256)
+        if sha256_file(path) != recorded.sha256:
             raise UsageError(
                 f"data.shards: {path} does not match the manifest; re-create it with `distgan shards index`"
             )
@@ -102,13 +102,15 @@ class ShardSet:
 
     def check_bounds(self) -> None:
         """Raises UsageError unless all images are inside of their shards, and all labels are among the classes."""
-        samples, manifest = np.concatenate([[0], np.cumsum(self.counts)]), self.manifest
-        lengths = np.array([row.bytes for row in manifest.shards])
+        manifest = self.manifest
+        starts = np.concatenate([[0], np.cumsum(self.counts)])
+        lengths = np.array([shard.bytes for shard in manifest.shards])
         fault = None
         for first in range(0, len(lengths), 1000):
-            some, rows = slice(first, first + 1000), slice(samples[first], samples[first : first + 1001][-1])
-            offsets, sizes, labels = (self.columns[name][rows] for name in ("offset", "size", "label"))
-            ends = np.repeat(lengths[some], self.counts[some])
+            shards = slice(first, first + 1000)
+            samples = slice(starts[first], starts[first : first + 1001][-1])
+            offsets, sizes, labels = (self.columns[name][samples] for name in ("offset", "size", "label"))
+            ends = np.repeat(lengths[shards], self.counts[shards])
             if offsets.min() < 0 or (offsets > ends - sizes).any():
                 fault = "an image is outside of its shard"
             elif manifest.encoding == "npy" and (sizes != manifest.size**2 * manifest.channels).any():
@@ -124,15 +126,15 @@ class ShardSet:
 
         Raises CorruptDataError if it is missing or is not the one in the manifest.
         """
-        row = self.manifest.sources
-        if row is None:
+        recorded = self.manifest.sources
+        if recorded is None:
             return None
-        path = self.storage.path(SOURCES, row.bytes, row.sha256)
+        path = self.storage.path(SOURCES, recorded.bytes, recorded.sha256)
         try:
             data = path.read_bytes()
         except OSError as error:
             raise CorruptDataError(f"{path}: {error.strerror}") from None
-        if hashlib.sha256(data).hexdigest() != row.sha256:
+        if hashlib.sha256(data).hexdigest() != recorded.sha256:
             raise CorruptDataError(f"{path}: the sha256 does not match the manifest")
         lines = data.decode().split("\n")[:-1]
         if len(lines) != self.manifest.samples:
@@ -142,21 +144,24 @@ class ShardSet:
     def missing(self) -> list[str]:
         """Names of the missing shards; [] for a server, whose shards cannot be listed."""
         existing = self.storage.names()
-        return [row.name for row in self.manifest.shards if existing is not None and row.name not in existing]
+        if existing is None:
+            return []
+        return [shard.name for shard in self.manifest.shards if shard.name not in existing]
 
     def shard_path(self, shard: int) -> Path:
-        row = self.manifest.shards[shard]
-        return self.storage.path(row.name, row.bytes, row.sha256)
+        recorded = self.manifest.shards[shard]
+        return self.storage.path(recorded.name, recorded.bytes, recorded.sha256)
 
     def keys(self, shard: int) -> Callable[[int], str]:
         """A function from a byte offset in a shard to the key of the sample there; reads the shard's headers once."""
-        found = list(members(self.shard_path(shard)))
-        if not found:
+        in_order = list(members(self.shard_path(shard)))
+        if not in_order:
             raise CorruptDataError(f"{self.shard_path(shard)}: no members")
-        offsets = [member.offset for member in found]
+        offsets = [member.offset for member in in_order]
 
         def key(offset: int) -> str:
-            return split_key(found[max(bisect.bisect_right(offsets, offset) - 1, 0)].name)[0]
+            member = in_order[max(bisect.bisect_right(offsets, offset) - 1, 0)]
+            return split_key(member.name)[0]
 
         return key
 
@@ -181,7 +186,7 @@ def open_shardset(storage: Storage, name: str) -> ShardSet:
     try:
         path = storage.path("index.npz", manifest.index.bytes, manifest.index.sha256)
         columns = map_columns(path, manifest.samples)
-        counts = np.array([row.samples for row in manifest.shards], dtype=np.int64)
+        counts = np.array([shard.samples for shard in manifest.shards], dtype=np.int64)
     except UsageError:
         raise
     except INVALID_INDEX as error:
@@ -194,12 +199,12 @@ def open_shardset(storage: Storage, name: str) -> ShardSet:
 def decode_manifest(data: bytes) -> Manifest:
     """Raises ValueError, with one line about what is wrong."""
     try:
-        found = decode(data, Format).format
-        manifest = decode(data, Manifest) if found == FORMAT else None
+        format = decode(data, Format).format
+        manifest = decode(data, Manifest) if format == FORMAT else None
     except ValueError as error:
         raise ValueError(f"manifest.json is corrupt ({error})") from None
     if manifest is None:
-        raise ValueError(f"manifest.json has format {found!r}; this version reads {FORMAT!r}")
+        raise ValueError(f"manifest.json has format {format!r}; this version reads {FORMAT!r}")
     for key, rows in (("shards", manifest.shards), ("classes", manifest.classes)):
         if (rows or key == "shards") and sum(row.samples for row in rows) != manifest.samples:
             raise ValueError(f"manifest.json is corrupt (its {key} do not have {manifest.samples} samples)")
@@ -227,9 +232,9 @@ def map_columns(path: Path, samples: int) -> dict[str, np.ndarray]:
             file.seek(member.header_offset + 26)
             name_length, extra_length = (int.from_bytes(file.read(2), "little") for _ in range(2))
             file.seek(name_length + extra_length, os.SEEK_CUR)
-            shape, _, found = read_npy_header(file)
-            if (found, shape) != (dtype, (samples,)) or member.compress_type != zipfile.ZIP_STORED:
-                raise ValueError(f"column {name} is {found} {shape}; the manifest needs {dtype} {(samples,)}, stored")
+            shape, _, stored = read_npy_header(file)
+            if (stored, shape) != (dtype, (samples,)) or member.compress_type != zipfile.ZIP_STORED:
+                raise ValueError(f"column {name} is {stored} {shape}; the manifest needs {dtype} {(samples,)}, stored")
             columns[name] = np.memmap(file, dtype, "r", file.tell(), (samples,))
     return columns
 
@@ -246,10 +251,10 @@ def read_npy_header(file: BinaryIO) -> tuple[tuple[int, ...], bool, str]:
 
 @functools.lru_cache(1024)
 def parse_npy_header(header: bytes) -> tuple[tuple[int, ...], bool, str]:
-    found = [re.search(rb"'" + key + rb"': *" + value, header) for key, value in NPY_KEYS.items()]
-    if None in found:
+    matches = [re.search(rb"'" + key + rb"': *" + value, header) for key, value in NPY_KEYS.items()]
+    if None in matches:
         raise ValueError("not the header of a .npy array")
-    shape, fortran, dtype = (match[1] for match in found if match)
+    shape, fortran, dtype = (match[1] for match in matches if match)
     return tuple(int(n) for n in shape.split(b",") if n.strip()), fortran == b"True", dtype.decode()
 
 

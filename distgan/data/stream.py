@@ -12,9 +12,10 @@ import numpy as np
 import xxhash
 
 from distgan.data.decode import DECODERS
+from distgan.data.open_files import MAX_OPEN_FILES, open_shard, raise_file_limit
 from distgan.data.order import Lanes
 from distgan.data.parallel import ParallelMap
-from distgan.data.remote.ahead import MAX_OPEN_FILES, FetchAhead, open_shard, raise_file_limit
+from distgan.data.remote.ahead import FetchAhead
 from distgan.data.remote.cache import RemoteStorage
 from distgan.data.shardset import ShardSet
 from distgan.errors import CorruptDataError

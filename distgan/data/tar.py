@@ -13,8 +13,6 @@ from distgan.errors import CorruptDataError
 
 INVALID = (tarfile.TarError, ValueError, ArithmeticError, LookupError, RecursionError, MemoryError)
 """What tarfile raises for headers that no program writes."""
-
-
 PAX_RECORD = re.compile(rb"(\d{1,9}) [^=\n]+=")
 """A record is `LENGTH KEY=VALUE\\n`, LENGTH in bytes of all of it."""
 
@@ -56,7 +54,8 @@ def check_pax(file: BinaryIO, info: tarfile.TarInfo) -> None:
     while at < info.offset_data - tarfile.BLOCKSIZE:
         file.seek(at)
         header = tarfile.TarInfo.frombuf(file.read(tarfile.BLOCKSIZE), "utf-8", "replace")
-        records, start = file.read(header.size) if header.type in (tarfile.XHDTYPE, tarfile.XGLTYPE) else b"", 0
+        records = file.read(header.size) if header.type in (tarfile.XHDTYPE, tarfile.XGLTYPE) else b""
+        start = 0
         while start < len(records):
             record = PAX_RECORD.match(records, start)
             start += int(record[1]) if record else 0

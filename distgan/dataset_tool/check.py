@@ -32,28 +32,31 @@ def verify(shards: ShardSet, progress: Progress = iter) -> Iterator[str]:
         sources = shards.sources()
     except (CorruptDataError, UnavailableError) as error:
         yield str(error)
-    reader, start = Reader(shards), 0
-    for shard, row in enumerate(progress(shards.manifest.shards)):
-        ids = np.arange(start, start + row.samples)
-        start += row.samples
+    reader = Reader(shards)
+    start = 0
+    for shard, recorded in enumerate(progress(shards.manifest.shards)):
+        ids = np.arange(start, start + recorded.samples)
+        start += recorded.samples
         try:
             yield from verify_shard(shards, reader, shard, ids, sources)
         except (CorruptDataError, UnavailableError) as error:
             yield str(error)
         except OSError as error:
-            yield f"{row.name}: {error.strerror}"
+            yield f"{recorded.name}: {error.strerror}"
 
 
 def verify_shard(
     shards: ShardSet, reader: Reader, shard: int, ids: np.ndarray, sources: list[str] | None
 ) -> Iterator[str]:
-    row, path = shards.manifest.shards[shard], shards.shard_path(shard)
+    """Every error of a shard with the samples `ids`, one line each; `sources` are the lines of sources.txt, if any."""
+    recorded = shards.manifest.shards[shard]
+    path = shards.shard_path(shard)
     if not path.exists():
         yield f"{path}: missing"
         return
-    if path.stat().st_size != row.bytes:
-        yield f"{path}: {path.stat().st_size} bytes, {row.bytes} in the manifest"
-    elif sha256_file(path) != row.sha256:
+    if path.stat().st_size != recorded.bytes:
+        yield f"{path}: {path.stat().st_size} bytes, {recorded.bytes} in the manifest"
+    elif sha256_file(path) != recorded.sha256:
         yield f"{path}: the sha256 does not match the manifest"
     else:
         for id in ids:
@@ -92,17 +95,20 @@ class Statistics(NamedTuple):
 
 def statistics(shards: ShardSet, progress: Progress = iter, preview: int = 64) -> Statistics:
     """Read all images once. Raises CorruptDataError."""
-    reader, start = Reader(shards), 0
-    sums, squares = np.zeros(shards.channels), np.zeros(shards.channels)
+    reader = Reader(shards)
+    start = 0
+    sums = np.zeros(shards.channels)
+    squares = np.zeros(shards.channels)
     first_ids: dict[bytes, int] = {}
     groups: dict[int, list[int]] = {}
     first: list[np.ndarray] = []
-    for row in progress(shards.manifest.shards):
-        stop = start + row.samples
+    for shard in progress(shards.manifest.shards):
+        stop = start + shard.samples
         for at in range(start, stop, 256):
             images = reader.read(np.arange(at, min(at + 256, stop))).images
             flat = images.reshape(-1, shards.channels).astype(np.float64)
-            sums, squares = sums + flat.sum(0), squares + (flat**2).sum(0)
+            sums += flat.sum(0)
+            squares += (flat**2).sum(0)
             first += list(images[: max(0, preview - len(first))])
             for id, image in enumerate(images, at):
                 digest = hashlib.blake2b(image.tobytes(), digest_size=16).digest()

@@ -141,7 +141,8 @@ def convert_mode(image: Image.Image, mode: str, background: str, count: Callable
     palette and grey are converted by Pillow."""
     if image.mode in ("I;16", "I;16B", "I;16L", "I"):
         count("16-bit")
-        values, transparent = np.asarray(image).astype(np.int64), image.info.get("transparency")
+        values = np.asarray(image).astype(np.int64)
+        transparent = image.info.get("transparency")
         image = Image.fromarray((np.clip(values, 0, 65535) // 257).astype(np.uint8))
         if transparent is not None:  # one grey value of 16 bits
             image.putalpha(Image.fromarray(np.where(values == transparent, 0, 255).astype(np.uint8)))

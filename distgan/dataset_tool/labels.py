@@ -80,10 +80,11 @@ def labels_beside(folder: Path) -> tuple[dict[str, Label], list[str]]:
 
     classes.json is a list of names, or {name: number}. Raises UsageError.
     """
-    labels, names = folder / "dataset.json", folder / "classes.json"
-    found = parse_labels(".json", labels.read_bytes(), str(labels)) if labels.exists() else {}
+    path = folder / "dataset.json"
+    labels = parse_labels(".json", path.read_bytes(), str(path)) if path.exists() else {}
+    names = folder / "classes.json"
     if not names.exists():
-        return found, []
+        return labels, []
     try:
         classes: ClassNames = decode(names.read_bytes(), ClassNames)  # type: ignore[arg-type] - a union
         if isinstance(classes, dict):
@@ -94,4 +95,4 @@ def labels_beside(folder: Path) -> tuple[dict[str, Label], list[str]]:
             raise ValueError("it has no names, or one of them twice")
     except ValueError as error:
         raise UsageError(f"{names}: not the names of classes ({error})") from None
-    return found, classes
+    return labels, classes

@@ -29,7 +29,8 @@ class Scan:
     """
 
     def __init__(self, path: Path, label_key: str = "label") -> None:
-        self.path, self.label_key = path, label_key
+        self.path = path
+        self.label_key = label_key
         self.columns: dict[str, list[int]] = {name: [] for name in COLUMNS if name != "label"}
         self.labels: list[Label | None] = []
         self.names: list[str] = []
@@ -50,20 +51,21 @@ class Scan:
                         if member_key in seen:
                             raise CorruptDataError(f"{path}: duplicate key {member_key}")
                         seen.add(member_key)
-                        key, sample = member_key, {}
+                        key = member_key
+                        sample = {}
                     elif extension in sample:
                         raise CorruptDataError(f"{path}: key {key} has two members .{extension}")
                     sample[extension] = member
                 self._add(key, sample, data)
 
     def _add(self, key: str | None, sample: dict[str, Member], data: mmap.mmap) -> None:
-        """Append the row of a sample: its members by extension."""
+        """Append a sample, its members by extension, to the columns. Raises CorruptDataError."""
         if key is None:
             return
         images = [extension for extension in sample if extension in ENCODINGS]
         if len(images) != 1:
-            found = ", ".join(f".{extension}" for extension in sample)
-            raise CorruptDataError(f"{self.path}: key {key} needs one image (.npy, .png, .jpg), it has {found}")
+            has = ", ".join(f".{extension}" for extension in sample)
+            raise CorruptDataError(f"{self.path}: key {key} needs one image (.npy, .png, .jpg), it has {has}")
         encoding = ENCODINGS[images[0]]
         name, offset, size = sample[images[0]]
         try:
@@ -83,7 +85,8 @@ class Scan:
                 "all images of a dataset have the same size, channels and encoding"
             )
         self.kind = kind
-        offset, size = offset + header, size - header
+        offset += header
+        size -= header
         xxh3 = xxhash.xxh3_64_intdigest(data[offset : offset + size])
         self.names.append(name)
         for column, value in {"offset": offset, "size": size, "check": xxh3}.items():

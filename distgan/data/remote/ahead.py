@@ -5,75 +5,27 @@ import contextlib
 import heapq
 import math
 import os
-import resource
 import sys
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
-from pathlib import Path
 
 import numpy as np
 
+from distgan.data.open_files import MAX_OPEN_FILES, OpenFile, open_shard
 from distgan.data.order import WINDOW, Lanes
-from distgan.data.remote.cache import EXITING, RemoteStorage, check_open_files
+from distgan.data.remote.cache import EXITING, RemoteStorage
 from distgan.data.shardset import ShardSet
-from distgan.errors import CorruptDataError, RunError, UsageError
-from distgan.locks import is_at, lock_file
+from distgan.errors import RunError, UsageError
 
-MAX_OPEN_FILES = 256
-"""Shards that a reader keeps open. An evaluation in a run has a reader of its own."""
-REPORT_SECONDS, EXIT_SECONDS = 2.0, 2.0
+REPORT_SECONDS = 2.0
+"""Between two lines about the progress of the first shards."""
+EXIT_SECONDS = 2.0
+"""How long the end of the process waits for the threads that fetch."""
 WORKERS: set[threading.Thread] = set()
-
-
-class OpenFile:
-    """A file descriptor, closed when the last thread that uses it drops its reference.
-
-    With `lock`, no process removes the file from the cache until then. Raises OSError.
-    """
-
-    def __init__(self, path: Path, lock: bool = False) -> None:
-        self.fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        if lock:
-            lock_file(self.fd, shared=True)
-            if not is_at(path, self.fd):
-                raise FileNotFoundError(None, "evicted while it was opened", str(path))
-
-    def __del__(self) -> None:
-        if hasattr(self, "fd"):
-            os.close(self.fd)
-
-
-def raise_file_limit() -> None:
-    """Let this process open as many files as it may; the usual limit of 1,024 leaves few beside those of the shards."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft != hard:
-        with contextlib.suppress(OSError, ValueError):
-            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-
-
-def open_shard(shards: ShardSet, shard: int) -> OpenFile:
-    """Open a shard. Raises CorruptDataError if that fails, or if its size does not match the manifest.
-
-    Raises RunError if there is no file descriptor left.
-    """
-    expected, remote = shards.manifest.shards[shard].bytes, isinstance(shards.storage, RemoteStorage)
-    for attempt in range(3):  # a cached copy can be evicted between its download and its opening
-        path = shards.shard_path(shard)
-        try:
-            file = OpenFile(path, lock=remote)
-        except OSError as error:
-            if attempt < 2 and isinstance(error, FileNotFoundError):
-                continue
-            check_open_files(error)
-            raise CorruptDataError(f"{path}: {error.strerror}") from None
-        size = os.fstat(file.fd).st_size
-        if size != expected:
-            raise CorruptDataError(f"{path}: {size} bytes, {expected} in the manifest")
-        return file
-    raise AssertionError("the last attempt returns or raises")
+"""All threads that fetch."""
 
 
 class FetchAhead:
@@ -84,26 +36,35 @@ class FetchAhead:
     """
 
     def __init__(self, shards: ShardSet, storage: RemoteStorage) -> None:
-        self.shards, self.storage = shards, storage
-        self.sizes: list[int] = [row.bytes for row in shards.manifest.shards]
+        self.shards = shards
+        self.storage = storage
+        self.sizes: list[int] = [shard.bytes for shard in shards.manifest.shards]
         self.lock = threading.RLock()
+        """Held wherever an attribute below is changed."""
         self.files: dict[int, Future[OpenFile]] = {}
-        """The shards that are open or come to be."""
+        """By shard: every shard that is open, or is being fetched, or waits to be fetched."""
         self.opened: dict[int, OpenFile] = {}
-        """Those of them that are: looked up for every image, without a lock."""
+        """The shards of `files` that are open. Every image looks its shard up here, without the lock."""
         self.pending: set[Future[OpenFile]] = set()
-        """Those that come to be, also where `files` has dropped them meanwhile."""
+        """The futures without a result, including those of shards that `files` has dropped meanwhile."""
         self.bytes = 0
-        """Of the shards in `files`."""
+        """Size of the shards in `files`."""
         self.ends: dict[int, int] = {}
-        """The position from which on each of them is not needed."""
+        """By shard of `files`: the position from which on it is not needed."""
         self.by_end: list[tuple[int, int]] = []
         """A heap of (end, shard); an entry is outdated if `ends` has a later one."""
         self.waiting: deque[tuple[int, Future[OpenFile]]] = deque()
-        self.workers, self.position, self.following = 0, 0, False
+        """The shards that wait for a thread, the next one first."""
+        self.workers = 0
+        """Threads that fetch."""
+        self.position = 0
+        """Everything before it has been read."""
+        self.following = False
+        """Whether `follow` was called."""
         self.first: list[int] = []
         """The shards that the first images wait for."""
         self.report_time = 0.0
+        """When their progress was printed last."""
 
     def open(self, shard: int) -> OpenFile:
         """A shard; waits for its download. Raises CorruptDataError or RunError."""
@@ -124,7 +85,8 @@ class FetchAhead:
             for shard in reversed(new):
                 self._add(shard, self.position, self.waiting.appendleft)
             if not self.following:
-                self.first, self.report_time = new, time.monotonic()
+                self.first = new
+                self.report_time = time.monotonic()
             self._start_workers()
 
     def follow(self, order: Lanes, position: int, stop: int | None, reading: int) -> None:
@@ -135,10 +97,13 @@ class FetchAhead:
         with self.lock:
             self.needs = order.needs(position)
             self.next_need = next(self.needs)
-            self.stop, self.reading, self.ahead = math.inf if stop is None else stop, reading, 0
+            self.stop = math.inf if stop is None else stop
+            self.reading = reading
+            self.ahead = 0  # first only what is read at once
             self.following = True
             self.advance(position)
-            self.first, self.report_time = list(self.files), time.monotonic()
+            self.first = list(self.files)
+            self.report_time = time.monotonic()
             self.ahead = self.storage.fetch_ahead * int(order.counts.max()) * order.lanes
             self._fetch_due()
 
@@ -164,7 +129,8 @@ class FetchAhead:
     def advance(self, position: int) -> None:
         """Everything before `position` has been read: close what is not needed any more, fetch what comes next."""
         with self.lock:
-            self.position, self.first = position, []
+            self.position = position
+            self.first = []
             while self.by_end and self.by_end[0][0] <= position:
                 self._close_first()
             self._fetch_due()
@@ -181,6 +147,10 @@ class FetchAhead:
         self._start_workers()
 
     def _add(self, shard: int, end: int, enqueue: Callable[[tuple[int, Future]], None]) -> Future[OpenFile]:
+        """The future of a shard that is needed until `end`; makes room for it and enqueues it if it is new.
+
+        Shards that are not scheduled, which end at the current position, are closed first where the cache is full.
+        """
         future = self.files.get(shard)
         if future is None:
             if self.storage.stopping.is_set():
@@ -200,6 +170,7 @@ class FetchAhead:
         return future
 
     def _is_full(self, more: int = 0) -> bool:
+        """Whether the open shards, and so many bytes more, exceed this process's share of the cache."""
         return 0 < self.storage.share < self.bytes + more
 
     def _close_first(self) -> None:
@@ -210,11 +181,13 @@ class FetchAhead:
             self._forget(shard)
 
     def _forget(self, shard: int) -> None:
+        """Close a shard once nobody reads it, or drop it before it is fetched."""
         if self.files.pop(shard, None):
             self.bytes -= self.sizes[shard]
             self.opened.pop(shard, None)
 
     def _start_workers(self) -> None:
+        """Start as many threads as there is work for, up to the storage's `fetch_threads`."""
         for _ in range(min(len(self.waiting), self.storage.fetch_threads - self.workers)):
             self.workers += 1
             worker = threading.Thread(target=self._work, name="distgan-fetch", daemon=True)
@@ -235,6 +208,7 @@ class FetchAhead:
             self._report_progress()
 
     def _fetch(self, shard: int, future: Future[OpenFile]) -> None:
+        """Fetch and open a shard; its file, or the error, becomes the result of `future`."""
         try:
             file = open_shard(self.shards, shard)
         except Exception as error:  # raised where the shard is read; another read tries again
@@ -273,7 +247,8 @@ def check_cache(shards: ShardSet, order: Lanes, reading: int) -> None:
     A lane that reads a range of samples has open the shards in it, and those that it touches at its two ends. `reading`
     is how many images may be read at a time.
     """
-    storage, sizes = shards.storage, np.array([row.bytes for row in shards.manifest.shards])
+    storage = shards.storage
+    sizes = np.array([shard.bytes for shard in shards.manifest.shards])
     if not isinstance(storage, RemoteStorage) or not storage.cache_bytes or storage.cache_bytes >= sizes.sum():
         return
     slots = reading // order.lanes

@@ -26,6 +26,8 @@ CACHED = re.compile(r"[0-9a-f]{64}\.tar|\.[0-9a-f]{64}\.tar\..+\.part")
 """Names of the shards in the cache folder, which may hold files of the user too, and of unfinished downloads."""
 UNFINISHED = re.compile(r"\.[0-9a-f]{64}\.\w+\.(?:lock|(?P<host>.+)-\d+-[0-9a-f]+\.part)")
 """Names of what a download has in the cache folder: its lock, and the bytes that it has received."""
+FIRST_PAUSE = 0.2
+"""Seconds between a failure and the next attempt; twice as long after each further failure."""
 SILENT_SECONDS = 3600.0
 """An unfinished download of another node is dead if it received nothing for so long."""
 EXITING = threading.Event()
@@ -59,12 +61,15 @@ class RemoteStorage:
     def __init__(
         self, address: str, folder: Path, cache_gb: float = 0.0, fetch_ahead: int = 2, fetch_threads: int = 32
     ) -> None:
-        self.address, self.folder, self.timeout = address, folder, 120.0
+        self.address = address
+        self.folder = folder
+        self.timeout = 120.0
         self.processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
         """Processes of this node, which share the cache and the connections equally."""
         self.cache_bytes = int(cache_gb * 1e9)
         self.share = self.cache_bytes // self.processes
-        self.fetch_ahead, self.fetch_threads = fetch_ahead, max(1, fetch_threads // self.processes)
+        self.fetch_ahead = fetch_ahead
+        self.fetch_threads = max(1, fetch_threads // self.processes)
         self.store = open_store(address)
         self.stopping = threading.Event()
         """While it is set, downloads end."""
@@ -124,7 +129,11 @@ class RemoteStorage:
         import obstore
         from obstore.exceptions import BaseError
 
-        url, received, most, last_byte, pause = f"{self.address}/{name}", 0, 0, time.monotonic(), 0.2
+        url = f"{self.address}/{name}"
+        received = 0
+        most = 0  # that was received before a failure
+        last_byte = time.monotonic()
+        pause = FIRST_PAUSE
         while True:
             try:
                 result = obstore.get(self.store, name, options={"range": {"offset": received}} if received else {})
@@ -138,13 +147,16 @@ class RemoteStorage:
             except (BaseError, FileNotFoundError, ValueError) as error:
                 permanent, cause = explain(error)
             if received and "Range request not supported" in cause:
-                received, permanent = part.seek(0), False
+                received = part.seek(0)
                 part.truncate(size or 0)
+                permanent = False
             if permanent:
                 kind = UsageError if name == "manifest.json" else UnavailableError
                 raise kind(f"{url}: {cause}")
             if received > most:
-                most, last_byte, pause = received, time.monotonic(), 0.2
+                most = received
+                last_byte = time.monotonic()
+                pause = FIRST_PAUSE
             if time.monotonic() - last_byte + pause > self.timeout:
                 raise RunError(f"{url}: gave up after {self.timeout:.0f} s without a byte: {cause}")
             if self._interrupted_within(pause * random.uniform(0.5, 1.5)):

@@ -66,10 +66,12 @@ def aws_profile() -> dict[str, str]:
 
     Raises configparser.Error.
     """
-    env, name = os.environ, os.environ.get("AWS_PROFILE", "default")
+    env = os.environ
+    name = env.get("AWS_PROFILE", "default")
+    section = name if name == "default" else f"profile {name}"  # of the config file; of the credentials file, the name
     files = configparser.ConfigParser(interpolation=None)
     files.read(Path(env.get("AWS_CONFIG_FILE", "~/.aws/config")).expanduser())
-    values = dict(files[section]) if (section := name if name == "default" else f"profile {name}") in files else {}
+    values = dict(files[section]) if section in files else {}
     files.read(Path(env.get("AWS_SHARED_CREDENTIALS_FILE", "~/.aws/credentials")).expanduser())
     values |= dict(files[name]) if name in files else {}
     wanted = {"region": "region"} if not {"AWS_REGION", "AWS_DEFAULT_REGION"} & env.keys() else {}

@@ -74,20 +74,20 @@ def read_idx(files: Path | None, split: str, name: str) -> tuple[np.ndarray, np.
         data = torchvision_dataset(name, split, None)
         return data.data.numpy(), data.targets.numpy()
     stem = "train" if split == "train" else "t10k"
-    found = []
+    arrays = []
     for kind, header in (("images-idx3", 16), ("labels-idx1", 8)):
         path = next((p for p in sorted(files.rglob(f"{stem}-{kind}-ubyte*")) if p.suffix in (".gz", "")), None)
         if path is None:
             raise UsageError(f"--source: no {stem}-{kind}-ubyte or .gz in {files}")
         try:
             data = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-            found.append(np.frombuffer(data, np.uint8, offset=header))
+            arrays.append(np.frombuffer(data, np.uint8, offset=header))
         except (OSError, EOFError, ValueError, zlib.error) as error:
             raise UsageError(f"{path}: {error}") from None
-    labels = found[1]
-    if len(found[0]) != len(labels) * 784:
-        raise UsageError(f"{files}: {len(found[0])} bytes of images do not match {len(labels)} labels")
-    return found[0].reshape(-1, 28, 28), labels
+    images, labels = arrays
+    if len(images) != len(labels) * 784:
+        raise UsageError(f"{files}: {len(images)} bytes of images do not match {len(labels)} labels")
+    return images.reshape(-1, 28, 28), labels
 
 
 def torchvision_dataset(name: str, split: str, files: Path | None) -> Any:

@@ -1,12 +1,15 @@
 """Fixtures of all tests."""
 
 import signal
-from collections.abc import Iterator
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
-from shared import folder_of_images, small_disk, tiny, trained  # noqa: F401
+from helpers import TINY, make_dataset, noise, train
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -30,3 +33,41 @@ def default_signals() -> Iterator[None]:
 def seed() -> None:
     """A test that draws random tensors draws the same ones in every run."""
     torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory) -> Path:
+    """80 images of 8x8 pixels in 8 shards of 10."""
+    return make_dataset(tmp_path_factory.mktemp("tiny") / "set", noise(80))
+
+
+@pytest.fixture
+def folder_of_images(tmp_path) -> Path:
+    """Two class folders of five PNG each."""
+    for i, image in enumerate(noise(10)):
+        path = tmp_path / "images" / "ab"[i % 2] / f"{i}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image).save(path)
+    return tmp_path / "images"
+
+
+@pytest.fixture
+def small_disk(tmp_path) -> Iterator[Path]:
+    """A file system of 1 MB in memory."""
+    disk = tmp_path / "small"
+    disk.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(disk)], capture_output=True).returncode:
+        pytest.skip("mounting needs root")
+    yield disk
+    subprocess.run(["umount", "-l", str(disk)], check=True)
+
+
+@pytest.fixture
+def trained(tiny, tmp_path) -> Callable[..., Path]:
+    """Trains a tiny run, once a call, with more words for the command line; returns its folder."""
+
+    def run(*words: object, name: str = "run") -> Path:
+        assert train("--data.shards", tiny, "--run_dir", tmp_path / name, *TINY, *words) == 0
+        return tmp_path / name
+
+    return run

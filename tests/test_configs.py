@@ -21,7 +21,7 @@ from distgan.config.read import read_config
 from distgan.gan.schedules import value_at
 from distgan.samples import SampleSpec
 from distgan.training.checks import check_config, check_d
-from shared import ROOT, launch_env, make_dataset, metrics, noise, train
+from helpers import ROOT, launch_env, make_dataset, metrics, noise, train
 
 PATHS = sorted((ROOT / "configs").glob("*.yaml"))
 DATASETS = {

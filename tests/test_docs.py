@@ -20,7 +20,7 @@ from distgan.gan.losses import LOSSES
 from distgan.gan.penalties import PENALTIES
 from distgan.models import MODELS
 from distgan.training.checks import check_config, check_loss, check_penalties
-from shared import ROOT, make_dataset, noise, train
+from helpers import ROOT, make_dataset, noise, train
 
 FOLDERS = ("distgan", "launch", "configs", "tests")
 PAGES = [ROOT / "README.md", *sorted(page for folder in FOLDERS for page in (ROOT / folder).rglob("README.md"))]

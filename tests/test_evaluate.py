@@ -14,7 +14,7 @@ import pytest
 import distgan.commands.evaluate
 from distgan.dataset_tool import make
 from distgan.dataset_tool.sources.source import from_arrays
-from shared import TINY, children, fill, launch, make_dataset, noise, reset_accelerate, start, train
+from helpers import TINY, children, fill, launch, make_dataset, noise, reset_accelerate, start, train
 
 
 def evaluate(*words: object) -> int:

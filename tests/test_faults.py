@@ -22,7 +22,7 @@ from distgan.data.tar import members
 from distgan.dataset_tool import check, index
 from distgan.dataset_tool.scan import Scan
 from distgan.errors import CorruptDataError, UsageError
-from shared import make_dataset, metrics, noise, train
+from helpers import make_dataset, metrics, noise, train
 
 
 @pytest.fixture

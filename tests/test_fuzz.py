@@ -31,7 +31,7 @@ from distgan.data.stream import Reader
 from distgan.dataset_tool import sources
 from distgan.runs.checkpoint import METADATA, Checkpoints
 from distgan.samples import SampleSpec
-from shared import make_dataset, noise
+from helpers import make_dataset, noise
 
 CASES, SEED = int(os.environ.get("FUZZ_CASES", "300")), int(os.environ.get("FUZZ_SEED", "0"))
 BLOCK = 50  # cases of a test

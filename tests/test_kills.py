@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from shared import TINY, children, computed, launch, metrics, start, weights
+from helpers import TINY, children, computed, launch, metrics, start, weights
 
 # One iteration is 0.2 epochs: a checkpoint after every iteration.
 ARGS = ["--epochs", 40, "--checkpoint.every_epochs", 0.2, "--report.digests", "true"]

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from shared import ROOT
+from helpers import ROOT
 
 SRUN = """#!/usr/bin/env bash
 while [[ $1 == -* ]]; do shift; done

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from shared import ROOT
+from helpers import ROOT
 
 PACKAGE = ROOT / "distgan"
 ORDER = (  # from the bottom up: a unit imports from those in the lines above its own, utilities also from each other

@@ -17,7 +17,7 @@ import torch
 
 from distgan.data.shardset import LocalStorage, open_shardset
 from distgan.gan.losses import LOSSES
-from shared import ROOT, TINY, children, launch, launch_env, make_dataset, metrics, noise, start, train, weights
+from helpers import ROOT, TINY, children, launch, launch_env, make_dataset, metrics, noise, start, train, weights
 
 WORDS = [*TINY, "--report.every_images", 16, "--data.flip", "true", "--data.labels", "true"]
 

@@ -28,7 +28,7 @@ from distgan.data.stream import Reader
 from distgan.dataset_tool import make
 from distgan.dataset_tool.sources import open_source
 from distgan.errors import CorruptDataError, RunError, UsageError
-from shared import ROOT, TINY, noise, train, weights
+from helpers import ROOT, TINY, noise, train, weights
 
 
 def free_port(first: int = 0) -> int:

@@ -16,7 +16,7 @@ from PIL import Image
 
 from distgan.commands import shards
 from distgan.files import sha256_file
-from shared import ROOT, TINY, launch, make_dataset, noise, weights
+from helpers import ROOT, TINY, launch, make_dataset, noise, weights
 
 pytestmark = pytest.mark.slurm
 IMAGES = 16 * 3_000  # about twenty seconds on two cores

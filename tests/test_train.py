@@ -26,7 +26,7 @@ from distgan.images import grid, to_uint8
 from distgan.rng import rng
 from distgan.runs.checkpoint import load
 from distgan.samples import SampleSpec
-from shared import (
+from helpers import (
     ROOT,
     TINY,
     children,

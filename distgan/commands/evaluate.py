@@ -1,15 +1,13 @@
 """`distgan evaluate`: metrics of a generator on all processes; and their extractors, trained or fetched."""
 
 import contextlib
-import os
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from distgan.commands.datasets import data_config, open_dataset, trained_on
-from distgan.commands.run import run_command
+from distgan.commands.run import run_distributed
 from distgan.commands.train_extractor import train_extractor
 from distgan.config.parser import Parser, take_import
 from distgan.config.types import NonNegativeInt, PositiveInt
@@ -231,8 +229,4 @@ def command(argv: list[str]) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     """Returns the exit code: 0, 2 for bad input, 1 for an evaluation that failed."""
-    code = run_command(command, argv)
-    distributed = sys.modules.get("torch.distributed")
-    if code and distributed is not None and distributed.is_initialized():
-        os._exit(code)  # torch's exit handlers would wait for processes that have failed too
-    return code
+    return run_distributed(command, argv)

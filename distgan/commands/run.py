@@ -44,6 +44,15 @@ def run_command(command: Callable[[list[str]], None], argv: Sequence[str] | None
     return 0
 
 
+def run_distributed(command: Callable[[list[str]], None], argv: Sequence[str] | None = None) -> int:
+    """`run_command` for a command of several processes; one that failed ends at once."""
+    code = run_command(command, argv)
+    distributed = sys.modules.get("torch.distributed")
+    if code and distributed is not None and distributed.is_initialized():
+        os._exit(code)  # torch's exit handlers would wait for processes that have failed too
+    return code
+
+
 def report_to_launcher(message: str) -> None:
     """Leave the message where the launcher of several processes looks for it: it prints it last, as the root cause."""
     file = os.environ.get("TORCHELASTIC_ERROR_FILE")

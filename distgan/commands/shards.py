@@ -256,8 +256,11 @@ def expand_flags(args: list[str]) -> list[str]:
     ]
 
 
+def command(argv: list[str]) -> None:
+    """Run a subcommand; without one, print the help."""
+    jsonargparse.auto_cli(COMMANDS, args=expand_flags(argv or ["--help"]), prog=PROG, parser_class=Parser)
+
+
 def main(argv: list[str] | None = None) -> int:
     """Returns the exit code: 0, 2 for bad input, 1 for a corrupt dataset."""
-    return run_command(
-        lambda args: jsonargparse.auto_cli(COMMANDS, args=expand_flags(args), prog=PROG, parser_class=Parser), argv
-    )
+    return run_command(command, argv)

@@ -1,9 +1,6 @@
 """`distgan train`: train a GAN, or resume the run in `run_dir`."""
 
-import os
-import sys
-
-from distgan.commands.run import run_command
+from distgan.commands.run import run_distributed
 from distgan.config.read import read_config
 
 
@@ -17,8 +14,4 @@ def train(argv: list[str]) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     """Returns the exit code: 0, 2 for bad input, 1 for a run that failed."""
-    code = run_command(train, argv)
-    distributed = sys.modules.get("torch.distributed")
-    if code and distributed is not None and distributed.is_initialized():
-        os._exit(code)  # torch's exit handlers would wait for processes that have failed too
-    return code
+    return run_distributed(train, argv)

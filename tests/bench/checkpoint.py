@@ -14,7 +14,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from shared import make_dataset, noise, train
+from helpers import make_dataset, noise, train
 
 
 def main() -> None:

@@ -24,7 +24,7 @@ from distgan.data.order import WINDOW, Lanes
 from distgan.data.shardset import LocalStorage, open_shardset
 from distgan.data.stream import Reader
 from distgan.training.batches import Draws, Needs
-from shared import make_dataset, noise
+from helpers import make_dataset, noise
 
 SHARE, IMAGES, STORED = 64, 10_000_000, 16_000
 VARIANTS = {

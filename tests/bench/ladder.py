@@ -22,7 +22,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from shared import ROOT, launch_env, metrics
+from helpers import ROOT, launch_env, metrics
 
 NARROW = ["--model.options", "{width: 16, norm: none, init: he}"]
 BATCHNORM = ["--model.options", "{width: 16}", "--penalties", "{}"]

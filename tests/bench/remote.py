@@ -24,7 +24,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from shared import ROOT, launch_env, make_dataset, noise
+from helpers import ROOT, launch_env, make_dataset, noise
 
 FIRST_BYTE_SECONDS, BYTES_PER_SECOND, PIECE = 0.15, 25e6, 1 << 18
 SHARDS, SHARD_BYTES, SIZE, SAMPLE_BYTES = 64, 4e6, 32, 32 * 32 * 3 + 2048

@@ -34,7 +34,7 @@ from distgan.dataset_tool import check
 from distgan.errors import CorruptDataError, RunError
 from distgan.locks import stat_of
 from distgan.training.finite import FiniteCheck
-from shared import ROOT, TINY, fill, launch_env, make_dataset, metrics, noise, train, weights
+from helpers import ROOT, TINY, fill, launch_env, make_dataset, metrics, noise, train, weights
 
 SHARDS = 6
 

@@ -27,7 +27,7 @@ from distgan.data.stream import Reader
 from distgan.dataset_tool import make
 from distgan.errors import UsageError
 from distgan.samples import SampleSpec
-from shared import ROOT, make_dataset, noise
+from helpers import ROOT, make_dataset, noise
 
 
 def command(*args: object) -> int:

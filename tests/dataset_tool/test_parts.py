@@ -19,7 +19,7 @@ from distgan.commands import shards
 from distgan.dataset_tool import make, parts, workers
 from distgan.dataset_tool.parts import DatasetWriter, ShardInfo, read_plan
 from distgan.locks import lock_file
-from shared import noise
+from helpers import noise
 
 OPTIONS = ["--format", "png", "--shard_mb", "0.075", "--skip_bad"]
 LONG = 20

@@ -17,7 +17,7 @@ from PIL import Image
 from distgan.commands import shards
 from distgan.data.stream import Reader
 from distgan.errors import CorruptDataError, UsageError
-from shared import ROOT, make_dataset, noise
+from helpers import ROOT, make_dataset, noise
 
 
 def command(*args: object) -> int:

@@ -3,7 +3,7 @@
 import ast
 import subprocess
 
-from shared import ROOT, launch_command, launch_env
+from helpers import ROOT, launch_command, launch_env
 
 SCRIPT = """
 import sys

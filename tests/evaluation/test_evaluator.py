@@ -19,7 +19,7 @@ from distgan.errors import UsageError
 from distgan.evaluation import classifier, features
 from distgan.evaluation.evaluator import Evaluator, to_pixels
 from distgan.evaluation.scores import METRICS
-from shared import noise, reset_accelerate
+from helpers import noise, reset_accelerate
 
 
 def make_digits(folder: Path) -> ShardSet:

@@ -16,7 +16,7 @@ from distgan.distributed.processes import Distributed
 from distgan.evaluation import features
 from distgan.evaluation.scores import NEAREST_DC, Reference, class_histogram, compute
 from distgan.evaluation.statistics import ROWS, Accumulator, ExactSum, Statistics
-from shared import reset_accelerate
+from helpers import reset_accelerate
 
 CLASSES = 5
 

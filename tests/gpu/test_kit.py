@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from shared import ROOT, launch_env
+from helpers import ROOT, launch_env
 
 KIT = ROOT / "tests" / "gpu" / "kit"
 

@@ -31,7 +31,7 @@ from distgan.training.build import adam, build
 from distgan.training.due import Actions
 from distgan.training.finite import FiniteCheck
 from distgan.training.loop import Trainer
-from shared import TINY, metrics
+from helpers import TINY, metrics
 
 NEVER = ("--report.every_images", "1000000", "--samples.every_epochs", "1000", "--checkpoint.every_epochs", "1000")
 

@@ -30,7 +30,7 @@ from distgan.training import batches
 from distgan.training.build import build
 from distgan.training.due import Actions
 from distgan.training.loop import Trainer
-from shared import TINY, make_dataset, noise
+from helpers import TINY, make_dataset, noise
 
 WORLDS = (8, 64, 1024)
 IMAGES = 2  # of each process in a minibatch

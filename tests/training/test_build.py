@@ -13,7 +13,7 @@ from distgan.commands import sample
 from distgan.gan.losses import LOSSES
 from distgan.gan.penalties import PENALTIES
 from distgan.models import MODELS
-from shared import TINY, metrics, train
+from helpers import TINY, metrics, train
 
 PARTS = """
 import torch

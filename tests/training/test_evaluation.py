@@ -17,7 +17,7 @@ from distgan.evaluation import chunks, evaluator, reference
 from distgan.logs.alarms import Alarms, spread
 from distgan.runs.checkpoint import Best, Checkpoints
 from distgan.training.evaluation import best_of
-from shared import ROOT, TINY, computed, launch_env, make_dataset, metrics, noise, train, weights
+from helpers import ROOT, TINY, computed, launch_env, make_dataset, metrics, noise, train, weights
 
 
 @pytest.fixture(scope="module")

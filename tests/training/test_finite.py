@@ -8,7 +8,7 @@ import torch
 
 import distgan.training.loop
 from distgan.gan.step import Minibatch
-from shared import ROOT, TINY, launch_env, metrics, train, weights
+from helpers import ROOT, TINY, launch_env, metrics, train, weights
 
 AT = 240  # images; the third epoch of 80 ends there
 

@@ -7,7 +7,7 @@ import torch
 
 import distgan.distributed.processes
 from distgan.runs.checkpoint import load
-from shared import TINY, metrics, train, weights
+from helpers import TINY, metrics, train, weights
 
 
 @pytest.fixture

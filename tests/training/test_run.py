@@ -12,7 +12,7 @@ import distgan.training.loop
 from distgan.config.keys import Config
 from distgan.distributed.launch import set_determinism
 from distgan.training.due import Clock
-from shared import TINY, train, weights
+from helpers import TINY, train, weights
 
 
 @pytest.mark.parametrize(

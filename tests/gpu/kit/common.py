@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
-from shared import computed, noise, weights
+from helpers import computed, noise, weights
 
 ROOT = Path(__file__).resolve().parents[3]
 TRAIN, SHARE_GPU = ROOT / "distgan" / "train.py", Path(__file__).resolve().parent / "share_gpu.py"

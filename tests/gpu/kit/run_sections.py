@@ -38,7 +38,7 @@ from common import (
     wait_for,
 )
 
-from shared import children, metrics
+from helpers import children, metrics
 
 CPU_TESTS = {
     "test_bad_input_is_one_line_and_nothing_is_written": "expects that fp16 is refused",

@@ -17,7 +17,7 @@ from distgan.config.keys import Config, flatten, to_dict
 from distgan.config.read import read_config
 from distgan.errors import UsageError
 from distgan.training.build import build
-from shared import ROOT
+from helpers import ROOT
 
 CONTRACT = """
 run_dir: runs/dcgan

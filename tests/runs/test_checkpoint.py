@@ -16,7 +16,7 @@ from distgan.errors import RunError, UsageError
 from distgan.runs.checkpoint import Checkpoints, load
 from distgan.runs.folder import RunDir
 from distgan.training.state import get_optimizer_tensors, set_optimizer_tensors
-from shared import TINY, launch, train, weights
+from helpers import TINY, launch, train, weights
 
 
 def flip_a_byte(path: Path) -> str:

@@ -1,16 +1,13 @@
-"""What the tests share: small datasets, runs in this process, and runs in processes of their own."""
+"""Helpers of the tests: small datasets, runs in this process, and runs in processes of their own."""
 
 import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
-import pytest
 import torch
-from PIL import Image
 
 import distgan.commands.train
 from distgan.dataset_tool import make
@@ -34,33 +31,6 @@ def make_dataset(folder: Path, images: np.ndarray, *, shards: int = 8, jobs: int
     return folder
 
 
-@pytest.fixture(scope="session")
-def tiny(tmp_path_factory) -> Path:
-    """80 images of 8x8 pixels in 8 shards of 10."""
-    return make_dataset(tmp_path_factory.mktemp("tiny") / "set", noise(80))
-
-
-@pytest.fixture
-def folder_of_images(tmp_path) -> Path:
-    """Two class folders of five PNG each."""
-    for i, image in enumerate(noise(10)):
-        path = tmp_path / "images" / "ab"[i % 2] / f"{i}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(image).save(path)
-    return tmp_path / "images"
-
-
-@pytest.fixture
-def small_disk(tmp_path) -> Iterator[Path]:
-    """A file system of 1 MB in memory."""
-    disk = tmp_path / "small"
-    disk.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(disk)], capture_output=True).returncode:
-        pytest.skip("mounting needs root")
-    yield disk
-    subprocess.run(["umount", "-l", str(disk)], check=True)
-
-
 def fill(disk: Path) -> Path:
     """Use every byte of it; returns the file that does."""
     subprocess.run(["dd", "if=/dev/zero", f"of={disk / 'filler'}", "bs=1M"], capture_output=True)
@@ -78,17 +48,6 @@ def train(*words: object) -> int:
     """`distgan train` in this process; returns the exit code."""
     reset_accelerate()
     return distgan.commands.train.main([str(word) for word in words])
-
-
-@pytest.fixture
-def trained(tiny, tmp_path) -> Callable[..., Path]:
-    """Trains a tiny run, once a call, with more words for the command line; returns its folder."""
-
-    def run(*words: object, name: str = "run") -> Path:
-        assert train("--data.shards", tiny, "--run_dir", tmp_path / name, *TINY, *words) == 0
-        return tmp_path / name
-
-    return run
 
 
 def launch(

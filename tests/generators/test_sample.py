@@ -13,7 +13,7 @@ import distgan
 import distgan.commands.sample
 import distgan.images
 from distgan.generators.sampling import slerp
-from shared import ROOT, TINY, train
+from helpers import ROOT, TINY, train
 
 MANUAL = ROOT / "distgan" / "generators" / "README.md"
 

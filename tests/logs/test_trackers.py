@@ -15,7 +15,7 @@ from distgan.config.keys import Config, ReportConfig
 from distgan.errors import UsageError
 from distgan.logs import trackers
 from distgan.logs.trackers import check_trackers, log_card, log_grid, start_trackers
-from shared import metrics, train
+from helpers import metrics, train
 
 CARD = {"metrics": {"fid": 12.5, "kid": {"value": 0.25, "std": 0.5}, "note": "text"}, "seed": 0, "extractor": "cnn"}
 

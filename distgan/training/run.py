@@ -56,28 +56,44 @@ def run_training(config: Config, *, fresh: bool = False, dry: bool = False) -> N
         trainer = Trainer(
             config, processes, data, gan, terminal=terminal, checkpoints=checkpoints, stop=stop, evaluator=evaluator
         )
-        newest, changes = processes.run_on_main(lambda: open_run_dir(config, data.dataset.digest, fresh, stack))
-        if newest is not None:
-            processes.run_on_all(lambda: trainer.restore(newest))
-        facts = processes.run_on_main(lambda: write_run_info(config, processes.device, processes.world_size))
-        trainer.start()
-        for line in [*header(config, processes, data, gan, facts), *resumption(trainer, newest, changes)]:
-            terminal.print0(line)
-        if processes.is_main_process and changes:
-            trainer.log.override(trainer.state.images_seen, changes)
-        if processes.is_main_process and trainer.state.images_seen == 0:
-            trainer.save_real_grid()
-        processes.run_on_main(trainer.evaluations.mark_best)
+        begin(trainer, fresh, stack)
         reason = trainer.train()
-        processes.run_on_main(checkpoints.wait)
-        for line in ending(trainer, reason):
-            terminal.print0(line)
-        if reason is None:
-            trainer.write_page()  # with the last card
-        elif processes.is_main_process:
-            requeue.stopped(trainer.state.images_seen, reason, root)
-        finish_trackers(processes.accelerator)
-        processes.shutdown()
+        finish(trainer, reason, requeue)
+
+
+def begin(trainer: Trainer, fresh: bool, stack: contextlib.ExitStack) -> None:
+    """Lock the run folder, restore its newest checkpoint, if any, and print the first lines of the log.
+
+    Raises UsageError on all processes.
+    """
+    config = trainer.config
+    processes = trainer.processes
+    digest = trainer.data.dataset.digest
+    newest, changes = processes.run_on_main(lambda: open_run_dir(config, digest, fresh, stack))
+    if newest is not None:
+        processes.run_on_all(lambda: trainer.restore(newest))
+    facts = processes.run_on_main(lambda: write_run_info(config, processes.device, processes.world_size))
+    trainer.start()
+    for line in [*header(config, processes, trainer.data, trainer.gan, facts), *resumption(trainer, newest, changes)]:
+        trainer.terminal.print0(line)
+    if processes.is_main_process and changes:
+        trainer.log.override(trainer.state.images_seen, changes)
+    if processes.is_main_process and trainer.state.images_seen == 0:
+        trainer.save_real_grid()
+    processes.run_on_main(trainer.evaluations.mark_best)
+
+
+def finish(trainer: Trainer, reason: str | None, requeue: Requeue) -> None:
+    """Wait for the last checkpoint, print how the run ended, at its end or for a `reason`, and end its processes."""
+    trainer.processes.run_on_main(trainer.checkpoints.wait)
+    for line in ending(trainer, reason):
+        trainer.terminal.print0(line)
+    if reason is None:
+        trainer.write_page()  # with the last card
+    elif trainer.processes.is_main_process:
+        requeue.stopped(trainer.state.images_seen, reason, trainer.run_dir)
+    finish_trackers(trainer.processes.accelerator)
+    trainer.processes.shutdown()
 
 
 @contextlib.contextmanager

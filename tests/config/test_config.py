@@ -362,6 +362,7 @@ def test_help_config_and_refusals_do_not_import_torch(tmp_path):
         (0, ["sample", "--help"]),
         (0, ["evaluate", "--help"]),
         (0, ["shards", "--help"]),
+        (0, ["shards"]),
         (2, ["train", "--bach", "3"]),
         (2, ["train", "--batch", "0"]),
         (2, ["sample", "run", "--count", "0"]),

@@ -55,9 +55,7 @@ def make(
     """
     options = Options(**conversion)
     which = parse_part(part)
-    check_options(options)
-    if samples < 1 or (jobs is not None and jobs < 1):
-        raise UsageError("--jobs and --samples must be above 0")
+    check_numbers(options, jobs, samples)
     opened = open_source(src, split=split, files=source, labels=labels, samples=samples, seed=options.seed)
     options = resolve_options(opened, options)
     if warning := distgan.dataset_tool.make.size_warning(options.shape[0]):
@@ -66,18 +64,19 @@ def make(
     manifest = distgan.dataset_tool.make.make(opened, Path(dest), options, jobs, record_paths, which)
     if manifest is None:
         print(f"{dest}: part {part} is written; when all are, `distgan shards join {dest}`")
-        return
-    print_made(dest, manifest)
+    else:
+        print_made(dest, manifest)
 
 
-def check_options(options: Options) -> None:
-    """Raises UsageError for a number out of range."""
+def check_numbers(options: Options, jobs: int | None, samples: int) -> None:
+    """Raises UsageError for an option out of range."""
     if options.size is not None and not 4 <= options.size <= 4096:
         raise UsageError(f"--size: {options.size} is not between 4 and 4096")
     if not 1 <= options.quality <= 95:
         raise UsageError(f"--quality: {options.quality} is not between 1 and 95")
-    if not options.shard_mb > 0:
-        raise UsageError(f"--shard_mb: {options.shard_mb:g} is not above 0")
+    for name, value in (("shard_mb", options.shard_mb), ("jobs", jobs), ("samples", samples)):
+        if value is not None and not value > 0:
+            raise UsageError(f"--{name}: {value:g} is not above 0")
 
 
 def print_made(dest: str, manifest: Manifest) -> None:

@@ -1,30 +1,23 @@
 """A dataset on disk: manifest.json (shards, counts, hashes), index.npz (where each image is), and the tars."""
 
 import bisect
-import functools
 import hashlib
-import io
 import json
-import os
-import re
-import struct
-import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, Protocol
+from typing import Protocol
 
 import msgspec
 import numpy as np
 
-from distgan.data.schema import FORMAT, ClassCount, File, Format, Manifest, decode
+from distgan.data.index_file import INVALID_INDEX, map_columns
+from distgan.data.schema import FORMAT, ClassCount, Format, Manifest, decode
 from distgan.data.tar import members, split_key
 from distgan.errors import CorruptDataError, UsageError
 from distgan.files import atomic_write, sha256_file
 from distgan.samples import SampleSpec
 
-COLUMNS = {"offset": "<i8", "size": "<u4", "label": "<i4", "check": "<u8"}
-"""Columns of index.npz, 24 bytes per image; `check` is the xxh3 of the image's bytes."""
 SOURCES = "sources.txt"
 """Line i is the path of the image of sample id i in the folder or zip that it was made from."""
 
@@ -209,66 +202,6 @@ def decode_manifest(data: bytes) -> Manifest:
         if (rows or key == "shards") and sum(row.samples for row in rows) != manifest.samples:
             raise ValueError(f"manifest.json is corrupt (its {key} do not have {manifest.samples} samples)")
     return manifest
-
-
-INVALID_INDEX = (
-    OSError,
-    ValueError,
-    ArithmeticError,
-    LookupError,
-    NotImplementedError,
-    struct.error,
-    zipfile.BadZipFile,
-)
-"""What zipfile and numpy raise for a file that is no index."""
-
-
-def map_columns(path: Path, samples: int) -> dict[str, np.ndarray]:
-    """Memory-map the arrays of an uncompressed .npz (numpy maps only single .npy files). Raises INVALID_INDEX."""
-    columns = {}
-    with zipfile.ZipFile(path) as archive, open(path, "rb") as file:
-        for name, dtype in COLUMNS.items():
-            member = archive.getinfo(f"{name}.npy")
-            file.seek(member.header_offset + 26)
-            name_length, extra_length = (int.from_bytes(file.read(2), "little") for _ in range(2))
-            file.seek(name_length + extra_length, os.SEEK_CUR)
-            shape, _, stored = read_npy_header(file)
-            if (stored, shape) != (dtype, (samples,)) or member.compress_type != zipfile.ZIP_STORED:
-                raise ValueError(f"column {name} is {stored} {shape}; the manifest needs {dtype} {(samples,)}, stored")
-            columns[name] = np.memmap(file, dtype, "r", file.tell(), (samples,))
-    return columns
-
-
-def read_npy_header(file: BinaryIO) -> tuple[tuple[int, ...], bool, str]:
-    """Shape, whether it is in Fortran order, and dtype of a .npy; leaves `file` at the data. Raises ValueError."""
-    magic = file.read(8)
-    width = 2 if magic[6:7] == b"\1" else 4
-    length = int.from_bytes(file.read(width), "little")
-    if magic[:6] != b"\x93NUMPY" or length > 10_000:
-        raise ValueError("not a .npy array")
-    return parse_npy_header(file.read(length))
-
-
-@functools.lru_cache(1024)
-def parse_npy_header(header: bytes) -> tuple[tuple[int, ...], bool, str]:
-    matches = [re.search(rb"'" + key + rb"': *" + value, header) for key, value in NPY_KEYS.items()]
-    if None in matches:
-        raise ValueError("not the header of a .npy array")
-    shape, fortran, dtype = (match[1] for match in matches if match)
-    return tuple(int(n) for n in shape.split(b",") if n.strip()), fortran == b"True", dtype.decode()
-
-
-NPY_KEYS = {b"shape": rb"\(([\d, ]{0,80})\)", b"fortran_order": rb"(True|False)", b"descr": rb"'([ -&(-~]{1,20})'"}
-"""Of the header's Python dict, which numpy reads with its parser for Python."""
-
-
-def write_index(folder: Path, columns: dict[str, np.ndarray]) -> File:
-    """Write index.npz atomically; returns its row of the manifest."""
-    buffer = io.BytesIO()
-    arrays = {name: np.asarray(columns[name], dtype) for name, dtype in COLUMNS.items()}
-    np.savez(buffer, **arrays)  # type: ignore[arg-type]
-    atomic_write(folder / "index.npz", buffer.getvalue())
-    return File(buffer.tell(), hashlib.sha256(buffer.getvalue()).hexdigest())
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:

@@ -8,8 +8,9 @@ import msgspec
 import numpy as np
 
 from distgan import __version__
+from distgan.data.index_file import write_index
 from distgan.data.schema import FORMAT, Label, Manifest, Shard
-from distgan.data.shardset import class_rows, decode_manifest, write_index, write_manifest
+from distgan.data.shardset import class_rows, decode_manifest, write_manifest
 from distgan.dataset_tool.check import Progress
 from distgan.dataset_tool.labels import labels_beside, number_labels
 from distgan.dataset_tool.scan import Kind, Scan

@@ -17,16 +17,9 @@ import msgspec
 import numpy as np
 
 from distgan import __version__
+from distgan.data.index_file import COLUMNS, write_index
 from distgan.data.schema import FORMAT, File, Manifest, Shard, decode
-from distgan.data.shardset import (
-    COLUMNS,
-    SOURCES,
-    channel_stats,
-    class_rows,
-    decode_manifest,
-    write_index,
-    write_manifest,
-)
+from distgan.data.shardset import SOURCES, channel_stats, class_rows, decode_manifest, write_manifest
 from distgan.dataset_tool.plan import Plan
 from distgan.errors import UsageError
 from distgan.files import atomic_write
@@ -236,7 +229,7 @@ def read_manifest(dest: Path) -> Manifest:
 
 
 def write_sources(dest: Path, lines: list[str]) -> File:
-    """Write DEST/sources.txt; returns its row of the manifest."""
+    """Write DEST/sources.txt; returns what the manifest records of it."""
     data = "".join(f"{line}\n" for line in lines).encode()
     atomic_write(dest / SOURCES, data)
     return File(len(data), hashlib.sha256(data).hexdigest())

@@ -10,8 +10,8 @@ import numpy as np
 import xxhash
 from PIL import Image
 
+from distgan.data.index_file import COLUMNS, read_npy_header
 from distgan.data.schema import MAX_SIZE, Label
-from distgan.data.shardset import COLUMNS, read_npy_header
 from distgan.data.tar import Member, members, split_key
 from distgan.dataset_tool.labels import read_label
 from distgan.errors import CorruptDataError

@@ -10,9 +10,10 @@ from pathlib import Path
 
 import numpy as np
 
+from distgan.data.index_file import COLUMNS, write_index
 from distgan.data.order import Lanes
 from distgan.data.schema import FORMAT, Manifest, Shard
-from distgan.data.shardset import COLUMNS, LocalStorage, open_shardset, write_index, write_manifest
+from distgan.data.shardset import LocalStorage, open_shardset, write_manifest
 
 
 def main() -> None:

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from distgan.commands import shards
+from distgan.data.index_file import write_index
 from distgan.data.schema import decode
-from distgan.data.shardset import write_index
 from distgan.data.tar import members
 from distgan.errors import CorruptDataError, UsageError
 from distgan.runs.schema import CheckpointState

@@ -147,9 +147,10 @@ class FetchAhead:
         self._start_workers()
 
     def _add(self, shard: int, end: int, enqueue: Callable[[tuple[int, Future]], None]) -> Future[OpenFile]:
-        """The future of a shard that is needed until `end`; makes room for it and enqueues it if it is new.
+        """The future of a shard that is needed until `end`; enqueues it if it is new, and makes room for it.
 
-        Shards that are not scheduled, which end at the current position, are closed first where the cache is full.
+        Those whose need ends first are closed, while too many are open; and, while the cache is full, those that were
+        asked for out of order, whose need ended when they were added.
         """
         future = self.files.get(shard)
         if future is None:

@@ -1,4 +1,4 @@
-"""What a sample is: described once, and passed on as one value."""
+"""The shape of the samples of a dataset, and the classes they are conditioned on."""
 
 from dataclasses import dataclass, replace
 

@@ -366,6 +366,8 @@ def test_an_override_is_logged_and_a_shorter_run_says_so(trained, capsys):
     assert "nothing to do: epochs 1 is less than this run has done" in capsys.readouterr().out
     row = metrics(run)[-1]
     assert row["images"] == 160 and row["override"] == {"g_optimizer.lr": [0.0002, 0.001]}
+    trained("--epochs", 1, "--g_optimizer.lr", 1e-3, "--resume.override", "true")  # from the same checkpoint again
+    assert sum("override" in record for record in metrics(run)) == 1
     trained("--epochs", 3, "--g_optimizer.lr", 1e-3, "--resume.override", "true")
     row = metrics(run)[-1]
     assert (row["g_lr"], row["d_lr"], row["images"]) == (1e-3, 2e-4, 240) and row["time"] > 1.7e9

@@ -51,7 +51,7 @@ def make(
         jobs: Number of processes; default: one per CPU core.
         part: I/N: write only the I-th of N parts of the shards, from 1; the other parts on other machines, in any
             order; `shards join` completes the dataset.
-        conversion: The fields of Options, each an option of the command: jsonargparse follows where they go.
+        conversion: The fields of Options, each an option of the command: jsonargparse inspects where they go.
     """
     options = Options(**conversion)
     which = parse_part(part)
@@ -188,7 +188,8 @@ def order(
         lanes: As data.lanes; default: the largest divisor of `batch` up to 64 and to the number of images.
         cache_dir: Folder for the shards of a remote dataset.
     """
-    for name, value, least in (("batch", batch, 1), ("lanes", lanes, 1), ("start", start, 0), ("count", count, 0)):
+    numbers = (("batch", batch, 1), ("lanes", lanes, 1), ("world", world, 1), ("start", start, 0), ("count", count, 0))
+    for name, value, least in numbers:
         if value is not None and value < least:
             raise UsageError(f"--{name}: {value} is too small; at least {least}")
     shards = open_dataset(dest, cache_dir)
@@ -234,7 +235,7 @@ def details(manifest: Manifest) -> Iterator[str]:
 
 
 def progress(items: Any) -> Any:
-    """Shows a bar while the items are gone through."""
+    """Wraps an iterable in a progress bar."""
     from tqdm import tqdm  # --help does not wait for it
 
     return tqdm(items, unit=" shards", disable=None)

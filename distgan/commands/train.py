@@ -13,5 +13,5 @@ def train(argv: list[str]) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Returns the exit code: 0, 2 for bad input, 1 for a run that failed."""
+    """Returns the exit code: 0, 2 for bad input, 1 for a run that failed, 130 after Ctrl-C while it starts."""
     return run_distributed(train, argv)

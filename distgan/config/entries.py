@@ -54,9 +54,9 @@ class AdaptiveProbability:
     """The rule of Karras et al. 2020: a probability of augmentation that follows sign(D(x))."""
 
     target: float
-    """Of the mean of sign(D(x)), in [0, 1]."""
+    """Target for the mean of sign(D(x)), in [0, 1]."""
     images: float
-    """In which the probability crosses [0, 1]."""
+    """Images it takes the probability to go from 0 to 1, at the fastest."""
 
 
 def parse_number(key: str, value: Any, numbers: Range, expected: str = "") -> float:

@@ -282,7 +282,7 @@ class Config:
     def lanes(self) -> int:
         """The lanes of the data order: `data.lanes`, or the largest divisor of `batch` up to 64.
 
-        A dataset with fewer images has fewer: `Run.order.lanes` are those of the run.
+        A dataset with fewer images has fewer: `Data.order.lanes` are those of the run.
         """
         return self.data.lanes or default_lanes(self.batch)
 

@@ -1,4 +1,4 @@
-"""What jsonargparse says of bad input, in our words: one line with the key, what it takes, and what it was given."""
+"""Rewrites jsonargparse's error messages: one line with the key, what it takes, and what it was given."""
 
 import difflib
 import re
@@ -19,7 +19,8 @@ TYPES = RANGES | {
 
 
 def reword(message: str, keys: Sequence[str]) -> str:
-    """A message of jsonargparse in one line; `keys` are those of the parser. Raises UsageError for `a:1`."""
+    """A message of jsonargparse in one line; `keys` are those of the parser. Raises UsageError for `a:1`, YAML
+    without a space after the colon."""
     text = " ".join(message.split())
     for pattern, words in WORDINGS:
         match = re.search(pattern, text)
@@ -37,13 +38,14 @@ def no_section(key: str, value: object, keys: Sequence[str]) -> str:
 
 def suggest(key: str, keys: Sequence[str]) -> str:
     """The keys that an unknown one may stand for."""
-    same_name = [name for name in keys if name.rsplit(".", 1)[-1] == key]
-    close = same_name or difflib.get_close_matches(key, keys, n=3, cutoff=0.6)
+    sections = {name.rsplit(".", 1)[0] for name in keys if "." in name}
+    values = [name for name in keys if name not in sections]
+    same_name = [name for name in values if name.rsplit(".", 1)[-1] == key]
+    if close := same_name or difflib.get_close_matches(key, values, n=3, cutoff=0.6):
+        return "did you mean " + ", ".join(close) + "?"
     section = key.rsplit(".", 1)[0] + "."
-    siblings = [name for name in keys if "." in key and name.startswith(section)]
-    if close or siblings:
-        return "did you mean " + ", ".join(close or siblings) + "?"
-    return "choose from " + ", ".join(name for name in keys if "." not in name)
+    siblings = [name for name in values if "." in key and name.startswith(section)]
+    return "choose from " + ", ".join(siblings or (name for name in keys if "." not in name))
 
 
 def empty_config(match: re.Match[str], keys: Sequence[str]) -> str:

@@ -85,7 +85,7 @@ class Reader:
         columns = self.shards.columns
         shards = (np.searchsorted(self.starts, ids, side="right") - 1).tolist()
         if self.fetcher:
-            self.fetcher.want(dict.fromkeys(shards))  # several at once
+            self.fetcher.want(dict.fromkeys(shards))  # lets the fetcher download them in parallel
         locations = zip(shards, *(columns[name][ids].tolist() for name in LOCATION), strict=True)
         corrupt: list[str] = []
         for place, (shard, offset, size, xxh3) in enumerate(locations):
@@ -179,7 +179,7 @@ class Stream(Iterator[ImageBatch]):
         self.batches = ParallelMap(read, plan, threads, interrupted)
         self.batch = batch
         self.position = position
-        """Of the next minibatch."""
+        """Images seen before the next minibatch."""
         self.reader = reader
         reader.stream = self
 

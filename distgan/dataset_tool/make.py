@@ -19,21 +19,22 @@ from distgan.errors import UsageError
 from distgan.locks import lock_file
 
 LOCK_SECONDS = 3.0
-"""How long a lock is waited for."""
+"""How long to wait for a lock."""
 
 
-def network_sizes() -> list[int]:
-    """The image sizes that the networks of distgan take: b * 2^n up to 256, with b = 4, 5, 6 or 7 and n >= 1."""
+def dcgan_sizes() -> list[int]:
+    """The image sizes that DCGAN takes: b * 2^n up to 256, with b = 4, 5, 6 or 7 and n >= 1."""
     return sorted(b * 2**n for b in (4, 5, 6, 7) for n in range(1, 7) if b * 2**n <= 256)
 
 
 def size_warning(size: int) -> str | None:
-    """A line that names the nearest sizes that a network takes; None if one takes `size`."""
-    sizes = network_sizes()
+    """A line that names the nearest sizes that DCGAN takes; None if it takes `size`."""
+    sizes = dcgan_sizes()
     if size in sizes:
         return None
     nearest = [*[s for s in sizes if s < size][-1:], *[s for s in sizes if s > size][:1]]
-    return f"warning: no network takes {size}x{size} images; {' or '.join(f'--size {s}' for s in nearest)} would"
+    options = " or ".join(f"--size {s}" for s in nearest)
+    return f"warning: of the networks only mlp takes {size}x{size} images; dcgan takes {options}"
 
 
 def make(
@@ -102,8 +103,8 @@ def read_joined(dest: Path) -> Manifest:
 def lock(dest: Path, *, shared: bool = False) -> Iterator[None]:
     """Create and lock the folder `dest`; removes it if it stays empty. Parts share the lock.
 
-    Raises UsageError if it is locked for longer than the workers of a killed `make` hold it, until they notice. Without
-    it, on a file system that has no locks, writers waste work but no data. An OSError without a file names `dest`.
+    Waits LOCK_SECONDS, long enough for the workers of a killed `make` to exit; then raises UsageError. On a file system
+    without locks, two writers may duplicate work but cannot corrupt data. An OSError without a file names `dest`.
     """
     try:
         dest.mkdir(parents=True, exist_ok=True)

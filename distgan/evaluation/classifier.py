@@ -222,7 +222,7 @@ def load_classifier(path: Path) -> tuple[Classifier, ClassifierInfo]:
         network.load_state_dict(weights)
     except FileNotFoundError:
         raise UsageError(
-            f"extractor: no such file: {path}; train it with `distgan evaluate --train_extractor DATASET`"
+            f"extractor: no such file: {path}; train it with `distgan evaluate --train_extractor DATASET --out {path}`"
         ) from None
     except OSError as error:
         raise UsageError(f"extractor: {path}: {format_os_error(error)}") from None

@@ -35,7 +35,7 @@ def iterations_averaged(images: int) -> int:
 def adapt_probability(p: Tensor, sign: Tensor, *, target: float, images: float, step: int) -> Tensor:
     """The probability of augmentation after `step` more images: higher if D overfits, else lower; in [0, 1].
 
-    `sign` is the mean of sign(D(x)) over real images; above `target`, D has learned the training images by heart. p
+    `sign` is the mean of sign(D(x)) over real images; above `target`, D has memorized the training images. p
     crosses [0, 1] in `images` images (Karras et al. 2020, arXiv 2006.06676, section 3.1 with r_t). 0-dim tensors.
     """
     return (p + (sign - target).sign() * (step / images)).clamp(0, 1)

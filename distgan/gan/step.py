@@ -96,7 +96,8 @@ def train_step(gan: GAN, batches: Batches, penalties: Penalties | None = None, p
 
     `penalties` are those that are due, by name; `p` is the probability of augmentation. Returns d_real and d_fake, the
     means of sigmoid(logits) of real and of fake images in the updates of D, d_loss, the weighted penalties, d_sign, the
-    mean of sign(D(x)) where the loss has a boundary, g_loss, and the norms of both gradients where they are clipped.
+    mean of sign(D(x)) where the loss has a boundary, g_loss, and the norms of both gradients before clipping, where
+    `clip_d` and `clip_g` return them.
     """
     penalties = penalties or {}
     *first, last = batches.d

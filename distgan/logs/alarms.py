@@ -10,9 +10,9 @@ from torch import Tensor
 LINES = 3
 """Lines of the log in a row that must agree before an alarm is raised."""
 GAP = 0.98
-"""Of D(x) - D(G(z)): above it, D tells real from generated images without error."""
+"""Of D(x) - D(G(z)): above it, D tells real from generated images perfectly."""
 SIGN = 0.995
-"""Of the mean of sign(D(x)): above it, D takes every real image for real."""
+"""Of the mean of sign(D(x)): above it, D classifies every real image as real."""
 DIVERSITY = 0.25
 """Of the spread of generated images relative to that of real ones: below it, they are alike."""
 SHARE = 0.9
@@ -60,7 +60,7 @@ class Alarms:
         if not self.absolute or len(gaps) < LINES or min(gaps) < GAP:
             return {}
         return {
-            "gap": f"D tells real from generated images without error: D(x) - D(G(z)) is {gaps[-1]:.3f}, so that G "
+            "gap": f"D tells real from generated images perfectly: D(x) - D(G(z)) is {gaps[-1]:.3f}, so that G "
             "learns little; lower d_optimizer.lr, or add a penalty or augmentation"
         }
 
@@ -69,8 +69,8 @@ class Alarms:
         if len(signs) < LINES or min(signs) < SIGN:
             return {}
         return {
-            "sign": f"D takes every real image for real: the mean of sign(D(x)) is {signs[-1]:.3f}. It may know the "
-            "training images by heart; augment them (augment, and augment_p with a target), or use more"
+            "sign": f"D classifies every real image as real: the mean of sign(D(x)) is {signs[-1]:.3f}. It may have "
+            "memorized the training set; augment it (augment, and augment_p with a target), or use more"
         }
 
     def alike(self) -> dict[str, str]:
@@ -79,7 +79,7 @@ class Alarms:
         if not learned or self.diversities[-1] > DIVERSITY:
             return {}
         return {
-            "diversity": f"generated images are alike: their spread is {self.diversities[-1]:.0%} of that of real "
+            "diversity": f"generated images look alike: their spread is {self.diversities[-1]:.0%} of that of real "
             "ones (mode collapse); lower the learning rates, or use rpgan with r1 and r2"
         }
 

@@ -45,6 +45,9 @@ class Terminal:
         else:
             print(text, flush=True)
 
+    def warn(self, text: str) -> None:
+        self.print0(f"warning: {text}")
+
     def close(self) -> None:
         if self.bar is not None:
             self.bar.close()
@@ -83,7 +86,7 @@ class RunLog:
         curves = record.keys() - {"images", "epoch", "time"}  # the x-axis, and what is computed from it
         log_scalars(self.accelerator, {key: record[key] for key in record if key in curves}, record["images"])
         for warning in self.alarms.check(record):
-            self.terminal.print0(f"warning: {warning}")
+            self.terminal.warn(warning)
             self.metrics_file.append({"images": record["images"], "warning": warning, "time": record["time"]})
 
     def card(self, images_seen: int, epoch: float, card: dict[str, Any], seconds: float) -> None:
@@ -93,7 +96,10 @@ class RunLog:
         log_card(self.accelerator, card, images_seen)
 
     def override(self, images_seen: int, changes: Mapping[str, Sequence[Any]]) -> None:
-        """Write the keys that a resumed run changed, with their old and new values."""
+        """Write the keys that a resumed run changed, with their old and new values; once, if it is resumed again."""
+        for record in self.metrics_file.records():
+            if record["images"] == images_seen and record.get("override") == changes:
+                return
         self.metrics_file.append({"images": images_seen, "override": changes, "time": round(time.time(), 3)})
 
     def grid(self, name: str, picture: np.ndarray, images_seen: int) -> None:

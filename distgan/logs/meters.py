@@ -74,20 +74,17 @@ class Stopwatch:
         self.last_images = self.start_images
         self.last_time = self.start_time
 
-    def restart_interval(self, images_seen: int) -> None:
-        self.last_images = images_seen
-        self.last_time = time.monotonic()
-
     def lap(self, images_seen: int) -> tuple[float, float]:
         """Images per second since the last call, and since the start."""
         now = time.monotonic()
         rate = (images_seen - self.last_images) / max(now - self.last_time, 1e-9)
         overall = (images_seen - self.start_images) / max(now - self.start_time, 1e-9)
-        self.restart_interval(images_seen)
+        self.last_images = images_seen
+        self.last_time = now
         return rate, overall
 
     def pause(self, seconds: float) -> None:
-        """Leave out time that was no training."""
+        """Leave out time that was not spent training."""
         self.last_time += seconds
         self.start_time += seconds
 

@@ -39,8 +39,8 @@ class Best:
 def read_best(root: Path) -> Best | None:
     """The best checkpoint of a run folder, as its best.json names it; None if it is not there."""
     try:
-        best = Best(**json.loads((root / BEST).read_text()))
-    except (OSError, ValueError, TypeError):
+        best = decode((root / BEST).read_bytes(), Best)
+    except (OSError, ValueError):
         return None
     return best if (root / "checkpoints" / str(best.images)).is_dir() else None
 
@@ -77,7 +77,7 @@ class Checkpoints:
         return read_best(self.folder.parent)
 
     def mark_best(self, best: Best | None) -> None:
-        """Keep this checkpoint, whatever its age, while none is being written. Raises OSError."""
+        """Exempt this checkpoint from deletion. Not to be called while one is being written. Raises OSError."""
         if best is not None:
             atomic_write(self.folder.parent / BEST, (json.dumps(asdict(best)) + "\n").encode())
             self._remove_old(up_to=max(self.all()))
@@ -167,12 +167,12 @@ class Checkpoints:
             shutil.rmtree(final, ignore_errors=True)  # a corrupt one that was skipped
             os.rename(temporary, final)
             fsync_dir(self.folder)
-            self.on_written(state["images"])
         except (OSError, safetensors.SafetensorError) as error:
             shutil.rmtree(temporary, ignore_errors=True)
             self.print_error(self._describe_failure(error))
             raise
         self._remove_old(up_to=state["images"])  # newer ones are corrupt and were skipped
+        self.on_written(state["images"])
 
     def _remove_old(self, up_to: int) -> None:
         if not self.keep:
@@ -190,6 +190,7 @@ def read_state(path: Path) -> CheckpointState:
 
 def find_corruption(path: Path) -> str | None:
     """What is wrong with a checkpoint, or None."""
+    name = "state.json"
     try:
         state = read_state(path)
         if str(state.images) != path.name:
@@ -197,10 +198,10 @@ def find_corruption(path: Path) -> str | None:
         for name, expected in state.files.items():
             if sha256_file(path / name) != expected:
                 return f"the sha256 of {name} does not match state.json"
-    except FileNotFoundError as error:
-        return f"{Path(error.filename).name} is missing"
+    except FileNotFoundError:
+        return f"{name} is missing"
     except (OSError, ValueError) as error:
-        return f"state.json is unreadable ({error})"
+        return f"{name} is unreadable ({error})"
     return None
 
 

@@ -50,16 +50,16 @@ Changes = dict[str, list[Any]]
 """Key -> [old value, new value]"""
 
 
-def open_run_dir(
-    config: Config, manifest: str, fresh: bool, stack: contextlib.ExitStack
-) -> tuple[Path | None, Changes]:
+def open_run_dir(config: Config, digest: str, fresh: bool, stack: contextlib.ExitStack) -> tuple[Path | None, Changes]:
     """Lock the run folder; the checkpoint to resume from and the keys that `resume.override` changes.
 
-    `manifest` is the sha256 of the dataset's. Called on the main process. A folder that holds a run with another
+    `digest` is the sha256 of the dataset's manifest. Called on the main process. A folder that holds a run with another
     configuration is refused before anything in it is touched. Raises UsageError.
     """
     root = Path(config.run_dir)
-    changes = {} if fresh else config_changes(config, manifest)
+    if fresh and root.resolve() == Path.cwd():
+        raise UsageError(f"run_dir: --fresh moves {root} aside, and it is the current folder; start in another one")
+    changes = {} if fresh else config_changes(config, digest)
     if changes and not config.resume.override:
         shown = "; ".join(f"{key} {old} -> {new}" for key, (old, new) in changes.items())
         raise UsageError(
@@ -84,7 +84,7 @@ def write_run_info(config: Config, device: torch.device, world_size: int) -> dic
     return facts
 
 
-def config_changes(config: Config, manifest: str) -> Changes:
+def config_changes(config: Config, digest: str) -> Changes:
     """The keys that differ from those of the newest checkpoint, of the configuration and of the dataset.
 
     A folder without a checkpoint has nothing to protect: {}.
@@ -100,7 +100,7 @@ def config_changes(config: Config, manifest: str) -> Changes:
         now = flatten(config.fingerprint())
         keys = [key for key in sorted(saved.keys() | now.keys()) if then.get(key) != now.get(key)]
         changes = {key: [then.get(key), now.get(key)] for key in keys}
-        if state.manifest != manifest:
-            changes["the images of data.shards"] = [state.manifest[:12], f"{manifest[:12]} ({config.data.shards})"]
+        if state.manifest != digest:
+            changes["the images of data.shards"] = [state.manifest[:12], f"{digest[:12]} ({config.data.shards})"]
         return changes
     return {}

@@ -14,8 +14,8 @@ Record = dict[str, Any]
 Curve = tuple[list[int], list[float]]
 """Images seen, and the values there."""
 
-NO_SCALARS = {"images", "epoch", "time", "digest"}
-"""Numbers of a line that say where it was written, or what was read until then."""
+NOT_CURVES = {"images", "epoch", "time", "digest"}
+"""Numeric keys that are not curves."""
 
 
 class MetricsFile:
@@ -41,7 +41,7 @@ class MetricsFile:
         atomic_write(self.path, b"".join(kept))
 
     def records(self) -> list[Record]:
-        """All complete lines; none if there is no file. Raises UsageError for a corrupt one."""
+        """All complete lines; none if there is no file. Raises UsageError if a line is corrupt."""
         records = []
         for number, line in enumerate(self.lines(), 1):
             record = parse(line)
@@ -55,7 +55,7 @@ class MetricsFile:
         return cards_of(self.records())
 
     def lines(self) -> list[bytes]:
-        """The complete lines, without their ends; none if there is no file."""
+        """The complete lines, without line endings; none if there is no file."""
         try:
             return self.path.read_bytes().split(b"\n")[:-1]
         except FileNotFoundError:
@@ -80,7 +80,7 @@ def scalar_curves(records: Sequence[Record]) -> dict[str, Curve]:
     """The curve of every scalar by name."""
     curves: dict[str, Curve] = {}
     for record in records:
-        for name in record.keys() - NO_SCALARS:
+        for name in record.keys() - NOT_CURVES:
             add_point(curves, name, record["images"], record[name])
     return curves
 
@@ -105,5 +105,5 @@ def add_point(curves: dict[str, Curve], name: str, images: int, value: object) -
 
 
 def is_number(value: object) -> TypeGuard[int | float]:
-    """Whether a value of JSON is a number; true and false are none."""
+    """Whether a value of JSON is a number; booleans do not count."""
     return isinstance(value, (int, float)) and not isinstance(value, bool)

@@ -49,7 +49,7 @@ class Draws:
         self.count = self.lanes * self.slots
 
     def __call__(self, images_seen: int, rollbacks: int = 0) -> dict[str, np.ndarray]:
-        """The arrays [rows, ...] by name of the minibatch at `images_seen`, of a run that was rolled back so often."""
+        """The arrays [rows, ...] by name of the minibatch at `images_seen`, after so many `rollbacks`."""
         position = (images_seen, *([rollbacks] if rollbacks else []))
         arrays = {"z": self.normal("latents", position, self.config.model.latent)}
         if self.needs.paired:

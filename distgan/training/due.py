@@ -2,14 +2,24 @@
 
 import math
 from dataclasses import dataclass
+from enum import IntEnum
 
 from distgan.config.keys import Config
 from distgan.errors import RunError
 
-STOP, COLLAPSED, NON_FINITE = 1, 2, 3  # flags of a process, max-reduced over ranks
+
+class Flag(IntEnum):
+    """What a process asks of all of them; the largest over ranks counts."""
+
+    GO_ON = 0
+    STOP = 1
+    COLLAPSED = 2
+    NON_FINITE = 3
+
+
 REQUESTED_ELSEWHERE = "requested on another rank"
 ROUNDING = 1e-9
-"""1792 / (0.1 * 1792) is a little less than 10."""
+"""Added before truncation: 1792 / (0.1 * 1792) comes out slightly below 10 in floating point."""
 
 
 class CollapseError(RunError):
@@ -32,7 +42,7 @@ class Actions:
 
 @dataclass(frozen=True)
 class Clock:
-    """The clock of a run: images that D has seen, over all processes."""
+    """Converts images seen, the clock of a run, to epochs and iterations, and knows the length of the run."""
 
     iteration_images: int
     """Images that D sees in one iteration."""
@@ -46,10 +56,6 @@ class Clock:
         """The clock of a configuration on a dataset with `epoch_images` images per epoch."""
         total_images = config.images if config.images is not None else (config.epochs or 0) * epoch_images
         return cls(config.iteration_images, epoch_images, total_images)
-
-    def iteration(self, images_seen: int) -> int:
-        """The number of the iteration that begins at `images_seen`."""
-        return images_seen // self.iteration_images
 
     def iterations_left(self, images_seen: int) -> int:
         return math.ceil((self.total_images - images_seen) / self.iteration_images)

@@ -19,7 +19,7 @@ from distgan.page.build import write_page
 from distgan.runs.checkpoint import Checkpoints, load
 from distgan.training.batches import minibatches_of
 from distgan.training.build import Data, build_ema
-from distgan.training.due import COLLAPSED, NON_FINITE, REQUESTED_ELSEWHERE, STOP, Actions, Clock, CollapseError
+from distgan.training.due import REQUESTED_ELSEWHERE, Actions, Clock, CollapseError, Flag
 from distgan.training.evaluation import Evaluations
 from distgan.training.finite import FiniteCheck, NonFiniteError, checksum
 from distgan.training.grids import LEAST_IMAGES, first_images, fixed_samples, grid_name, to_grid
@@ -57,7 +57,7 @@ class Trainer:
         self.ema = build_ema(config, gan)
         self.scheduled = ScheduledValues(config, gan, processes.device)
         self.minibatches = minibatches_of(config, processes, data, gan)
-        self.check = FiniteCheck(gan.raw_G, gan.raw_D)
+        self.finite_check = FiniteCheck(gan.raw_G, gan.raw_D)
         alarms = Alarms(list(config.penalties), absolute=gan.loss.boundary is not None)
         self.log = RunLog(self.run_dir, processes.accelerator, terminal, alarms)
         self.reporter = Reporter(config, processes, self.clock, gan, self.log)
@@ -79,7 +79,6 @@ class Trainer:
             accelerator = self.processes.accelerator
             self.processes.run_on_main(lambda: start_trackers(accelerator, self.config, images_seen))
         self.terminal.start_bar(images_seen, self.clock.total_images)
-        self.reporter.start(images_seen)
         self.evaluations.rewind(self.reporter.rewind(images_seen))
 
     def restore(self, path: Path) -> None:
@@ -108,8 +107,8 @@ class Trainer:
                 self.rollback(error)
 
     def loop(self) -> str | None:
-        """Maintenance comes first and the iteration last: a new run, a resumed one and its end take the same path."""
-        self.check = FiniteCheck(self.gan.raw_G, self.gan.raw_D)
+        """Each turn does what is due, then trains one iteration: start, resume and end are no special cases."""
+        self.finite_check = FiniteCheck(self.gan.raw_G, self.gan.raw_D)
         self.began_at = self.state.images_seen
         self.saved_at = self.state.images_seen
         count = self.clock.iterations_left(self.state.images_seen)
@@ -146,29 +145,40 @@ class Trainer:
         """What is due now. Raises NonFiniteError on all processes if one found NaN or Inf; nothing is saved then."""
         images_seen = self.state.images_seen
         at_end = images_seen >= self.clock.total_images
-        collapsed = self.config.guard.stop_on_collapse and self.log.alarms.collapsed
-        own = NON_FINITE if self.check.fault else COLLAPSED if collapsed else STOP if self.stop.requested() else 0
-        flag = self.processes.delayed_all_reduce_max(own)
-        done = at_end or flag == STOP
-        evaluate = self.evaluations.due(images_seen) and (at_end or flag != STOP)  # the resumed run does it first
-        crossed = self.clock.crossed(self.config.checkpoint.every_epochs, images_seen)
-        save = images_seen > self.saved_at and (done or evaluate or crossed)
+        flag = self.processes.delayed_all_reduce_max(self.own_flag())
+        done = at_end or flag == Flag.STOP
+        evaluate = self.evaluations.due(images_seen) and (at_end or flag != Flag.STOP)  # the resumed run does it first
+        checkpoint_due = self.clock.crossed(self.config.checkpoint.every_epochs, images_seen)
+        save = images_seen > self.saved_at and (done or evaluate or checkpoint_due)
         if save:  # check what would be saved now, not an iteration later
-            self.check.check_weights(images_seen)
-            flag = max(flag, *self.processes.all_gather_object(NON_FINITE if self.check.fault else 0))
-        if flag == NON_FINITE:
-            faults = self.processes.all_gather_object(self.check.fault)
-            raise NonFiniteError(next(fault for fault in faults if fault is not None))
-        if flag == COLLAPSED:
-            raise CollapseError(self.processes.run_on_main(self.describe_collapse))
-        crossed = self.clock.crossed(self.config.samples.every_epochs, images_seen)
+            self.finite_check.check_weights(images_seen)
+            own = Flag.NON_FINITE if self.finite_check.fault else Flag.GO_ON
+            flag = max(flag, *self.processes.all_gather_object(own))
+        self.raise_for(flag)
+        grid_due = self.clock.crossed(self.config.samples.every_epochs, images_seen)
         return Actions(
             log=self.reporter.due(images_seen) or ((done or save) and not self.reporter.is_empty()),
-            sample=images_seen > self.began_at and (done or crossed),
+            sample=images_seen > self.began_at and (done or grid_due),
             save=save,
             evaluate=evaluate,
             done=done,
         )
+
+    def own_flag(self) -> int:
+        """What this process asks of all processes."""
+        if self.finite_check.fault:
+            return Flag.NON_FINITE
+        if self.config.guard.stop_on_collapse and self.log.alarms.collapsed:
+            return Flag.COLLAPSED
+        return Flag.STOP if self.stop.requested() else Flag.GO_ON
+
+    def raise_for(self, flag: int) -> None:
+        """Raises NonFiniteError or CollapseError, on all processes, if the flag of all of them says so."""
+        if flag == Flag.NON_FINITE:
+            faults = self.processes.all_gather_object(self.finite_check.fault)
+            raise NonFiniteError(next(fault for fault in faults if fault is not None))
+        if flag == Flag.COLLAPSED:
+            raise CollapseError(self.processes.run_on_main(self.describe_collapse))
 
     def iterate(self, batches: Iterator[Batches]) -> None:
         """One iteration: update D, then G, then the averages, an adaptive probability of augmentation and the clock."""
@@ -176,7 +186,7 @@ class Trainer:
         images_seen = self.state.images_seen
         # set what changes with the images seen
         self.scheduled.set(images_seen)
-        norms = self.check.param_norms()
+        norms = self.finite_check.param_norms()
         scalars = train_step(gan, next(batches), self.scheduled.penalties_due(images_seen), self.scheduled.p)
         average_running_stats([gan.raw_G, gan.raw_D], self.processes.accelerator)
         if self.ema:
@@ -188,7 +198,7 @@ class Trainer:
         self.state.images_seen += self.clock.iteration_images
         # keep the scalars, on the device, for the log and for the check for NaN and Inf
         self.reporter.add_iteration(scalars, self.state.images_seen)
-        self.check.record(norms, scalars, self.state.images_seen)
+        self.finite_check.record(norms, scalars, self.state.images_seen)
 
     def record_read(self, batch: ImageBatch) -> None:
         """Take in a minibatch before D is updated on it. Raises RunError if `data.skip_bad` is exceeded."""

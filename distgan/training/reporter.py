@@ -31,17 +31,13 @@ class Reporter:
         self.diversity: float | None = None
         """Spread of the grid of this logging interval relative to that of real images; on the main process."""
 
-    def start(self, images_seen: int) -> None:
-        """Begin to measure the rate of the run."""
-        self.stopwatch = Stopwatch(images_seen)
-
     def rewind(self, images_seen: int) -> int:
         """Start a logging interval at `images_seen`; what the log has after it will be written again.
 
         Returns the images seen at the last evaluation, 0 if there was none.
         """
         self.meters.reset()
-        self.stopwatch.restart_interval(images_seen)
+        self.stopwatch = Stopwatch(images_seen)
         self.loss_scale.restart_interval()
         self.diversity = None
         return self.processes.run_on_main(lambda: self.log.rewind(images_seen))
@@ -69,7 +65,7 @@ class Reporter:
         self.diversity = diversity
 
     def pause(self, seconds: float) -> None:
-        """Leave out of the rates what was no training."""
+        """Leave time that was not spent training out of the rates."""
         self.stopwatch.pause(seconds)
 
     def is_empty(self) -> bool:

@@ -29,7 +29,7 @@ from distgan.training.stop import Requeue, StopRequest
 def run_training(config: Config, *, fresh: bool = False, dry: bool = False) -> None:
     """Train, or resume the run in `config.run_dir`. Raises UsageError and RunError, on every process.
 
-    `fresh` moves the run that is there aside. `dry` builds everything, runs two iterations and writes nothing.
+    `fresh` moves an existing run aside. `dry` builds everything, runs two iterations and writes nothing.
     """
     root = Path(config.run_dir)
     import_user_modules(config.imports)
@@ -43,7 +43,7 @@ def run_training(config: Config, *, fresh: bool = False, dry: bool = False) -> N
         processes = Distributed(config)
         terminal = stack.enter_context(contextlib.closing(Terminal(processes.is_main_process)))
         checkpoints = Checkpoints(
-            root / "checkpoints", config.checkpoint.keep, on_written=requeue.saved, print_error=terminal.print0
+            root / "checkpoints", config.checkpoint.keep, on_written=requeue.saved, print_error=terminal.warn
         )
         stack.enter_context(contextlib.closing(checkpoints))
         stack.enter_context(readable_errors(processes, checkpoints))
@@ -84,7 +84,7 @@ def begin(trainer: Trainer, fresh: bool, stack: contextlib.ExitStack) -> None:
 
 
 def finish(trainer: Trainer, reason: str | None, requeue: Requeue) -> None:
-    """Wait for the last checkpoint, print how the run ended, at its end or for a `reason`, and end its processes."""
+    """Wait for the last checkpoint, print that the run completed or why it stopped, and shut the processes down."""
     trainer.processes.run_on_main(trainer.checkpoints.wait)
     for line in ending(trainer, reason):
         trainer.terminal.print0(line)
@@ -98,7 +98,7 @@ def finish(trainer: Trainer, reason: str | None, requeue: Requeue) -> None:
 
 @contextlib.contextmanager
 def readable_errors(processes: Distributed, checkpoints: Checkpoints) -> Iterator[None]:
-    """One line for what breaks a run from outside: a lost process, a folder that cannot be written."""
+    """One line for what is no bug: a lost process, corrupt data, too little memory, a folder that cannot be written."""
     try:
         yield
     except BrokenPipeError:
@@ -107,7 +107,8 @@ def readable_errors(processes: Distributed, checkpoints: Checkpoints) -> Iterato
         fix = "`distgan shards verify` lists all corrupt images, --data.skip_bad N skips up to N"
         raise CorruptDataError(f"{error}; {fix}; {checkpoints.describe_latest()}") from None
     except OSError as error:
-        message = f"{checkpoints.folder.parent}: {format_os_error(error)}"
+        where = "" if error.filename else f"{checkpoints.folder.parent}: "
+        message = f"{where}{format_os_error(error)}"
         raise RunError(f"{message}; {checkpoints.describe_latest()}") from None
     except torch.OutOfMemoryError as error:
         message = f"{str(error).splitlines()[0]} Try --micro_batch (gradient accumulation)"
@@ -126,7 +127,8 @@ def header(config: Config, processes: Distributed, data: Data, gan: GAN, facts: 
     """The first lines of a run: versions, processes and device, data and networks, the configuration."""
     commit = facts["commit"] or "unknown"
     yield f"distgan {facts['distgan']} (commit {commit}), torch {facts['libraries']['torch']}"
-    yield f"{processes.world_size} process(es), {facts['device']}, precision {config.precision}"
+    precision = "float32" if config.precision == "no" else config.precision
+    yield f"{processes.world_size} process(es), {facts['device']}, precision {precision}"
     if facts["cuda"]:
         switches = ("tf32", config.tf32), ("deterministic", config.deterministic)
         shown = ", ".join(f"{name} {'on' if on else 'off'}" for name, on in switches)

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from types import FrameType
 
-from distgan.errors import INTERRUPTED
+from distgan.errors import INTERRUPTED, RunError, format_os_error
 
 CONTROL_DIR = "DISTGAN_CONTROL_DIR"
 """Environment variable: the folder of the files that launch/train.sbatch and the run exchange."""
@@ -68,15 +68,22 @@ class Requeue:
 
     def saved(self, images_seen: int) -> None:
         """A checkpoint is on disk."""
-        if self.folder:
-            (self.folder / "saved").write_text(f"{images_seen}\n")
+        self.write("saved", images_seen)
 
     def stopped(self, images_seen: int, reason: str, run_dir: Path) -> None:
         """The run stopped before its end: it is to be requeued, unless the user asked for it by a file."""
         if str(run_dir / "stop") in reason:
             (run_dir / "stop").unlink(missing_ok=True)
-        elif self.folder:
-            (self.folder / "stopped").write_text(f"{images_seen}\n")
+        else:
+            self.write("stopped", images_seen)
+
+    def write(self, name: str, images_seen: int) -> None:
+        """Raises RunError."""
+        if self.folder:
+            try:
+                (self.folder / name).write_text(f"{images_seen}\n")
+            except OSError as error:
+                raise RunError(f"${CONTROL_DIR}: {format_os_error(error)}") from None
 
 
 def exit_with_launcher() -> None:

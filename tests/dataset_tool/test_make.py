@@ -359,9 +359,9 @@ def test_size_that_no_network_takes_gives_a_warning(folder_of_images, tmp_path, 
         assert command("make", folder_of_images, tmp_path / str(size), "--size", size) == 0
         return capsys.readouterr().err
 
-    assert warning(30) == "warning: no network takes 30x30 images; --size 28 or --size 32 would\n"
-    assert warning(6) == "warning: no network takes 6x6 images; --size 8 would\n"
-    assert warning(300) == "warning: no network takes 300x300 images; --size 256 would\n"
+    assert warning(30) == "warning: of the networks only mlp takes 30x30 images; dcgan takes --size 28 or --size 32\n"
+    assert warning(6) == "warning: of the networks only mlp takes 6x6 images; dcgan takes --size 8\n"
+    assert warning(300) == "warning: of the networks only mlp takes 300x300 images; dcgan takes --size 256\n"
     assert warning(28) == ""
 
 
@@ -373,7 +373,7 @@ def test_networks_take_the_sizes_that_the_warning_names():
             return False
         return True
 
-    assert [size for size in range(4, 261) if accepted(size)] == make.network_sizes()
+    assert [size for size in range(4, 261) if accepted(size)] == make.dcgan_sizes()
 
 
 def test_decompression_bomb_is_refused(tmp_path, capsys, monkeypatch):
@@ -413,7 +413,7 @@ def test_decompression_bomb_is_refused(tmp_path, capsys, monkeypatch):
         (["verify", "http://localhost:abc/x"], "no host or bucket in http://localhost:abc/x"),
         (["verify", "s3://"], "no host or bucket in s3://"),
         (["order", "DATASET", "--batsh", "16"], "batsh: no such key; did you mean batch"),
-        ([], "expected .subcommand. to be one of {make,join,"),
+        (["order", "DATASET", "--world", "0"], "--world: 0 is too small"),
     ],
 )
 def test_bad_input_is_reported_in_one_line(args, message, folder_of_images, tmp_path, tiny, capsys):

@@ -47,7 +47,13 @@ def corrupt_state(path: Path) -> str:
     return "state.json is unreadable"
 
 
-@pytest.mark.parametrize("corrupt", [flip_a_byte, truncate, remove_one, remove_state, corrupt_state])
+def make_unreadable(path: Path) -> str:
+    (path / "ema.safetensors").unlink()
+    (path / "ema.safetensors").mkdir()
+    return "ema.safetensors is unreadable"
+
+
+@pytest.mark.parametrize("corrupt", [flip_a_byte, truncate, remove_one, remove_state, corrupt_state, make_unreadable])
 def test_a_corrupt_checkpoint_is_named_and_the_previous_one_used(trained, capsys, corrupt):
     expected = weights(trained("--epochs", 3, name="uninterrupted"))
     run = trained("--epochs", 2)
@@ -159,3 +165,30 @@ def test_asynchronous_and_blocking_writes_give_the_same_files(trained):
     assert weights(trained("--epochs", 2, name="a")) == weights(
         trained("--epochs", 2, "--checkpoint.wait=true", name="b")
     )
+
+
+def test_a_control_folder_that_is_gone_is_named_and_the_checkpoint_is_whole(
+    trained, tiny, tmp_path, monkeypatch, capsys
+):
+    """launch/train.sbatch is told of each checkpoint by a file there; the checkpoint itself is complete."""
+    monkeypatch.setenv("DISTGAN_CONTROL_DIR", str(tmp_path / "gone"))
+    assert train("--data.shards", tiny, "--run_dir", tmp_path / "run", *TINY, "--epochs", 1) == 1
+    error = capsys.readouterr().err
+    assert f"$DISTGAN_CONTROL_DIR: {tmp_path / 'gone' / 'saved'}: No such file or directory" in error
+    monkeypatch.delenv("DISTGAN_CONTROL_DIR")
+    assert weights(trained("--epochs", 1)) == weights(trained("--epochs", 1, name="uninterrupted"))
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"images": 80, "metric": "fid", "value": "abc"}', '{"images": 80}'])
+def test_a_corrupt_best_json_names_no_checkpoint(trained, text):
+    run = trained("--epochs", 1)
+    (run / "best.json").write_text(text)
+    with contextlib.closing(Checkpoints(run / "checkpoints")) as checkpoints:
+        assert checkpoints.best is None
+
+
+def test_the_current_folder_is_not_moved_aside(trained, tiny, monkeypatch, capsys):
+    run = trained("--epochs", 1)
+    monkeypatch.chdir(run)
+    assert train("--data.shards", tiny, "--run_dir", ".", *TINY, "--epochs", 1, "--fresh") == 2
+    assert "run_dir: --fresh moves . aside, and it is the current folder; start in another" in capsys.readouterr().err

@@ -229,8 +229,8 @@ def row(**changes: float) -> dict[str, float]:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"d_real": 1.0, "d_fake": 0.001}, "D tells real from generated images without error"),
-        ({"d_sign": 0.997}, "D takes every real image for real: the mean of sign(D(x)) is 0.997"),
+        ({"d_real": 1.0, "d_fake": 0.001}, "D tells real from generated images perfectly"),
+        ({"d_sign": 0.997}, "D classifies every real image as real: the mean of sign(D(x)) is 0.997"),
         ({"d_loss": 0.01, "r1": 1.0}, "penalties are 99% of D's loss"),
         ({"g_grad_norm": 1e4}, "g_grad_norm is 1e+04, usually 1"),
     ],

@@ -145,7 +145,9 @@ def test_errors_are_one_line(run, dataset, cache, tmp_path, capsys):
         assert error.startswith("distgan: ") and message in error and error.count("\n") == 1, error
     shutil.rmtree(other)
     assert evaluate(run, "--cache_dir", tmp_path / "empty") == 2
-    assert "train it with `distgan evaluate --train_extractor DATASET`" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    place = next(word for word in error.split() if word.startswith(str(tmp_path / "empty"))).rstrip(";")
+    assert f"train it with `distgan evaluate --train_extractor DATASET --out {place}`" in error
 
 
 def test_a_full_disk_loses_nothing(run, dataset, cache, small_disk, capsys):

@@ -171,6 +171,12 @@ def build_ema(config: Config, gan: GAN) -> EMA | None:
     return EMA(gan.raw_G, half_life, config.ema.warmup) if half_life else None
 
 
+def parameter_counts(gan: GAN) -> str:
+    """The parameters of G and of D, in millions."""
+    networks = {"G": gan.raw_G, "D": gan.raw_D}
+    return ", ".join(f"{name} {models.count_parameters(network) / 1e6:.2f} M" for name, network in networks.items())
+
+
 def adam(network: nn.Module, config: OptimizerConfig) -> torch.optim.Adam:
     return torch.optim.Adam(
         network.parameters(),

@@ -7,7 +7,7 @@ from distgan.distributed.processes import Distributed
 from distgan.gan.step import GAN, Batches, train_step
 from distgan.logs.meters import peak_memory
 from distgan.training.batches import join_and_split, minibatches_of
-from distgan.training.build import Data, build_ema
+from distgan.training.build import Data, build_ema, parameter_counts
 from distgan.training.cost import describe_cost, largest_micro_batch
 from distgan.training.scheduled import ScheduledValues
 
@@ -45,8 +45,3 @@ def dry_run(config: Config, processes: Distributed, data: Data, gan: GAN) -> Non
         size = largest_micro_batch(config.batch, iterate)
         print(f"largest micro_batch that fits: {size or 'none'} of {config.batch} images", flush=True)
     del ema  # its memory counts until here
-
-
-def parameter_counts(gan: GAN) -> str:
-    networks = {"G": gan.raw_G, "D": gan.raw_D}
-    return ", ".join(f"{k} {sum(p.numel() for p in n.parameters()) / 1e6:.2f} M" for k, n in networks.items())

@@ -19,8 +19,7 @@ from distgan.logs.trackers import check_trackers, finish_trackers
 from distgan.plugins import import_user_modules
 from distgan.runs.checkpoint import Checkpoints
 from distgan.runs.folder import Changes, open_run_dir, write_run_info
-from distgan.training.build import Data, build
-from distgan.training.dry_run import dry_run, parameter_counts
+from distgan.training.build import Data, build, parameter_counts
 from distgan.training.evaluation import open_evaluator
 from distgan.training.loop import Trainer
 from distgan.training.stop import Requeue, StopRequest
@@ -51,6 +50,10 @@ def run_training(config: Config, *, fresh: bool = False, dry: bool = False) -> N
         stack.enter_context(contextlib.closing(data.reader))
         evaluator = open_evaluator(config, processes, data)
         if dry:
+            from distgan.training.dry_run import (
+                dry_run,  # it imports what fake tensors need, which other runs do without
+            )
+
             dry_run(config, processes, data, gan)
             return processes.shutdown()
         trainer = Trainer(

@@ -28,20 +28,30 @@ class ScheduledValues:
         self.d_lr = torch.full((), value_at(config.d_optimizer.lr, 0), dtype=dtype, device=device)
         self.p = torch.zeros((), dtype=exact_dtype(device), device=device)
         """Probability of augmentation."""
+        self.values: dict[str, float] = {}
+        """What the tensors were filled with, by name."""
         self.sign_sum = torch.zeros_like(self.p)
         """Sum over iterations of the means of sign(D(x)), since an adaptive `p` moved last."""
 
     def set(self, images_seen: int) -> None:
         """Take the values of the iteration that begins at `images_seen`."""
         self.running_stats.set_momentum(images_seen // self.config.iteration_images)
+        self.fill("g_lr", self.g_lr, value_at(self.config.g_optimizer.lr, images_seen))
+        self.fill("d_lr", self.d_lr, value_at(self.config.d_optimizer.lr, images_seen))
         set_optimizer(self.gan.g_optimizer, self.config.g_optimizer, self.g_lr, images_seen)
         set_optimizer(self.gan.d_optimizer, self.config.d_optimizer, self.d_lr, images_seen)
         for name, entry in self.config.penalty_entries.items():
             weight = self.penalties[name].weight
             assert isinstance(weight, Tensor)
-            weight.fill_(value_at(entry.weight, images_seen))
+            self.fill(f"{name}_weight", weight, value_at(entry.weight, images_seen))
         if self.config.adaptive_p is None:
-            self.p.fill_(value_at(self.config.augment_p, images_seen))
+            self.fill("augment_p", self.p, value_at(self.config.augment_p, images_seen))
+
+    def fill(self, name: str, tensor: Tensor, value: float) -> None:
+        """Fill a tensor, unless it has the value: most are constant, and each fill is a kernel of every iteration."""
+        if self.values.get(name) != value:
+            tensor.fill_(value)
+            self.values[name] = value
 
     def penalties_due(self, images_seen: int) -> dict[str, WeightedPenalty]:
         """The penalties of the iteration that begins at `images_seen`."""
@@ -79,8 +89,10 @@ class ScheduledValues:
         return {"augment_p": p, "augment_sign": float(self.sign_sum)}
 
     def load_state(self, augment_p: float, augment_sign: float) -> None:
-        self.p.fill_(augment_p)
-        self.sign_sum.fill_(augment_sign)
+        """Restore an adaptive `p`; any other is a function of the images seen."""
+        if self.config.adaptive_p is not None:
+            self.p.fill_(augment_p)
+            self.sign_sum.fill_(augment_sign)
 
 
 def weighted_penalties(config: Config, device: torch.device) -> dict[str, WeightedPenalty]:
@@ -98,8 +110,7 @@ def exact_dtype(device: torch.device) -> torch.dtype:
 
 
 def set_optimizer(optimizer: torch.optim.Optimizer, keys: OptimizerConfig, lr: Tensor, images_seen: int) -> None:
-    """Give an optimizer the learning rate, in the tensor `lr`, and the beta2 of its schedules."""
-    lr.fill_(value_at(keys.lr, images_seen))
+    """Give an optimizer the tensor `lr`, and the beta2 of its schedule."""
     for group in optimizer.param_groups:
         group["lr"] = lr  # an optimizer that was loaded has a copy
         group["betas"] = (keys.betas[0], value_at(keys.betas[1], images_seen))

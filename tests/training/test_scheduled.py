@@ -46,6 +46,20 @@ def test_tensors_stay_the_same_and_their_values_change():
     assert scheduled.logged(32) == pytest.approx({"r1_weight": 0.3, "augment_p": 0.3})
 
 
+def test_constants_are_filled_once():
+    """In an iteration on a GPU each fill is a kernel; a restored state leaves them as they are."""
+    scheduled = build(penalties={"r1": 0.5}, augment=["color"], augment_p=0.3)
+    weight = scheduled.penalties["r1"].weight
+    assert isinstance(weight, torch.Tensor)
+    tensors = [scheduled.g_lr, scheduled.d_lr, weight, scheduled.p]
+    scheduled.set(0)
+    versions = [tensor._version for tensor in tensors]
+    scheduled.load_state(**scheduled.state())
+    scheduled.set(32)
+    assert [tensor._version for tensor in tensors] == versions
+    assert [float(tensor) for tensor in tensors] == pytest.approx([2e-4, 2e-4, 0.5, 0.3])
+
+
 def test_an_adaptive_probability_goes_on_where_its_state_was_saved():
     keys = {"augment": ["color"], "augment_p": {"target": 0.2, "images": 1000}}
     averaged = iterations_averaged(16)

@@ -216,6 +216,12 @@ class Config:
     tf32: bool = True
     """On GPUs, let float32 convolutions and matrix products use TF32 (10-bit mantissa); logits and losses do
     not."""
+    compile: bool = False
+    """Compile G, and the objectives of D and of G with their gradients, by torch.compile. It takes a minute or more at
+    the start; what it gains depends on the networks and the device. Affects speed and rounding."""
+    graph: bool = False
+    """Capture each iteration as a CUDA graph, which the host starts as a whole; needs a GPU. Affects speed and
+    rounding."""
     sync_batchnorm: bool = True
     """Compute BatchNorm statistics over the images of all processes (of a micro-batch). false: each process over
     its own."""

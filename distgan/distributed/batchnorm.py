@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
@@ -26,9 +27,14 @@ def per_channel(values: Tensor) -> Tensor:
     return values[None, :, None, None]
 
 
+def uses_cuda_kernels(x: Tensor) -> bool:
+    """A compiled network takes the formulae, which the compiler fuses; it cannot trace SyncBatchNorm's kernels."""
+    return x.is_cuda and not torch.compiler.is_compiling()
+
+
 def local_stats(x: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     """Mean and biased variance, float32 [C], of this process's images."""
-    if x.is_cuda:
+    if uses_cuda_kernels(x):
         mean, invstd = torch.batch_norm_stats(x, eps)
         return mean, invstd.pow(-2) - eps
     flat = rows(x)
@@ -37,7 +43,7 @@ def local_stats(x: Tensor, eps: float) -> tuple[Tensor, Tensor]:
 
 
 def normalize(x: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, invstd: Tensor, eps: float) -> Tensor:
-    if x.is_cuda:
+    if uses_cuda_kernels(x):
         return torch.batch_norm_elemt(x, weight, bias, mean, invstd, eps)
     scale = weight * invstd
     return torch.addcmul(per_channel(bias - mean * scale), x.to(scale.dtype), per_channel(scale)).to(x.dtype)
@@ -45,7 +51,7 @@ def normalize(x: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, invstd: Ten
 
 def gradient_sums(dy: Tensor, x: Tensor, mean: Tensor, invstd: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
     """Sums over this process's images, float32 [C], of dy and of dy * (x - mean)."""
-    if x.is_cuda:
+    if uses_cuda_kernels(x):
         sum_dy, sum_dy_xmu, _, _ = torch.batch_norm_backward_reduce(dy, x, mean, invstd, weight, True, False, False)
         return sum_dy, sum_dy_xmu
     flat = rows(dy)
@@ -56,7 +62,7 @@ def input_gradient(
     dy: Tensor, x: Tensor, weight: Tensor, mean: Tensor, invstd: Tensor, sum_dy: Tensor, sum_dy_xmu: Tensor, count: int
 ) -> Tensor:
     """The gradient with respect to x; the sums are those of all processes, over `count` values per channel."""
-    if x.is_cuda:
+    if uses_cuda_kernels(x):
         counts = torch.full((1,), count, dtype=torch.int32, device=x.device)
         return torch.batch_norm_backward_elemt(dy, x, mean, invstd, weight, sum_dy, sum_dy_xmu, counts)
     # invstd * weight * (dy - mean(dy) - (x - mean) * invstd^2 * mean(dy * (x - mean))), as a * dy + b * x + c
@@ -103,7 +109,7 @@ class GlobalBatchNorm2d(nn.BatchNorm2d):
 
     def forward(self, input: Tensor) -> Tensor:
         if not self.training:
-            return super().forward(input)
+            return F.batch_norm(input, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps)
         x = input if is_channels_last(input) else input.contiguous()
         weight = self.weight if self.affine else torch.ones(self.num_features, device=x.device)
         bias = self.bias if self.affine else torch.zeros(self.num_features, device=x.device)
@@ -129,24 +135,53 @@ class GlobalBatchNorm2d(nn.BatchNorm2d):
             assert self.momentum is not None and self.running_mean is not None and self.running_var is not None
             assert self.num_batches_tracked is not None
             count = x.numel() // x.shape[1] * dist.get_world_size()
-            self.running_mean.lerp_(mean, self.momentum)
-            self.running_var.lerp_(variance * (count / max(count - 1, 1)), self.momentum)  # the unbiased estimate
+            momentum = self.momentum
+            momentum = momentum.to(mean.dtype) if isinstance(momentum, Tensor) else momentum
+            self.running_mean.lerp_(mean, momentum)
+            self.running_var.lerp_(variance * (count / max(count - 1, 1)), momentum)  # the unbiased estimate
             self.num_batches_tracked += 1
         return mean, variance
 
 
-def convert(network: nn.Module) -> nn.Module:
-    """Replace every BatchNorm2d inside a network by a GlobalBatchNorm2d with the same parameters and buffers."""
+class TensorMomentumBatchNorm2d(nn.BatchNorm2d):
+    """BatchNorm2d whose momentum is a 0-dim tensor, so that a compiled or captured iteration reads its value."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        if not (self.training and self.track_running_stats):
+            stats = self.running_mean, self.running_var
+            return F.batch_norm(input, *stats, self.weight, self.bias, self.training, 0.0, self.eps)
+        assert self.running_mean is not None and self.running_var is not None and self.num_batches_tracked is not None
+        # those of this minibatch: with a momentum of 1 nothing is left of the zeros
+        mean = torch.zeros_like(self.running_mean)
+        variance = torch.zeros_like(self.running_var)
+        output = F.batch_norm(input, mean, variance, self.weight, self.bias, True, 1.0, self.eps)
+        assert isinstance(self.momentum, Tensor)
+        momentum = self.momentum.to(mean.dtype)
+        with torch.no_grad():
+            self.running_mean.lerp_(mean, momentum)
+            self.running_var.lerp_(variance, momentum)
+            self.num_batches_tracked += 1
+        return output
+
+
+def convert(network: nn.Module, kind: type[nn.BatchNorm2d] = GlobalBatchNorm2d) -> nn.Module:
+    """Replace every BatchNorm2d inside a network by one of `kind` with the same parameters and buffers."""
     for parent in list(network.modules()):
         for name, module in parent.named_children():
             if type(module) is nn.BatchNorm2d:
-                new = GlobalBatchNorm2d(
-                    module.num_features, module.eps, module.momentum, module.affine, module.track_running_stats
-                )
+                new = kind(module.num_features, module.eps, module.momentum, module.affine, module.track_running_stats)
                 for key, tensor in (*module.named_parameters(), *module.named_buffers()):
                     setattr(new, key, tensor)
                 setattr(parent, name, new.train(module.training))
     return network
+
+
+def use_tensor_momentum(network: nn.Module, device: torch.device) -> None:
+    """Make the momentum of every BatchNorm2d that has one a 0-dim tensor of the same value; in place."""
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d) and module.momentum is not None:
+            momentum: Any = torch.full((), module.momentum, device=device)
+            module.momentum = momentum
 
 
 class RunningStatsWarmup:
@@ -158,12 +193,26 @@ class RunningStatsWarmup:
 
     def __init__(self, networks: Iterable[nn.Module]) -> None:
         modules = [module for network in networks for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
-        self.modules = [(module, module.momentum) for module in modules if module.momentum is not None]
+        self.modules = [(module, float(module.momentum)) for module in modules if module.momentum is not None]
+        self.share: float | None = None
+        """That of an iteration's statistics in a cumulative average, when the momentum was set last."""
 
     def set_momentum(self, iteration: int) -> None:
-        """Before the iteration's first forward."""
-        for module, momentum in self.modules:
-            module.momentum = max(momentum, 1 / (iteration + 1))
+        """Before the iteration's first forward; does not wait for the device."""
+        share = max(1 / (iteration + 1), min((final for _, final in self.modules), default=1.0))
+        if share == self.share:
+            return
+        self.share = share
+        for module, final in self.modules:
+            if isinstance(module.momentum, Tensor):
+                module.momentum.fill_(max(final, share))
+            else:
+                module.momentum = max(final, share)
+
+
+def uses_own_images(module: nn.Module) -> bool:
+    """Whether it is a BatchNorm2d over the images of its own process."""
+    return isinstance(module, nn.BatchNorm2d) and not isinstance(module, GlobalBatchNorm2d)
 
 
 def average_running_stats(networks: Iterable[nn.Module], accelerator: Accelerator) -> None:
@@ -171,7 +220,7 @@ def average_running_stats(networks: Iterable[nn.Module], accelerator: Accelerato
 
     After every iteration: a checkpoint then holds, and a resumed run starts from, the same on every process.
     """
-    modules = [module for network in networks for module in network.modules() if type(module) is nn.BatchNorm2d]
+    modules: list[Any] = [module for network in networks for module in network.modules() if uses_own_images(module)]
     buffers = [b for module in modules for b in (module.running_mean, module.running_var) if b is not None]
     if accelerator.num_processes == 1 or not buffers:
         return

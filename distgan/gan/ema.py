@@ -1,4 +1,5 @@
 """Exponential moving average (EMA) of G's weights, with a half-life in images."""
+# pyright: reportPrivateImportUsage=false
 
 import copy
 
@@ -28,13 +29,22 @@ class EMA:
         return 1 - 0.5 ** (batch / half_life) if half_life else 1.0
 
     @torch.no_grad()
-    def update(self, G: nn.Module, batch: int, images_seen: int) -> None:
-        """Move towards `G` after an iteration of `batch` images that began at `images_seen`."""
-        weight = self.weight(batch, images_seen)
+    def update(self, G: nn.Module, weight: Tensor | float) -> None:
+        """Move towards `G`, by the share `weight`: a number, or a 0-dim tensor on the device."""
         ema_params: list[Tensor] = list(self.module.parameters())
         params: list[Tensor] = list(G.parameters())
-        torch._foreach_lerp_(ema_params, params, weight)  # pyright: ignore[reportPrivateImportUsage] - one kernel
+        move_towards(ema_params, params, weight)
         ema_buffers = list(self.module.buffers())
         buffers = list(G.buffers())
         if buffers:
-            torch._foreach_copy_(ema_buffers, buffers)  # pyright: ignore[reportPrivateImportUsage]
+            torch._foreach_copy_(ema_buffers, buffers)
+
+
+def move_towards(tensors: list[Tensor], targets: list[Tensor], weight: Tensor | float) -> None:
+    """Linear interpolation, in place; torch's kernel for it takes a number only."""
+    if isinstance(weight, Tensor):
+        changes = torch._foreach_sub(targets, tensors)
+        torch._foreach_mul_(changes, weight)
+        torch._foreach_add_(tensors, changes)
+    else:
+        torch._foreach_lerp_(tensors, targets, weight)

@@ -42,6 +42,12 @@ class GAN:
     backward: Callable[[Tensor], None] = Tensor.backward
     no_sync: Callable[[nn.Module], AbstractContextManager] = lambda network: nullcontext()
     """A context in which a network's gradients accumulate without being reduced."""
+    compile: Callable[[Any], Any] = lambda function: function
+    """What compiles G and the two objectives: the same functions of the same arguments."""
+    average_g: Callable[[], None] = lambda: None
+    """Averages G's gradient over processes, if its wrapper does not."""
+    average_d: Callable[[], None] = lambda: None
+    """The same for D."""
     clip_g: Callable[[], Tensor | None] = lambda: None
     """Clips G's gradient before its optimizer's step; returns the norm it had, for the log."""
     clip_d: Callable[[], Tensor | None] = lambda: None
@@ -104,7 +110,7 @@ def train_step(gan: GAN, batches: Batches, penalties: Penalties | None = None, p
     scalars = [update_d(gan, micro_batches, fakes_for_d(gan, micro_batches), penalties, p) for micro_batches in first]
     if batches.g is None and len(last) == 1:
         # the classic recipe: one forward pass of G serves both updates
-        fakes = [gan.G(last[0].z, last[0].fake_labels)]
+        fakes = [gan.compile(gan.G)(last[0].z, last[0].fake_labels)]
         scalars.append(update_d(gan, last, fakes, penalties, p))
         return means(scalars) | update_g(gan, last, p, fakes)
     # one graph of G in memory at a time: its update makes the fakes of each micro-batch itself
@@ -115,7 +121,7 @@ def train_step(gan: GAN, batches: Batches, penalties: Penalties | None = None, p
 @torch.no_grad()
 def fakes_for_d(gan: GAN, micro_batches: Sequence[Minibatch]) -> list[Tensor]:
     """Fakes [N, C, S, S] of each micro-batch, without a graph."""
-    return [gan.G(batch.z, batch.fake_labels) for batch in micro_batches]
+    return [gan.compile(gan.G)(batch.z, batch.fake_labels) for batch in micro_batches]
 
 
 def update_d(
@@ -124,31 +130,43 @@ def update_d(
     """(1) Update D on real images (target 1 in BCE) and on fakes (target 0). No gradient reaches G."""
     gan.raw_D.requires_grad_(True)
     gan.d_optimizer.zero_grad()
+    objective = gan.compile(d_objective)
     scalars = []
     for i, (batch, fake) in enumerate(zip(micro_batches, fakes, strict=True)):
         with nullcontext() if i == len(micro_batches) - 1 else gan.no_sync(gan.D):
-            forward = forward_d(gan, batch, fake, bool(penalties), p)
-            d_loss = gan.loss.d(forward.real_logits, forward.fake_logits).mean()
-            terms = {name: due.weight * due.penalty.compute(forward).mean() for name, due in penalties.items()}
+            # penalties differentiate D with respect to both
+            real, fake = (images.detach().requires_grad_(bool(penalties)) for images in (batch.real, fake))
+            total, reported = objective(gan, batch._replace(real=real), fake, penalties, p)
             # one backward for loss and penalties: each gradient is reduced once
-            total = d_loss + sum(penalties[name].every * term for name, term in terms.items())
             gan.backward(total / len(micro_batches))
-        scalars.append(d_scalars(gan.loss, forward, d_loss) | terms)
+        scalars.append(reported)
+    gan.average_d()
     norm = gan.clip_d()
     gan.d_optimizer.step()
     return means(scalars) | ({"d_grad_norm": norm} if norm is not None else {})
 
 
-def forward_d(gan: GAN, batch: Minibatch, fake: Tensor, differentiable: bool, p: Tensor | float) -> DForward:
-    """D on augmented real images and on augmented fakes; `differentiable` with respect to both, for penalties."""
+def d_objective(
+    gan: GAN, batch: Minibatch, fake: Tensor, penalties: Penalties, p: Tensor | float
+) -> tuple[Tensor, Scalars]:
+    """What D minimizes on a micro-batch, the loss and the weighted penalties; and what the update reports."""
+    forward = forward_d(gan, batch, fake, p)
+    d_loss = gan.loss.d(forward.real_logits, forward.fake_logits).mean()
+    terms = {name: due.weight * due.penalty.compute(forward).mean() for name, due in penalties.items()}
+    total = d_loss + sum(penalties[name].every * term for name, term in terms.items())
+    reported = d_scalars(gan.loss, forward, d_loss) | terms
+    return total, {name: value.detach().mean() for name, value in reported.items()}
+
+
+def forward_d(gan: GAN, batch: Minibatch, fake: Tensor, p: Tensor | float) -> DForward:
+    """D on augmented real images and on augmented fakes."""
 
     def D(images: Tensor, labels: Tensor | None) -> Tensor:
         return gan.D(gan.augment(images, batch.u_real, p), labels)
 
-    real, fake = (images.detach().requires_grad_(differentiable) for images in (batch.real, fake))
-    real_logits = D(real, batch.labels)
+    real_logits = D(batch.real, batch.labels)
     fake_logits = gan.D(gan.augment(fake, batch.u_fake, p), batch.fake_labels)
-    return DForward(D, real, fake, real_logits, fake_logits, batch.labels, batch.mix)
+    return DForward(D, batch.real, fake, real_logits, fake_logits, batch.labels, batch.mix)
 
 
 def d_scalars(loss: Loss, forward: DForward, d_loss: Tensor) -> dict[str, Tensor]:
@@ -168,25 +186,34 @@ def update_g(
     """
     gan.raw_D.requires_grad_(False)
     gan.g_optimizer.zero_grad()
+    objective = gan.compile(g_objective)
     scalars = []
     for i, batch in enumerate(micro_batches):
         with nullcontext() if i == len(micro_batches) - 1 else gan.no_sync(gan.G):
-            fake = fakes[i] if fakes else gan.G(batch.z, batch.fake_labels)
-            fake_logits = gan.raw_D(gan.augment(fake, batch.u_g, p), batch.fake_labels)
-            real_logits = None
-            if gan.loss.paired:
-                real_logits = gan.raw_D(gan.augment(batch.real, batch.u_real, p), batch.labels)
-            g_loss = gan.loss.g(fake_logits, real_logits).mean()
+            fake = fakes[i] if fakes else gan.compile(gan.G)(batch.z, batch.fake_labels)
+            g_loss = objective(gan, batch, fake, p)
             gan.backward(g_loss / len(micro_batches))
-        scalars.append({"g_loss": g_loss})
+        scalars.append({"g_loss": g_loss.detach()})
+    gan.average_g()
     norm = gan.clip_g()
     gan.g_optimizer.step()
     return means(scalars) | ({"g_grad_norm": norm} if norm is not None else {})
 
 
-def means(scalars: Sequence[Mapping[str, Tensor]]) -> Scalars:
-    """Each value's mean over images and micro-batches."""
-    return {name: torch.stack([each[name].detach().mean() for each in scalars]).mean() for name in scalars[0]}
+def g_objective(gan: GAN, batch: Minibatch, fake: Tensor, p: Tensor | float) -> Tensor:
+    """What G minimizes on a micro-batch: the loss of `fake`, which has a graph of G, through D as it is."""
+    fake_logits = gan.raw_D(gan.augment(fake, batch.u_g, p), batch.fake_labels)
+    real_logits = None
+    if gan.loss.paired:
+        real_logits = gan.raw_D(gan.augment(batch.real, batch.u_real, p), batch.labels)
+    return gan.loss.g(fake_logits, real_logits).mean()
+
+
+def means(scalars: Sequence[Scalars]) -> Scalars:
+    """Each value's mean over micro-batches, or over updates."""
+    if len(scalars) == 1:
+        return dict(scalars[0])
+    return {name: torch.stack([each[name] for each in scalars]).mean() for name in scalars[0]}
 
 
 @torch.no_grad()

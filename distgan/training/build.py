@@ -17,8 +17,10 @@ from distgan.data.remote.cache import open_storage
 from distgan.data.shardset import ShardSet, open_shardset
 from distgan.data.stream import Reader, images_in_flight
 from distgan.distributed import batchnorm
+from distgan.distributed.gradients import GradientAverage
 from distgan.distributed.processes import Distributed
 from distgan.errors import UsageError
+from distgan.gan.adam import TensorAdam
 from distgan.gan.augment import Pipeline
 from distgan.gan.ema import EMA
 from distgan.gan.losses import LOSSES
@@ -26,6 +28,7 @@ from distgan.gan.schedules import value_at
 from distgan.gan.step import GAN, unaugmented
 from distgan.samples import SampleSpec
 from distgan.training.checks import check_config, check_d, check_loss, check_networks, check_penalties
+from distgan.training.compiled import compiler
 
 
 @dataclass(frozen=True)
@@ -104,18 +107,19 @@ def build_gan(config: Config, processes: Distributed, spec: SampleSpec) -> GAN:
     """The networks on their device, with their optimizers, prepared by Accelerate. Raises UsageError."""
     accelerator = processes.accelerator
     raw_G, raw_D = build_networks(config, processes, spec)
-    optimizers = adam(raw_G, config.g_optimizer), adam(raw_D, config.d_optimizer)
-    G, D, g_optimizer, d_optimizer = accelerator.prepare(raw_G, raw_D, *optimizers)
-    n = config.micro_batch or config.batch // processes.world_size
-    labels = torch.zeros(n, dtype=torch.long, device=processes.device) if spec.num_classes else None
-    processes.prepare_ddp(G, torch.zeros(n, config.model.latent, device=processes.device), labels)
-    processes.prepare_ddp(D, torch.zeros(n, *spec.shape, device=processes.device), labels)
+    g_optimizer = accelerator.prepare(adam(raw_G, config.g_optimizer, config.graph))
+    d_optimizer = accelerator.prepare(adam(raw_D, config.d_optimizer, config.graph))
+    G, D = wrap(config, processes, raw_G, raw_D, spec)
+    average = processes.world_size > 1 and not uses_ddp(config)
     augment = build_augment(config)
+    more: dict[str, Any] = {"average_g": GradientAverage(raw_G), "average_d": GradientAverage(raw_D)} if average else {}
+    if config.compile:
+        more["compile"] = compiler(config.deterministic)
     return GAN(
         G=G,
         D=D,
-        raw_G=accelerator.unwrap_model(G),
-        raw_D=accelerator.unwrap_model(D),
+        raw_G=raw_G,
+        raw_D=raw_D,
         g_optimizer=g_optimizer,
         d_optimizer=d_optimizer,
         loss=LOSSES[config.loss],
@@ -124,7 +128,30 @@ def build_gan(config: Config, processes: Distributed, spec: SampleSpec) -> GAN:
         no_sync=accelerator.no_sync,
         clip_g=clipper(processes, G, g_optimizer, config.g_optimizer.clip),
         clip_d=clipper(processes, D, d_optimizer, config.d_optimizer.clip),
+        **more,
     )
+
+
+def uses_ddp(config: Config) -> bool:
+    """Whether DDP averages gradients: its hooks are neither compiled nor captured."""
+    return not (config.compile or config.graph)
+
+
+def wrap(
+    config: Config, processes: Distributed, raw_G: nn.Module, raw_D: nn.Module, spec: SampleSpec
+) -> tuple[nn.Module, nn.Module]:
+    """G and D as Accelerate prepares them: for mixed precision, and for DDP where it is used."""
+    accelerator = processes.accelerator
+    if not uses_ddp(config):
+        # "evaluation mode" leaves out DDP and nothing else
+        G, D = (accelerator.prepare_model(network, evaluation_mode=True) for network in (raw_G, raw_D))
+        return G, D
+    G, D = accelerator.prepare(raw_G, raw_D)
+    n = config.micro_batch or config.batch // processes.world_size
+    labels = torch.zeros(n, dtype=torch.long, device=processes.device) if spec.num_classes else None
+    processes.prepare_ddp(G, torch.zeros(n, config.model.latent, device=processes.device), labels)
+    processes.prepare_ddp(D, torch.zeros(n, *spec.shape, device=processes.device), labels)
+    return G, D
 
 
 def build_networks(config: Config, processes: Distributed, spec: SampleSpec) -> tuple[nn.Module, nn.Module]:
@@ -133,7 +160,11 @@ def build_networks(config: Config, processes: Distributed, spec: SampleSpec) -> 
     G, D = models.build(model.name, spec, z_dim=model.latent, options=model.options, seed=config.seed)
     check_d(config, D)
     if config.sync_batchnorm and processes.world_size > 1:
-        G, D = batchnorm.convert(G), batchnorm.convert(D)
+        G, D = (batchnorm.convert(network, batchnorm.GlobalBatchNorm2d) for network in (G, D))
+    if config.compile or config.graph:
+        G, D = (batchnorm.convert(network, batchnorm.TensorMomentumBatchNorm2d) for network in (G, D))
+        for network in (G, D):
+            batchnorm.use_tensor_momentum(network, processes.device)
     if config.channels_last:
         G, D = (network.to(memory_format=torch.channels_last) for network in (G, D))  # type: ignore[call-overload]
     G, D = G.to(processes.device), D.to(processes.device)
@@ -177,12 +208,17 @@ def parameter_counts(gan: GAN) -> str:
     return ", ".join(f"{name} {models.count_parameters(network) / 1e6:.2f} M" for name, network in networks.items())
 
 
-def adam(network: nn.Module, config: OptimizerConfig) -> torch.optim.Adam:
-    return torch.optim.Adam(
+def adam(network: nn.Module, config: OptimizerConfig, graph: bool = False) -> torch.optim.Adam:
+    """Adam with the fused kernel; in a captured iteration, with a beta2 that changes, one that reads it as a tensor."""
+    scheduled_beta2 = isinstance(config.betas[1], dict)
+    kind = TensorAdam if graph and scheduled_beta2 else torch.optim.Adam
+    fused = kind is not TensorAdam and next(network.parameters()).device.type in ("cuda", "cpu")
+    return kind(
         network.parameters(),
         lr=value_at(config.lr, 0),
         betas=(float(config.betas[0]), value_at(config.betas[1], 0)),
         eps=float(config.eps),
         weight_decay=float(config.weight_decay),
-        fused=next(network.parameters()).device.type in ("cuda", "cpu"),
+        fused=fused,
+        capturable=graph,
     )

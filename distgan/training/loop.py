@@ -8,10 +8,9 @@ from torch import Tensor, nn
 
 from distgan.config.keys import Config
 from distgan.data.stream import ImageBatch
-from distgan.distributed.batchnorm import average_running_stats
 from distgan.distributed.processes import Distributed
 from distgan.evaluation.evaluator import Evaluator
-from distgan.gan.step import GAN, Batches, train_step
+from distgan.gan.step import GAN, Batches
 from distgan.logs.alarms import Alarms, spread
 from distgan.logs.log import RunLog, Terminal
 from distgan.logs.trackers import start_trackers
@@ -23,6 +22,7 @@ from distgan.training.due import REQUESTED_ELSEWHERE, Actions, Clock, CollapseEr
 from distgan.training.evaluation import Evaluations
 from distgan.training.finite import FiniteCheck, NonFiniteError, checksum
 from distgan.training.grids import LEAST_IMAGES, first_images, fixed_samples, grid_name, to_grid
+from distgan.training.iteration import Iteration
 from distgan.training.reporter import Reporter
 from distgan.training.scheduled import ScheduledValues
 from distgan.training.state import TrainState, copy_tensors, load_tensors
@@ -55,9 +55,9 @@ class Trainer:
         self.state = TrainState()
         self.clock = Clock.of(config, data.order.epoch_images)
         self.ema = build_ema(config, gan)
-        self.scheduled = ScheduledValues(config, gan, processes.device)
+        self.scheduled = ScheduledValues(config, gan, processes.device, self.ema)
         self.minibatches = minibatches_of(config, processes, data, gan)
-        self.finite_check = FiniteCheck(gan.raw_G, gan.raw_D)
+        self.begin_iterations()
         alarms = Alarms(list(config.penalties), absolute=gan.loss.boundary is not None)
         self.log = RunLog(self.run_dir, processes.accelerator, terminal, alarms)
         self.reporter = Reporter(config, processes, self.clock, gan, self.log)
@@ -108,7 +108,7 @@ class Trainer:
 
     def loop(self) -> str | None:
         """Each turn does what is due, then trains one iteration: start, resume and end are no special cases."""
-        self.finite_check = FiniteCheck(self.gan.raw_G, self.gan.raw_D)
+        self.begin_iterations()
         self.began_at = self.state.images_seen
         self.saved_at = self.state.images_seen
         count = self.clock.iterations_left(self.state.images_seen)
@@ -140,6 +140,11 @@ class Trainer:
                 return None if at_end else self.stop.reason or REQUESTED_ELSEWHERE
             # update D, then G
             self.iterate(batches)
+
+    def begin_iterations(self) -> None:
+        """Prepare what iterations share; those that were captured before a rollback hold tensors that it replaced."""
+        self.finite_check = FiniteCheck(self.gan.raw_G, self.gan.raw_D)
+        self.iteration = Iteration(self.gan, self.ema, self.scheduled, self.finite_check, self.processes.accelerator)
 
     def actions_due(self) -> Actions:
         """What is due now. Raises NonFiniteError on all processes if one found NaN or Inf; nothing is saved then."""
@@ -182,15 +187,10 @@ class Trainer:
 
     def iterate(self, batches: Iterator[Batches]) -> None:
         """One iteration: update D, then G, then the averages, an adaptive probability of augmentation and the clock."""
-        gan = self.gan
         images_seen = self.state.images_seen
         # set what changes with the images seen
         self.scheduled.set(images_seen)
-        norms = self.finite_check.param_norms()
-        scalars = train_step(gan, next(batches), self.scheduled.penalties_due(images_seen), self.scheduled.p)
-        average_running_stats([gan.raw_G, gan.raw_D], self.processes.accelerator)
-        if self.ema:
-            self.ema.update(gan.raw_G, self.clock.iteration_images, images_seen)
+        scalars, norms = self.iteration(next(batches), self.scheduled.penalties_due(images_seen))
         if self.config.adaptive_p:
             sign = self.processes.accelerator.reduce(scalars["d_sign"], "mean")
             assert isinstance(sign, Tensor)

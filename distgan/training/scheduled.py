@@ -3,8 +3,10 @@
 import torch
 from torch import Tensor
 
-from distgan.config.keys import Config, OptimizerConfig
+from distgan.config.keys import Config
 from distgan.distributed.batchnorm import RunningStatsWarmup
+from distgan.gan.adam import TensorAdam
+from distgan.gan.ema import EMA
 from distgan.gan.penalties import PENALTIES
 from distgan.gan.schedules import adapt_probability, iterations_averaged, value_at
 from distgan.gan.step import GAN, WeightedPenalty
@@ -17,15 +19,20 @@ class ScheduledValues:
     captured once serves all of it. A tensor is filled without waiting for the device.
     """
 
-    def __init__(self, config: Config, gan: GAN, device: torch.device) -> None:
+    def __init__(self, config: Config, gan: GAN, device: torch.device, ema: EMA | None = None) -> None:
         self.config = config
         self.gan = gan
+        self.ema = ema
         self.running_stats = RunningStatsWarmup([gan.raw_G, gan.raw_D])
         self.penalties = weighted_penalties(config, device)
         # the fused kernel of CUDA reads a learning rate in float32
         dtype = torch.float32 if device.type == "cuda" else exact_dtype(device)
         self.g_lr = torch.full((), value_at(config.g_optimizer.lr, 0), dtype=dtype, device=device)
         self.d_lr = torch.full((), value_at(config.d_optimizer.lr, 0), dtype=dtype, device=device)
+        self.g_beta2 = torch.full_like(self.g_lr, value_at(config.g_optimizer.betas[1], 0))
+        self.d_beta2 = torch.full_like(self.d_lr, value_at(config.d_optimizer.betas[1], 0))
+        self.ema_weight: Tensor | float = torch.ones((), device=device) if config.graph else 1.0
+        """The share of G's new weights in its EMA."""
         self.p = torch.zeros((), dtype=exact_dtype(device), device=device)
         """Probability of augmentation."""
         self.values: dict[str, float] = {}
@@ -38,14 +45,33 @@ class ScheduledValues:
         self.running_stats.set_momentum(images_seen // self.config.iteration_images)
         self.fill("g_lr", self.g_lr, value_at(self.config.g_optimizer.lr, images_seen))
         self.fill("d_lr", self.d_lr, value_at(self.config.d_optimizer.lr, images_seen))
-        set_optimizer(self.gan.g_optimizer, self.config.g_optimizer, self.g_lr, images_seen)
-        set_optimizer(self.gan.d_optimizer, self.config.d_optimizer, self.d_lr, images_seen)
+        self.fill("g_beta2", self.g_beta2, value_at(self.config.g_optimizer.betas[1], images_seen))
+        self.fill("d_beta2", self.d_beta2, value_at(self.config.d_optimizer.betas[1], images_seen))
+        self.set_optimizer(self.gan.g_optimizer, self.g_lr, self.config.g_optimizer.betas[0], "g_beta2")
+        self.set_optimizer(self.gan.d_optimizer, self.d_lr, self.config.d_optimizer.betas[0], "d_beta2")
+        self.set_ema_weight(images_seen)
         for name, entry in self.config.penalty_entries.items():
             weight = self.penalties[name].weight
             assert isinstance(weight, Tensor)
             self.fill(f"{name}_weight", weight, value_at(entry.weight, images_seen))
         if self.config.adaptive_p is None:
             self.fill("augment_p", self.p, value_at(self.config.augment_p, images_seen))
+
+    def set_optimizer(self, optimizer: torch.optim.Optimizer, lr: Tensor, beta1: float, beta2: str) -> None:
+        """Give an optimizer the tensor `lr` and its betas: the second by name, as a tensor where it takes one."""
+        takes_tensors = isinstance(getattr(optimizer, "optimizer", optimizer), TensorAdam)
+        for group in optimizer.param_groups:
+            group["lr"] = lr  # an optimizer that was loaded has a copy
+            group["betas"] = (beta1, getattr(self, beta2) if takes_tensors else self.values[beta2])
+
+    def set_ema_weight(self, images_seen: int) -> None:
+        if self.ema is None:
+            return
+        weight = self.ema.weight(self.config.iteration_images, images_seen)
+        if isinstance(self.ema_weight, Tensor):
+            self.fill("ema_weight", self.ema_weight, weight)
+        else:
+            self.ema_weight = weight
 
     def fill(self, name: str, tensor: Tensor, value: float) -> None:
         """Fill a tensor, unless it has the value: most are constant, and each fill is a kernel of every iteration."""
@@ -107,10 +133,3 @@ def weighted_penalties(config: Config, device: torch.device) -> dict[str, Weight
 def exact_dtype(device: torch.device) -> torch.dtype:
     """float64 where the device has it: a number of the configuration is not rounded."""
     return torch.float64 if device.type in ("cpu", "cuda") else torch.float32
-
-
-def set_optimizer(optimizer: torch.optim.Optimizer, keys: OptimizerConfig, lr: Tensor, images_seen: int) -> None:
-    """Give an optimizer the tensor `lr`, and the beta2 of its schedule."""
-    for group in optimizer.param_groups:
-        group["lr"] = lr  # an optimizer that was loaded has a copy
-        group["betas"] = (keys.betas[0], value_at(keys.betas[1], images_seen))

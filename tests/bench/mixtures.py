@@ -95,7 +95,7 @@ def train(mixture: Mixture, loss: str, penalties: Iterable[str], seed: int) -> t
             optimizer.param_groups[0]["lr"] = value_at(decay, images_seen)
         g = [minibatch(mixture, rng)] if gan.loss.paired else None
         train_step(gan, Batches([[minibatch(mixture, rng)]], g), weighted)
-        ema.update(G, BATCH, images_seen)
+        ema.update(G, ema.weight(BATCH, images_seen))
     return G, ema.module
 
 

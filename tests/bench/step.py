@@ -82,7 +82,7 @@ def ours(config: Config) -> Iterator[None]:
     sums: dict[str, torch.Tensor] = {}
     for batches in minibatches_of(config, processes, data, gan).iterations(0, 10**6, on_read=lambda batch: None):
         scalars = train_step(gan, batches)
-        ema.update(gan.raw_G, 64, images_seen)
+        ema.update(gan.raw_G, ema.weight(64, images_seen))
         images_seen += 64
         sums = {name: sums.get(name, 0) + value for name, value in scalars.items()}
         yield

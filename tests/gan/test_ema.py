@@ -14,7 +14,7 @@ def test_half_life_is_in_images(batch):
     ema = EMA(G, half_life_images=100)
     nn.init.ones_(G.weight)
     for _ in range(200 // batch):
-        ema.update(G, batch, images_seen=0)
+        ema.update(G, ema.weight(batch, images_seen=0))
     torch.testing.assert_close(ema.module.weight, torch.full((3, 3), 0.75))
 
 
@@ -23,7 +23,7 @@ def test_buffers_are_copied_and_nothing_is_shared():
     ema = EMA(G, half_life_images=100)
     G(torch.randn(8, 2))
     assert not torch.equal(ema.module.get_buffer("running_mean"), G.get_buffer("running_mean"))
-    ema.update(G, 8, images_seen=0)
+    ema.update(G, ema.weight(8, images_seen=0))
     assert torch.equal(ema.module.get_buffer("running_mean"), G.get_buffer("running_mean"))
     assert not ema.module.training and not any(p.requires_grad for p in ema.module.parameters())
 

@@ -26,7 +26,7 @@ from distgan.gan.step import GAN, Batches, Minibatch, Scalars, train_step
 from distgan.logs.log import Terminal
 from distgan.runs.checkpoint import Checkpoints
 from distgan.samples import SampleSpec
-from distgan.training import loop
+from distgan.training import iteration
 from distgan.training.build import adam, build
 from distgan.training.due import Actions
 from distgan.training.finite import FiniteCheck
@@ -200,13 +200,13 @@ FAULTS: list[tuple[str, Callable[[Tensor], object]]] = [
 
 def test_a_wait_in_the_step_is_noticed(watch, monkeypatch):
     """One kind in each iteration."""
-    step, faults = loop.train_step, iter(FAULTS)
+    step, faults = iteration.train_step, iter(FAULTS)
 
     def train_step(gan: GAN, batches: Batches, *rest: Any) -> Scalars:
         next(faults)[1](batches.d[0][0].z)
         return step(gan, batches, *rest)
 
-    monkeypatch.setattr(loop, "train_step", train_step)
+    monkeypatch.setattr(iteration, "train_step", train_step)
     watched = watch(*NEVER, "--images", str(16 * len(FAULTS)))
     for (message, _), waits in zip(FAULTS, watched.in_iterations, strict=True):
         assert waits and all(message in wait and Path(__file__).name in wait for wait in waits), (message, waits)
@@ -252,12 +252,12 @@ def test_what_a_device_cannot_do_raises(message, change):
 
 
 def test_a_cpu_tensor_in_the_step_is_noticed(watch, monkeypatch):
-    step = loop.train_step
+    step = iteration.train_step
 
     def train_step(gan: GAN, batches: Batches, *rest: Any) -> Scalars:
         batch = batches.d[0][0]
         return step(gan, Batches([[batch._replace(real=torch.zeros(batch.real.shape))]]), *rest)
 
-    monkeypatch.setattr(loop, "train_step", train_step)
+    monkeypatch.setattr(iteration, "train_step", train_step)
     with pytest.raises(RuntimeError, match="cuda:0.*cpu|cpu.*cuda:0"):
         watch(*NEVER)

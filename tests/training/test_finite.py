@@ -6,7 +6,7 @@ import sys
 import pytest
 import torch
 
-import distgan.training.loop
+import distgan.training.iteration
 from distgan.gan.step import Minibatch
 from helpers import ROOT, TINY, launch_env, metrics, train, weights
 
@@ -20,7 +20,7 @@ def overflow(optimizer: torch.optim.Optimizer, *_: object) -> None:
 
 def inject(monkeypatch, what: str, at: int = AT, once: bool = False) -> None:
     """Put NaN or Inf into the data or the gradients of the iteration after image `at`, or into the weights there."""
-    step, left = distgan.training.loop.train_step, [1 if once else 10**9]
+    step, left = distgan.training.iteration.train_step, [1 if once else 10**9]
     seen = [0]
 
     def faulty(gan, batches, *rest):
@@ -38,7 +38,7 @@ def inject(monkeypatch, what: str, at: int = AT, once: bool = False) -> None:
                 {"D": gan.D, "G": gan.G}[what].get_parameter("layers.0.weight")[0, 0, 0, 0] = float("nan")
         return scalars
 
-    monkeypatch.setattr(distgan.training.loop, "train_step", faulty)
+    monkeypatch.setattr(distgan.training.iteration, "train_step", faulty)
 
 
 @pytest.mark.parametrize(
@@ -84,18 +84,18 @@ def test_with_rollback_the_run_finishes(trained, tmp_path, monkeypatch, capsys):
 
 
 def test_rollbacks_are_limited(tiny, tmp_path, monkeypatch, capsys):
-    step = distgan.training.loop.train_step
+    step = distgan.training.iteration.train_step
 
     def faulty(gan, batches, *rest):
         return {name: value * float("nan") for name, value in step(gan, batches, *rest).items()}
 
-    monkeypatch.setattr(distgan.training.loop, "train_step", faulty)
+    monkeypatch.setattr(distgan.training.iteration, "train_step", faulty)
     words = ["--data.shards", tiny, "--run_dir", tmp_path / "run", *TINY, "--epochs", 2]
     assert train(*words, "--guard.rollbacks", 3) == 1
     assert "there is no checkpoint yet" in capsys.readouterr().err
     monkeypatch.undo()
     assert train(*words, "--epochs", 1) == 0
-    monkeypatch.setattr(distgan.training.loop, "train_step", faulty)
+    monkeypatch.setattr(distgan.training.iteration, "train_step", faulty)
     assert train(*words, "--guard.rollbacks", 3) == 1
     out, err = capsys.readouterr()
     assert "rollback 3 of 3" in out and "rollback 4" not in out and "latest checkpoint: 80 images" in err
@@ -104,8 +104,8 @@ def test_rollbacks_are_limited(tiny, tmp_path, monkeypatch, capsys):
 FAULTY = """
 import sys, torch, torch.distributed as dist
 import distgan.commands.train
-import distgan.training.loop as loop
-step = loop.train_step
+import distgan.training.iteration as iteration
+step = iteration.train_step
 seen = [0]
 def faulty(gan, batches, *rest):
     scalars = step(gan, batches, *rest)
@@ -116,7 +116,7 @@ def faulty(gan, batches, *rest):
     if seen[0] == 64 and WHAT == "nan" and dist.get_rank() == 1:
         scalars["d_loss"] = scalars["d_loss"] * float("nan")
     return scalars
-loop.train_step = faulty
+iteration.train_step = faulty
 sys.exit(distgan.commands.train.main())
 """
 

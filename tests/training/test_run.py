@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-import distgan.training.loop
+import distgan.training.iteration
 from distgan.config.keys import Config
 from distgan.distributed.launch import set_determinism
 from distgan.training.due import Clock
@@ -34,7 +34,7 @@ def test_errors_of_a_device_are_one_line(tiny, tmp_path, monkeypatch, capsys, er
     def fail(*arguments):
         raise error
 
-    monkeypatch.setattr(distgan.training.loop, "train_step", fail)
+    monkeypatch.setattr(distgan.training.iteration, "train_step", fail)
     assert train("--data.shards", tiny, "--run_dir", tmp_path / "run", *TINY) == 1
     printed = capsys.readouterr().err
     assert message in printed and printed.count("\n") == 1

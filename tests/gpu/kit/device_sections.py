@@ -124,7 +124,7 @@ def steps(trainer) -> Iterator[None]:
     images_seen = 0
     while True:
         train_step(trainer.gan, batches, trainer.scheduled.penalties_due(images_seen))
-        trainer.ema.update(trainer.gan.raw_G, trainer.config.batch, images_seen)
+        trainer.ema.update(trainer.gan.raw_G, trainer.ema.weight(trainer.config.batch, images_seen))
         images_seen += trainer.config.batch
         yield
 

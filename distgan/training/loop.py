@@ -10,7 +10,7 @@ from distgan.config.keys import Config
 from distgan.data.stream import ImageBatch
 from distgan.distributed.processes import Distributed
 from distgan.evaluation.evaluator import Evaluator
-from distgan.gan.step import GAN, Batches
+from distgan.gan.step import GAN, Batches, Penalties
 from distgan.logs.alarms import Alarms, spread
 from distgan.logs.log import RunLog, Terminal
 from distgan.logs.trackers import start_trackers
@@ -18,6 +18,7 @@ from distgan.page.build import write_page
 from distgan.runs.checkpoint import Checkpoints, load
 from distgan.training.batches import minibatches_of
 from distgan.training.build import Data, build_ema
+from distgan.training.compiled import check_gradients
 from distgan.training.due import REQUESTED_ELSEWHERE, Actions, Clock, CollapseError, Flag
 from distgan.training.evaluation import Evaluations
 from distgan.training.finite import FiniteCheck, NonFiniteError, checksum
@@ -190,7 +191,11 @@ class Trainer:
         images_seen = self.state.images_seen
         # set what changes with the images seen
         self.scheduled.set(images_seen)
-        scalars, norms = self.iteration(next(batches), self.scheduled.penalties_due(images_seen))
+        minibatches = next(batches)
+        penalties = self.scheduled.penalties_due(images_seen)
+        if self.config.compile and images_seen == self.began_at:
+            self.check_compiled(minibatches, penalties)
+        scalars, norms = self.iteration(minibatches, penalties)
         if self.config.adaptive_p:
             sign = self.processes.accelerator.reduce(scalars["d_sign"], "mean")
             assert isinstance(sign, Tensor)
@@ -199,6 +204,16 @@ class Trainer:
         # keep the scalars, on the device, for the log and for the check for NaN and Inf
         self.reporter.add_iteration(scalars, self.state.images_seen)
         self.finite_check.record(norms, scalars, self.state.images_seen)
+
+    def check_compiled(self, minibatches: Batches, penalties: Penalties) -> None:
+        """Compile, and compare the gradients with eager ones. Raises RunError if they differ."""
+        start = time.monotonic()
+        error = check_gradients(self.gan, minibatches, penalties, self.scheduled.p, self.config.precision)
+        seconds = time.monotonic() - start
+        self.reporter.pause(seconds)
+        self.terminal.print0(
+            f"compiled in {seconds:.0f} s; gradients equal eager ones within {error:.1e} of their norms"
+        )
 
     def record_read(self, batch: ImageBatch) -> None:
         """Take in a minibatch before D is updated on it. Raises RunError if `data.skip_bad` is exceeded."""

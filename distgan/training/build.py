@@ -27,7 +27,15 @@ from distgan.gan.losses import LOSSES
 from distgan.gan.schedules import value_at
 from distgan.gan.step import GAN, unaugmented
 from distgan.samples import SampleSpec
-from distgan.training.checks import check_config, check_d, check_loss, check_networks, check_penalties
+from distgan.training.checks import (
+    check_compile,
+    check_config,
+    check_d,
+    check_graph,
+    check_loss,
+    check_networks,
+    check_penalties,
+)
 from distgan.training.compiled import compiler
 
 
@@ -50,6 +58,7 @@ class Data:
 def build(config: Config, processes: Distributed) -> tuple[Data, GAN]:
     """The data, the networks and their optimizers. Raises UsageError; writes nothing."""
     check_config(config)
+    check_graph(config, processes.device)
     check_loss(config.loss)
     check_penalties(config.penalties)
     data = open_data(config, processes)
@@ -159,6 +168,8 @@ def build_networks(config: Config, processes: Distributed, spec: SampleSpec) -> 
     model = config.model
     G, D = models.build(model.name, spec, z_dim=model.latent, options=model.options, seed=config.seed)
     check_d(config, D)
+    if config.compile:
+        check_compile(G, D)
     if config.sync_batchnorm and processes.world_size > 1:
         G, D = (batchnorm.convert(network, batchnorm.GlobalBatchNorm2d) for network in (G, D))
     if config.compile or config.graph:

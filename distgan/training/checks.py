@@ -33,6 +33,20 @@ def check_config(config: Config) -> None:
         )
 
 
+def check_graph(config: Config, device: torch.device) -> None:
+    """Raises UsageError where an iteration cannot be captured as a CUDA graph."""
+    if not config.graph:
+        return
+    if device.type != "cuda":
+        raise UsageError(f"graph: CUDA graphs need a CUDA GPU, and this run is on {device.type}; set graph to false")
+    for key, keys in (("g_optimizer", config.g_optimizer), ("d_optimizer", config.d_optimizer)):
+        if config.precision == "fp16" and isinstance(keys.betas[1], dict):
+            raise UsageError(
+                f"graph: with fp16 the host decides whether {key} skips a step, unless {key}.betas are two numbers; "
+                "use precision bf16, or set graph to false"
+            )
+
+
 def check_d(config: Config, D: nn.Module) -> None:
     """Raises UsageError for a D that does not go with the loss or the penalties."""
     batch_norm = any(isinstance(module, _BatchNorm) for module in D.modules())

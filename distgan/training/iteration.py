@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import torch
 from accelerate import Accelerator
 from torch import Tensor
 
@@ -44,7 +45,22 @@ class Iteration:
             self.ema.update(self.gan.raw_G, self.scheduled.ema_weight)
         return Outcome(scalars, norms)
 
+    @property
+    def optimizers(self) -> list[torch.optim.Optimizer]:
+        return [self.gan.g_optimizer, self.gan.d_optimizer]
+
+    def init_loss_scale(self) -> None:
+        """fp16's loss scale is a tensor from its first use on."""
+        if self.accelerator.scaler is not None:
+            self.accelerator.scaler.scale(torch.ones((), device=self.accelerator.device))
+
     def state(self) -> list[Tensor]:
-        """The tensors that it changes, without the optimizers' state."""
+        """The tensors that it changes: weights, buffers, the EMA, optimizer state, fp16's loss scale."""
         networks = [self.gan.raw_G, self.gan.raw_D, *([self.ema.module] if self.ema else [])]
-        return [tensor for network in networks for tensor in network.state_dict().values()]
+        tensors = [tensor for network in networks for tensor in (*network.parameters(), *network.buffers())]
+        for optimizer in self.optimizers:
+            tensors += [tensor for state in optimizer.state.values() for tensor in state.values()]
+        scaler = self.accelerator.scaler
+        if scaler is not None:
+            tensors += [tensor for tensor in (scaler._scale, scaler._growth_tracker) if tensor is not None]
+        return tensors

@@ -18,6 +18,7 @@ from distgan.page.build import write_page
 from distgan.runs.checkpoint import Checkpoints, load
 from distgan.training.batches import minibatches_of
 from distgan.training.build import Data, build_ema
+from distgan.training.captured import CapturedIteration
 from distgan.training.compiled import check_gradients
 from distgan.training.due import REQUESTED_ELSEWHERE, Actions, Clock, CollapseError, Flag
 from distgan.training.evaluation import Evaluations
@@ -58,7 +59,6 @@ class Trainer:
         self.ema = build_ema(config, gan)
         self.scheduled = ScheduledValues(config, gan, processes.device, self.ema)
         self.minibatches = minibatches_of(config, processes, data, gan)
-        self.begin_iterations()
         alarms = Alarms(list(config.penalties), absolute=gan.loss.boundary is not None)
         self.log = RunLog(self.run_dir, processes.accelerator, terminal, alarms)
         self.reporter = Reporter(config, processes, self.clock, gan, self.log)
@@ -145,7 +145,8 @@ class Trainer:
     def begin_iterations(self) -> None:
         """Prepare what iterations share; those that were captured before a rollback hold tensors that it replaced."""
         self.finite_check = FiniteCheck(self.gan.raw_G, self.gan.raw_D)
-        self.iteration = Iteration(self.gan, self.ema, self.scheduled, self.finite_check, self.processes.accelerator)
+        iteration = Iteration(self.gan, self.ema, self.scheduled, self.finite_check, self.processes.accelerator)
+        self.iteration = CapturedIteration(iteration) if self.config.graph else iteration
 
     def actions_due(self) -> Actions:
         """What is due now. Raises NonFiniteError on all processes if one found NaN or Inf; nothing is saved then."""

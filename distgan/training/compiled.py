@@ -3,6 +3,7 @@
 import functools
 import logging
 import math
+import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Any, TypeVar
@@ -28,6 +29,9 @@ def compiler(deterministic: bool) -> Callable[[Any], Any]:
     import torch._dynamo
     import torch._inductor.config
 
+    torch._dynamo.reset()  # what an earlier run of this process compiled counts towards the limit of variants
+    # it looks at G's images, which are no leaves, to see whether they are
+    warnings.filterwarnings("ignore", "The .grad attribute of a Tensor that is not a leaf Tensor is being accessed")
     logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # it warns of a missing GPU
     # penalties take gradients with respect to images inside of D's objective
     torch._dynamo.config.trace_autograd_ops = True

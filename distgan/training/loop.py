@@ -1,5 +1,6 @@
 """The training loop: what is due before an iteration, the iteration, and what follows NaN or Inf."""
 
+import contextlib
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -66,6 +67,8 @@ class Trainer:
         """Images seen where the loop began."""
         self.saved_at = 0
         """Images seen at the last checkpoint."""
+        self.profiler: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
+        """Around each iteration; records some of them, with --profile."""
 
     @property
     def G_for_sampling(self) -> nn.Module:
@@ -139,7 +142,8 @@ class Trainer:
                 at_end = self.state.images_seen >= self.clock.total_images
                 return None if at_end else self.stop.reason or REQUESTED_ELSEWHERE
             # update D, then G
-            self.iterate(batches)
+            with self.profiler:
+                self.iterate(batches)
 
     def actions_due(self) -> Actions:
         """What is due now. Raises NonFiniteError on all processes if one found NaN or Inf; nothing is saved then."""

@@ -5,7 +5,7 @@ import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch.distributed
 
@@ -24,11 +24,15 @@ from distgan.training.evaluation import open_evaluator
 from distgan.training.loop import Trainer
 from distgan.training.stop import Requeue, StopRequest
 
+if TYPE_CHECKING:
+    from distgan.training.profiling import Profiler
 
-def run_training(config: Config, *, fresh: bool = False, dry: bool = False) -> None:
+
+def run_training(config: Config, *, fresh: bool = False, dry: bool = False, profile: int | None = None) -> None:
     """Train, or resume the run in `config.run_dir`. Raises UsageError and RunError, on every process.
 
     `fresh` moves an existing run aside. `dry` builds everything, runs two iterations and writes nothing.
+    `profile` is how many iterations to profile.
     """
     root = Path(config.run_dir)
     import_user_modules(config.imports)
@@ -60,7 +64,10 @@ def run_training(config: Config, *, fresh: bool = False, dry: bool = False) -> N
             config, processes, data, gan, terminal=terminal, checkpoints=checkpoints, stop=stop, evaluator=evaluator
         )
         begin(trainer, fresh, stack)
+        profiler = start_profiler(trainer, profile) if profile and processes.is_main_process else None
         reason = trainer.train()
+        if profiler is not None:
+            profiler.finish()
         finish(trainer, reason, requeue)
 
 
@@ -84,6 +91,15 @@ def begin(trainer: Trainer, fresh: bool, stack: contextlib.ExitStack) -> None:
     if processes.is_main_process and trainer.state.images_seen == 0:
         trainer.save_real_grid()
     processes.run_on_main(trainer.evaluations.mark_best)
+
+
+def start_profiler(trainer: Trainer, count: int) -> "Profiler":
+    """Profile `count` iterations from here on."""
+    from distgan.training.profiling import Profiler  # other runs do without it
+
+    profiler = Profiler(trainer, count)
+    trainer.profiler = profiler
+    return profiler
 
 
 def finish(trainer: Trainer, reason: str | None, requeue: Requeue) -> None:

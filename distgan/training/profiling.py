@@ -37,7 +37,10 @@ class Profiler:
         self.warmup = max(1, min(WARMUP, left - count))
         self.trained = 0
         """Iterations since the start of this process."""
-        self.written = False
+        self.recording = False
+        """Whether torch.profiler is on, in its warm-up too."""
+        self.over = False
+        """Whether nothing is left to record."""
         self.start_images = 0
         """Images seen before the first recorded iteration."""
         self.start_waited = 0.0
@@ -55,10 +58,11 @@ class Profiler:
         return max(0, self.trained - self.warmup)
 
     def __enter__(self) -> None:
-        if self.written:
+        if self.over:
             return
         if self.trained == self.warmup - 1:
             self.recorder.start()  # it records nothing yet, but takes what its own start costs
+            self.recording = True
         if self.trained < self.warmup:
             return
         if self.trained == self.warmup:
@@ -74,7 +78,7 @@ class Profiler:
         self.start_waited = self.trainer.data.reader.waited_seconds
 
     def __exit__(self, *error: object) -> None:
-        if self.written:
+        if self.over:
             return
         if self.trained >= self.warmup:
             self.annotation.__exit__(None, None, None)
@@ -86,21 +90,33 @@ class Profiler:
 
     def finish(self) -> None:
         """Write what was recorded, if the run ended before all of it was."""
-        if self.written:
+        if self.over:
             return
         print0 = self.trainer.terminal.print0
         print0(f"--profile {self.count}: the run ended after {self.recorded} recorded iterations")
         if self.recorded:
             self.write()
-        elif self.trained >= self.warmup:
+        else:
+            self.stop()
+
+    def close(self) -> None:
+        """Record no more, after a failure: a process that ends while torch.profiler is on crashes."""
+        # To stop waits for the device, and that may wait for a lost process: several processes end by os._exit.
+        if self.trainer.processes.world_size == 1:
+            self.stop()
+
+    def stop(self) -> None:
+        """Record no more; waits for the device."""
+        self.over = True
+        if self.recording:
+            self.recording = False
             self.recorder.stop()
 
     def write(self) -> None:
         """Stop to record, and write the profile, in time that the rates of the log leave out."""
         start = time.monotonic()
-        self.written = True
         waited = self.trainer.data.reader.waited_seconds - self.start_waited
-        self.recorder.stop()
+        self.stop()
         text_path = self.trainer.run_dir / TEXT_NAME
         trace_path = self.trainer.run_dir / TRACE_NAME
         partial = trace_path.with_name(f".{TRACE_NAME}")

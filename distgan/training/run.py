@@ -5,7 +5,7 @@ import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch.distributed
 
@@ -23,9 +23,6 @@ from distgan.training.build import Data, build, parameter_counts
 from distgan.training.evaluation import open_evaluator
 from distgan.training.loop import Trainer
 from distgan.training.stop import Requeue, StopRequest
-
-if TYPE_CHECKING:
-    from distgan.training.profiling import Profiler
 
 
 def run_training(config: Config, *, fresh: bool = False, dry: bool = False, profile: int | None = None) -> None:
@@ -64,10 +61,10 @@ def run_training(config: Config, *, fresh: bool = False, dry: bool = False, prof
             config, processes, data, gan, terminal=terminal, checkpoints=checkpoints, stop=stop, evaluator=evaluator
         )
         begin(trainer, fresh, stack)
-        profiler = start_profiler(trainer, profile) if profile and processes.is_main_process else None
-        reason = trainer.train()
-        if profiler is not None:
-            profiler.finish()
+        if profile is None or not processes.is_main_process:
+            reason = trainer.train()
+        else:
+            reason = train_profiled(trainer, profile)
         finish(trainer, reason, requeue)
 
 
@@ -93,13 +90,15 @@ def begin(trainer: Trainer, fresh: bool, stack: contextlib.ExitStack) -> None:
     processes.run_on_main(trainer.evaluations.mark_best)
 
 
-def start_profiler(trainer: Trainer, count: int) -> "Profiler":
-    """Profile `count` iterations from here on."""
+def train_profiled(trainer: Trainer, count: int) -> str | None:
+    """`trainer.train()`, with `count` of its iterations profiled."""
     from distgan.training.profiling import Profiler  # other runs do without it
 
-    profiler = Profiler(trainer, count)
-    trainer.profiler = profiler
-    return profiler
+    with contextlib.closing(Profiler(trainer, count)) as profiler:
+        trainer.profiler = profiler
+        reason = trainer.train()
+        profiler.finish()
+        return reason
 
 
 def finish(trainer: Trainer, reason: str | None, requeue: Requeue) -> None:

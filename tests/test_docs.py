@@ -26,7 +26,7 @@ FOLDERS = ("distgan", "launch", "configs", "tests")
 PAGES = [ROOT / "README.md", *sorted(page for folder in FOLDERS for page in (ROOT / folder).rglob("README.md"))]
 MOST_WORDS = 1000
 KEYS = set(flatten(to_dict(Config())))
-TRAIN_OPTIONS = {"config", "fresh", "dry_run", "print_config", "help"}
+TRAIN_OPTIONS = {"config", "fresh", "dry_run", "profile", "print_config", "help"}
 """Those of `distgan train` that are no keys."""
 MISTYPED = {"bach"}
 """In a measurement of what a refusal costs."""

@@ -9,7 +9,7 @@ def train(argv: list[str]) -> None:
     # Imported after parsing: --help, --print_config and a mistyped key do not wait for torch.
     from distgan.training.run import run_training
 
-    run_training(config, fresh=flags.fresh, dry=flags.dry_run)
+    run_training(config, fresh=flags.fresh, dry=flags.dry_run, profile=flags.profile)
 
 
 def main(argv: list[str] | None = None) -> int:

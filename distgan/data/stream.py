@@ -72,6 +72,8 @@ class Reader:
         self._open = self.fetcher.open if self.fetcher else opened
         self.stream: Stream | None = None
         """The stream that reads with it, until that ends."""
+        self.waited_seconds = 0.0
+        """How long the loop has waited for images, of all streams."""
 
     def close(self) -> None:
         """End the stream that reads with it; waits for no download."""
@@ -193,7 +195,9 @@ class Stream(Iterator[ImageBatch]):
         except BaseException:  # the stop too
             self.close()
             raise
-        return images._replace(wait_seconds=time.perf_counter() - start)
+        waited = time.perf_counter() - start
+        self.reader.waited_seconds += waited
+        return images._replace(wait_seconds=waited)
 
     def close(self) -> None:
         """End the threads; waits for no download."""

@@ -1,5 +1,6 @@
 """The training loop: what is due before an iteration, the iteration, and what follows NaN or Inf."""
 
+import contextlib
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -67,6 +68,8 @@ class Trainer:
         """Images seen where the loop began."""
         self.saved_at = 0
         """Images seen at the last checkpoint."""
+        self.profiler: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
+        """Around each iteration; records some of them, with --profile."""
 
     @property
     def G_for_sampling(self) -> nn.Module:
@@ -140,7 +143,8 @@ class Trainer:
                 at_end = self.state.images_seen >= self.clock.total_images
                 return None if at_end else self.stop.reason or REQUESTED_ELSEWHERE
             # update D, then G
-            self.iterate(batches)
+            with self.profiler:
+                self.iterate(batches)
 
     def begin_iterations(self) -> None:
         """Prepare what iterations share; those that were captured before a rollback hold tensors that it replaced."""

@@ -25,10 +25,11 @@ from distgan.training.loop import Trainer
 from distgan.training.stop import Requeue, StopRequest
 
 
-def run_training(config: Config, *, fresh: bool = False, dry: bool = False) -> None:
+def run_training(config: Config, *, fresh: bool = False, dry: bool = False, profile: int | None = None) -> None:
     """Train, or resume the run in `config.run_dir`. Raises UsageError and RunError, on every process.
 
     `fresh` moves an existing run aside. `dry` builds everything, runs two iterations and writes nothing.
+    `profile` is how many iterations to profile.
     """
     root = Path(config.run_dir)
     import_user_modules(config.imports)
@@ -60,7 +61,10 @@ def run_training(config: Config, *, fresh: bool = False, dry: bool = False) -> N
             config, processes, data, gan, terminal=terminal, checkpoints=checkpoints, stop=stop, evaluator=evaluator
         )
         begin(trainer, fresh, stack)
-        reason = trainer.train()
+        if profile is None or not processes.is_main_process:
+            reason = trainer.train()
+        else:
+            reason = train_profiled(trainer, profile)
         finish(trainer, reason, requeue)
 
 
@@ -84,6 +88,17 @@ def begin(trainer: Trainer, fresh: bool, stack: contextlib.ExitStack) -> None:
     if processes.is_main_process and trainer.state.images_seen == 0:
         trainer.save_real_grid()
     processes.run_on_main(trainer.evaluations.mark_best)
+
+
+def train_profiled(trainer: Trainer, count: int) -> str | None:
+    """`trainer.train()`, with `count` of its iterations profiled."""
+    from distgan.training.profiling import Profiler  # other runs do without it
+
+    with contextlib.closing(Profiler(trainer, count)) as profiler:
+        trainer.profiler = profiler
+        reason = trainer.train()
+        profiler.finish()
+        return reason
 
 
 def finish(trainer: Trainer, reason: str | None, requeue: Requeue) -> None:

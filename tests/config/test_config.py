@@ -181,7 +181,7 @@ def test_help_and_print_config(capsys):
         (["--g_optimizer.lrr", "3"], "g_optimizer.lrr: no such key; did you mean g_optimizer.lr"),
         (
             ["--nothing", "3"],
-            "nothing: no such key; choose from import, run_dir, seed, epochs, .*, resume, fresh, dry_run$",
+            "nothing: no such key; choose from import, run_dir, seed, epochs, .*, resume, fresh, dry_run, profile$",
         ),
         (["--lr", "3"], "lr: no such key; did you mean g_optimizer.lr, d_optimizer.lr"),
         (["--batch", "64.5"], "batch: expected an integer above 0, got 64.5"),

@@ -2,8 +2,9 @@
 
     .venv/bin/python tests/bench/scaling.py --measure
 
-Constants: the time of `train_step` in one process alone, and of all-reduces of two sizes over gloo between two. Nothing
-is taken from the runs that are predicted. Rounds are interleaved, and all times are medians.
+Constants: CPU seconds of `train_step` in one process, the share of a core that other jobs leave it, and all-reduces of
+two sizes over gloo between two. Nothing is taken from the runs that are predicted. Rounds are interleaved; times are
+medians.
 """
 
 import json
@@ -57,14 +58,16 @@ def network_words(norm: str) -> tuple[str, ...]:
     return "--model.options.width", str(WIDTH), "--model.latent", str(LATENT), "--model.options.norm", norm
 
 
-def median_seconds(works: Mapping[str, Callable[[], object]], times: int) -> dict[str, float]:
+def median_seconds(
+    works: Mapping[str, Callable[[], object]], times: int, clock: Callable[[], float]
+) -> dict[str, float]:
     """Of `times` calls of each, after two more; they take turns."""
     seconds: dict[str, list[float]] = {name: [] for name in works}
     for _ in range(times + 2):
         for name, work in works.items():
-            start = time.perf_counter()
+            start = clock()
             work()
-            seconds[name].append(time.perf_counter() - start)
+            seconds[name].append(clock() - start)
     return {name: statistics.median(values[2:]) for name, values in seconds.items()}
 
 
@@ -82,15 +85,24 @@ def step(norm: str, *, synchronized: bool) -> Callable[[], object]:
 
 
 def measure_constants() -> dict[str, float]:
-    """Seconds of an iteration in a process group of one; or of all-reduces, if there are other processes."""
-    if int(os.environ.get("WORLD_SIZE", 1)) == 1:
-        dist.init_process_group("gloo", init_method=f"file://{tempfile.mkdtemp()}/store", rank=0, world_size=1)
-        steps = {f"{norm} of one": step(norm, synchronized=False) for norm in NORMS}
-        steps |= {f"{norm} of all": step(norm, synchronized=True) for norm in NORMS}
-        return median_seconds(steps, 15)
-    dist.init_process_group("gloo", timeout=timedelta(seconds=60))
-    tensors = {"small": torch.ones(SMALL_BYTES // 4), "large": torch.ones(LARGE_BYTES // 4)}
-    return median_seconds({name: partial(dist.all_reduce, each) for name, each in tensors.items()}, 100)
+    """CPU seconds of an iteration in a process group of one, and the other jobs; or seconds of all-reduces."""
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        dist.init_process_group("gloo", timeout=timedelta(seconds=60))
+        tensors = {"small": torch.ones(SMALL_BYTES // 4), "large": torch.ones(LARGE_BYTES // 4)}
+        works = {name: partial(dist.all_reduce, tensor) for name, tensor in tensors.items()}
+        return median_seconds(works, 100, time.perf_counter)
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)  # pyright: ignore[reportPrivateImportUsage]
+    steps = {f"{norm} of one": step(norm, synchronized=False) for norm in NORMS}
+    steps |= {f"{norm} of all": step(norm, synchronized=True) for norm in NORMS}
+    began = time.perf_counter()
+    began_cpu = time.process_time()
+    constants = median_seconds(steps, 15, time.process_time)
+    share = (time.process_time() - began_cpu) / (time.perf_counter() - began)
+    return constants | {"others": max(0.0, cores() / share - 1)}
+
+
+def cores() -> int:
+    return len(os.sched_getaffinity(0))
 
 
 def gloo(constants: Mapping[str, float]) -> Network:
@@ -103,15 +115,21 @@ def gloo(constants: Mapping[str, float]) -> Network:
 def predict(work: Work, norm: str, processes: int, constants: Mapping[str, float]) -> tuple[float, float, float]:
     """Seconds of compute, of BatchNorm's all-reduces and of the gradients'.
 
-    Processes share the cores, also for what gloo computes and copies: with more processes than cores all take longer.
-    Nothing hides behind backward, which leaves no core idle.
+    The processes and as many others as there were share the cores, also for what gloo computes and copies. Nothing
+    hides behind backward, which leaves no core idle.
     """
-    slower = max(1.0, processes / len(os.sched_getaffinity(0)))
     network = gloo(constants)
     compute = constants[f"{norm} of {'all' if processes > 1 else 'one'}"]
     reduced = (work.batchnorm, [size for buckets in work.gradients for size in buckets])
     sums = [sum(all_reduce_seconds(network, processes, size) for size in sizes) for sizes in reduced]
-    return slower * compute, slower * sums[0], slower * sums[1]
+    here = slower(processes, constants["others"])
+    two = slower(2, constants["others"])
+    return here * compute, here / two * sums[0], here / two * sums[1]
+
+
+def slower(processes: int, others: float) -> float:
+    """How many times as long work takes if `processes` and `others` share the cores."""
+    return max(1.0, (processes + others) / cores())
 
 
 def run_seconds(processes: int, norm: str, folder: Path) -> float:
@@ -120,7 +138,7 @@ def run_seconds(processes: int, norm: str, folder: Path) -> float:
     sizes = ("--batch", batch, "--images", batch * ITERATIONS, "--report.every_images", batch * LOGGED)
     places = ("--data.shards", folder / "set", "--run_dir", folder / "run", "--fresh")
     launch(processes, *places, *sizes, *network_words(norm), *RUN, timeout=600)
-    rates = [row["images_per_second"] for row in metrics(folder / "run")]
+    rates = [row["images_per_second"] for row in metrics(folder / "run") if "images_per_second" in row]
     return statistics.median(batch / rate for rate in rates[1:])
 
 
@@ -142,7 +160,8 @@ def measure(works: Mapping[str, Work], rounds: int) -> None:
                     measured.setdefault((norm, processes), []).append(run_seconds(processes, norm, Path(name)))
     medians = {key: statistics.median(values) for key, values in constants.items()}
     print(f"load {min(loads):.1f} to {max(loads):.1f}, median {statistics.median(loads):.1f}; {rounds} rounds")
-    print("; ".join(f"{key} {1e3 * seconds:.2f} ms" for key, seconds in medians.items()), "\n")
+    print(f"other jobs: {medians['others']:.1f}, as seen by one process on {cores()} cores")
+    print("; ".join(f"{key} {1e3 * medians[key]:.2f} ms" for key in sorted({*medians} - {"others"})), "\n")
     print("| norm | processes | compute | BatchNorm | gradients | predicted, ms | measured, ms (rounds) | ratio |")
     print("|---|---|---|---|---|---|---|---|")
     for (norm, processes), seconds in measured.items():

@@ -12,8 +12,8 @@ GB = 1e9
 PEAK_FLOPS = 989e12
 """FLOP/s of an H100 SXM in dense bf16 (NVIDIA's data sheet: 1,979 with sparsity)."""
 SUSTAINED = 0.15
-"""Assumed share of the peak. The times published for R3GAN (configs/r3gan-*) imply 0.02 of an A6000's on FFHQ-64, and
-0.19 of an H100's on ImageNet-64, where the paper names no GPU. A larger share makes the efficiency worse."""
+"""Assumed share of the peak. The times published for R3GAN (configs/) imply 0.02 of an A6000's on FFHQ-64, 0.1 on
+FFHQ-256, and 0.19 of an H100's on ImageNet-64, whose GPU the paper does not name. A larger share: less efficiency."""
 HOST_PER_OPERATION = 10 * US
 """Assumed: Python, dispatcher, autograd and launch of an operation in eager mode; 5 to 25 us are reported."""
 DEVICE_PER_OPERATION = 2 * US

@@ -87,12 +87,15 @@ def test_buckets_are_those_that_ddp_reduces(tmp_path):
 
 
 def test_processes_that_share_cores_take_longer(monkeypatch):
-    """A prediction for this machine: its all-reduce of two processes; four on two cores compute half as fast."""
-    constants = {"small": 0.001, "large": 0.1, "batch of one": 1.0, "batch of all": 1.5}
+    """On two cores four processes are half as fast, and two beside four other jobs a third as fast."""
+    constants = {"small": 0.001, "large": 0.1, "batch of one": 1.0, "batch of all": 1.5, "others": 0.0}
     large = scaling_check.LARGE_BYTES
     assert all_reduce_seconds(scaling_check.gloo(constants), 2, large) == pytest.approx(0.1)
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 1})
     work = Work(8, 0, 0, gradients=[[large]])
     assert scaling_check.predict(work, "batch", 1, constants) == (1.0, 0.0, 0.0)
     assert scaling_check.predict(work, "batch", 2, constants) == (1.5, 0.0, pytest.approx(0.1))
-    assert scaling_check.predict(work, "batch", 4, constants)[0] == 3.0
+    compute, _, gradients = scaling_check.predict(work, "batch", 4, constants)
+    assert compute == 3.0 and 0.2 < gradients == 2 * all_reduce_seconds(scaling_check.gloo(constants), 4, large)
+    beside_others = scaling_check.predict(work, "batch", 2, constants | {"others": 4.0})
+    assert beside_others == (4.5, 0.0, pytest.approx(0.1))  # its all-reduce was measured beside them too

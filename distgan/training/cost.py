@@ -2,6 +2,7 @@
 
 import weakref
 from collections.abc import Callable
+from math import prod
 from typing import Any, NamedTuple
 
 import torch
@@ -93,7 +94,7 @@ def largest_micro_batch(images: int, iterate: Callable[[int], object]) -> int | 
 
 
 class Meter(TorchDispatchMode):  # pyright: ignore[reportGeneralTypeIssues]
-    """Counts the bytes of live tensors, by storage, and FLOPs, by the formulas of torch's FlopCounterMode.
+    """Counts the bytes of live tensors, by storage, and FLOPs, by the formulas of torch's FlopCounterMode but one.
 
     That mode itself also attributes them to modules, by hooks that a gradient with respect to an image breaks.
     """
@@ -105,7 +106,9 @@ class Meter(TorchDispatchMode):  # pyright: ignore[reportGeneralTypeIssues]
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         output = func(*args, **(kwargs or {}))
-        if func.overloadpacket in flop_registry:
+        if func is torch.ops.aten.convolution_backward.default:
+            self.flops += convolution_backward_flops(*args, **(kwargs or {}))
+        elif func.overloadpacket in flop_registry:
             self.flops += flop_registry[func.overloadpacket](*args, **(kwargs or {}), out_val=output)
         for tensor in output if isinstance(output, (tuple, list)) else (output,):
             if isinstance(tensor, Tensor):
@@ -122,6 +125,28 @@ class Meter(TorchDispatchMode):  # pyright: ignore[reportGeneralTypeIssues]
 
     def remove(self, key: int) -> None:
         self.allocated -= self.sizes.pop(key)
+
+
+def convolution_backward_flops(
+    dy: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    bias_sizes: Any,
+    stride: Any,
+    padding: Any,
+    dilation: Any,
+    transposed: bool,
+    output_padding: Any,
+    groups: int,
+    output_mask: list[bool],
+) -> int:
+    """FLOPs of aten::convolution_backward, whose arguments these are: each gradient costs as much as the forward.
+
+    torch's own formula counts the gradient of a grouped convolution's weight `groups` times (torch 2.15).
+    """
+    positions = (x if transposed else dy).shape[2:]
+    needs_dx, needs_dw, _ = output_mask
+    return 2 * x.shape[0] * prod(positions) * weight.numel() * (needs_dx + needs_dw)
 
 
 def fake_gan(config: Config, spec: SampleSpec) -> tuple[GAN, nn.Module | None]:

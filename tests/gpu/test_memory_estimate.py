@@ -15,7 +15,7 @@ from distgan.distributed import batchnorm
 from distgan.models import MODELS
 from distgan.samples import SampleSpec
 from distgan.training import cost
-from distgan.training.cost import describe_cost, estimate_cost, largest_micro_batch
+from distgan.training.cost import Meter, describe_cost, estimate_cost, largest_micro_batch
 
 
 def estimate(size: int = 64, num_classes: int = 0, world_size: int = 1, **keys: Any) -> float:
@@ -146,6 +146,19 @@ def test_flops_by_hand(monkeypatch, keys, g_passes, d_passes):
     config = Config(model=ModelConfig(name="linear", latent=16), **keys)
     cost = estimate_cost(config, SampleSpec(8, 3), 1)
     assert cost.flops == 64 * (g_passes * 2 * 16 * 192 + d_passes * 2 * 192)
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+@pytest.mark.parametrize("groups", [1, 4])
+def test_flops_of_a_convolution_by_hand(groups, transposed):
+    """Forward, and the gradients of images and weights: 2 * N * positions * weights each, also in groups."""
+    kind = nn.ConvTranspose2d if transposed else nn.Conv2d
+    convolution = kind(8, 16, 4, 2, 1, groups=groups, bias=False)
+    images = torch.ones(3, 8, 10, 10, requires_grad=True)
+    with Meter() as meter:
+        convolution(images).sum().backward()
+    positions = 10 * 10 if transposed else 5 * 5
+    assert meter.flops == 3 * (2 * 3 * positions * 8 * 16 * 4 * 4 // groups)
 
 
 def test_the_largest_micro_batch_is_found_by_trying():

@@ -125,43 +125,44 @@ def process_group(world: int, patches: pytest.MonkeyPatch) -> Iterator[Collectiv
         AcceleratorState._reset_state(reset_partial_state=True)
 
 
-@pytest.fixture
-def traffic(images16, tmp_path, monkeypatch) -> Callable[..., Traffic]:
+def exchange(world: int, images: Path, run_dir: Path, *words: str) -> Traffic:
     """Three iterations in a pretended world, with more words for the command line."""
+    batch = IMAGES * world
+    paths = ["--data.shards", str(images), "--run_dir", str(run_dir)]
+    sizes = ["--batch", str(batch), "--data.lanes", str(world), "--images", str(3 * batch)]
+    config, _ = read_config([*TINY, *NEVER, *words, *paths, *sizes], prog="", description="")
+    with (
+        pytest.MonkeyPatch.context() as patches,
+        process_group(world, patches) as collectives,
+        contextlib.closing(Checkpoints(run_dir / "checkpoints")) as checkpoints,
+    ):
+        processes = Distributed(config)
+        stop: Any = NeverStop()
+        places = {"terminal": Terminal(True), "checkpoints": checkpoints, "stop": stop}
+        trainer = Trainer(config, processes, *build(config, processes), **places)
+        assert processes.world_size == world and isinstance(trainer.gan.D, DistributedDataParallel)
+        result = Traffic(trainer.gan)
+        actions_due = Trainer.actions_due
 
-    def train(world: int, *words: str) -> Traffic:
-        batch = IMAGES * world
-        paths = ["--data.shards", str(images16), "--run_dir", str(tmp_path)]
-        sizes = ["--batch", str(batch), "--data.lanes", str(world), "--images", str(3 * batch)]
-        config, _ = read_config([*paths, *TINY, *NEVER, *words, *sizes], prog="", description="")
-        with (
-            monkeypatch.context() as patches,
-            process_group(world, patches) as collectives,
-            contextlib.closing(Checkpoints(tmp_path / "checkpoints")) as checkpoints,
-        ):
-            processes = Distributed(config)
-            stop: Any = NeverStop()
-            places = {"terminal": Terminal(True), "checkpoints": checkpoints, "stop": stop}
-            trainer = Trainer(config, processes, *build(config, processes), **places)
-            assert processes.world_size == world and isinstance(trainer.gan.D, DistributedDataParallel)
-            result = Traffic(trainer.gan)
-            actions_due = Trainer.actions_due
+        def between(self: Trainer) -> Actions:
+            result.iterations.append(collectives.calls[:])
+            collectives.calls.clear()
+            if self.state.images_seen == 3 * batch:
+                raise EndOfTest
+            return actions_due(self)
 
-            def between(self: Trainer) -> Actions:
-                result.iterations.append(collectives.calls[:])
-                collectives.calls.clear()
-                if self.state.images_seen == 3 * batch:
-                    raise EndOfTest
-                return actions_due(self)
+        patches.setattr(Trainer, "actions_due", between)
+        trainer.start()
+        with pytest.raises(EndOfTest):
+            trainer.loop()
+        del result.iterations[0]  # what was called before the first iteration
+    return result
 
-            patches.setattr(Trainer, "actions_due", between)
-            trainer.start()
-            with pytest.raises(EndOfTest):
-                trainer.loop()
-            del result.iterations[0]  # what was called before the first iteration
-        return result
 
-    return train
+@pytest.fixture
+def traffic(images16, tmp_path) -> Callable[..., Traffic]:
+    """`exchange` in a world of so many processes, with more words for the command line."""
+    return lambda world, *words: exchange(world, images16, tmp_path, *words)
 
 
 class EndOfTest(Exception):

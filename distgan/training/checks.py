@@ -11,6 +11,7 @@ from torch.nn.utils import parametrize
 from distgan.config.keys import Config
 from distgan.errors import UsageError
 from distgan.gan.augment import AUGMENTATIONS
+from distgan.gan.finite_difference import LogitChange
 from distgan.gan.losses import LOSSES
 from distgan.gan.penalties import PENALTIES, DForward
 from distgan.samples import SampleSpec
@@ -21,6 +22,7 @@ def check_config(config: Config) -> None:
     check_name("loss", "loss", config.loss, LOSSES)
     for name in config.penalties:
         check_name("penalties", "penalty", name, PENALTIES)
+    check_perturbations(config)
     for entry in config.augment_entries:
         check_name("augment", "augmentation", entry.name, AUGMENTATIONS)
     if config.penalties and config.precision == "fp16":
@@ -47,6 +49,42 @@ def check_d(config: Config, D: nn.Module) -> None:
             f"loss: {config.loss} is unbounded unless D is constrained; add a penalty, e.g. "
             "--penalties.wgan_gp 10, or spectral normalization, --model.options.d_norm spectral"
         )
+
+
+def check_perturbations(config: Config) -> None:
+    """Raises UsageError for `sigma` and `share` where no noise is added, and for two noises on the same images."""
+    perturbing = {}
+    for name, entry in config.penalty_entries.items():
+        images = PENALTIES[name].perturbs
+        for key in ("sigma", "share"):
+            if images is None and getattr(entry, key) is not None:
+                others = ", ".join(each for each, penalty in PENALTIES.items() if penalty.perturbs)
+                raise UsageError(
+                    f"penalties.{name}.{key}: {name} adds no noise to images; leave {key} out, or take one of {others}"
+                )
+        if images in perturbing:
+            raise UsageError(
+                f"penalties.{name}: {perturbing[images]} adds noise to the {images} images already; leave one out"
+            )
+        if images is not None:
+            perturbing[images] = name
+
+
+def check_shares(config: Config, lanes: int, world_size: int) -> None:
+    """Raises UsageError for a `share` of which the images would depend on the number of processes and micro-batches."""
+    micro_batch = config.micro_batch or config.batch // world_size
+    for name, entry in config.penalty_entries.items():
+        if micro_batch % entry.stride:
+            raise UsageError(
+                f"penalties.{name}.share: a process takes every {entry.stride}th of {micro_batch} images, which "
+                f"{entry.stride} does not divide; give another share, or another batch or micro_batch"
+            )
+        if lanes // world_size % entry.stride:
+            raise UsageError(
+                f"penalties.{name}.share: {entry.stride} does not divide the {lanes // world_size} lanes of a process, "
+                "so that its images would depend on the number of processes; give another share, or more data.lanes, "
+                f"at most {config.batch}"
+            )
 
 
 def check_name(key: str, what: str, name: str, known: Collection[str]) -> None:
@@ -76,6 +114,42 @@ def check_loss(name: str) -> None:
             raise UsageError(
                 f"loss: {call} of {name} returns {returned} for 3 logits; it must return [3], per-sample losses"
             )
+
+
+@torch.no_grad()
+def check_perturbed_d(config: Config, D: nn.Module, spec: SampleSpec) -> None:
+    """Raises UsageError for a D whose logits differ, in training mode, for another reason than the noise of a penalty.
+
+    That is, if it draws random numbers, or if the logit of an image depends on the other images. D is not changed, nor
+    is the state of torch's random number generators.
+    """
+    names = [name for name in config.penalties if PENALTIES[name].perturbs]
+    if not names:
+        return
+    device = next(D.parameters()).device
+    devices = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices):
+        x, y, z = torch.rand(3, 1, *spec.shape, device=device) * 2 - 1
+        labels = torch.zeros(4, dtype=torch.long, device=device) if spec.num_classes else None
+        before = rng_state(device)
+        first, second = (copy.deepcopy(D).train()(torch.cat([x, x, other, other]), labels).float() for other in (y, z))
+        draws = not torch.equal(before, rng_state(device))
+    tolerance = 1e-3 * float(first.abs().max())
+    if draws or not torch.allclose(first[0], first[1], atol=tolerance):
+        raise UsageError(
+            f"penalties.{names[0]}: D draws random numbers in training, as dropout does: D(x) and D(x + noise) would "
+            "differ for that reason too; take r1 or r2, or a D without"
+        )
+    if not torch.allclose(first[0], second[0], atol=tolerance):
+        raise UsageError(
+            f"penalties.{names[0]}: in D the logit of one image depends on the other images, which the penalty adds "
+            "to; take r1 or r2, or a D without"
+        )
+
+
+def rng_state(device: torch.device) -> Tensor:
+    """The state of torch's generator of a device."""
+    return torch.cuda.get_rng_state(device) if device.type == "cuda" else torch.get_rng_state()
 
 
 @torch.no_grad()
@@ -118,7 +192,10 @@ def check_penalties(names: Iterable[str]) -> None:
     """Compute each penalty of a quadratic D on three images. Raises UsageError if it is not per-sample."""
     for name in names:
         real, fake = (torch.full((3, 1, 2, 2), value, requires_grad=True) for value in (0.5, -0.5))
-        forward = DForward(quadratic, real, fake, quadratic(real), quadratic(fake), None, torch.full((3,), 0.5))
+        changes = (LogitChange(quadratic(x), quadratic(x + 0.1), 0.1) for x in (real, fake))
+        forward = DForward(
+            quadratic, real, fake, quadratic(real), quadratic(fake), None, torch.full((3,), 0.5), *changes
+        )
         try:
             value = PENALTIES[name].compute(forward)
         except Exception as error:  # a user's penalty may raise anything

@@ -4,7 +4,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from distgan.gan.finite_difference import LogitChange, perturb
 from distgan.gan.penalties import PENALTIES, DForward
+
+KEYS = torch.arange(5)
+SIGMA = 0.01
 
 
 def images(n: int = 5) -> tuple[Tensor, Tensor]:
@@ -14,7 +18,8 @@ def images(n: int = 5) -> tuple[Tensor, Tensor]:
 
 
 def forward(D, real: Tensor, fake: Tensor, mix: Tensor | None = None) -> DForward:
-    return DForward(lambda x, labels: D(x), real, fake, D(real), D(fake), None, mix)
+    changes = [LogitChange(D(x), D(perturb(x, KEYS, SIGMA)), SIGMA) for x in (real, fake)]
+    return DForward(lambda x, labels: D(x), real, fake, D(real), D(fake), None, mix, *changes)
 
 
 def norm2(x: Tensor) -> Tensor:

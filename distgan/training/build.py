@@ -25,15 +25,8 @@ from distgan.gan.losses import LOSSES
 from distgan.gan.schedules import value_at
 from distgan.gan.step import GAN, unaugmented
 from distgan.samples import SampleSpec
-from distgan.training.checks import (
-    check_config,
-    check_d,
-    check_loss,
-    check_networks,
-    check_penalties,
-    check_perturbed_d,
-    check_shares,
-)
+from distgan.training.checks import check_config, check_d, check_loss, check_networks, check_penalties
+from distgan.training.noise_checks import check_perturbed_d, check_shares
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from distgan.gan.finite_difference import LogitChange
 from distgan.gan.losses import LOSSES
 from distgan.gan.penalties import PENALTIES, DForward
 from distgan.samples import SampleSpec
+from distgan.training.noise_checks import check_perturbations
 
 
 def check_config(config: Config) -> None:
@@ -25,7 +26,7 @@ def check_config(config: Config) -> None:
     check_perturbations(config)
     for entry in config.augment_entries:
         check_name("augment", "augmentation", entry.name, AUGMENTATIONS)
-    if config.penalties and config.precision == "fp16":
+    if config.precision == "fp16" and any(PENALTIES[name].differentiates for name in config.penalties):
         raise UsageError("penalties: gradients of gradients overflow and underflow in fp16; use precision bf16 or no")
     if config.adaptive_p and LOSSES[config.loss].boundary is None:
         raise UsageError(
@@ -49,42 +50,6 @@ def check_d(config: Config, D: nn.Module) -> None:
             f"loss: {config.loss} is unbounded unless D is constrained; add a penalty, e.g. "
             "--penalties.wgan_gp 10, or spectral normalization, --model.options.d_norm spectral"
         )
-
-
-def check_perturbations(config: Config) -> None:
-    """Raises UsageError for `sigma` and `share` where no noise is added, and for two noises on the same images."""
-    perturbing = {}
-    for name, entry in config.penalty_entries.items():
-        images = PENALTIES[name].perturbs
-        for key in ("sigma", "share"):
-            if images is None and getattr(entry, key) is not None:
-                others = ", ".join(each for each, penalty in PENALTIES.items() if penalty.perturbs)
-                raise UsageError(
-                    f"penalties.{name}.{key}: {name} adds no noise to images; leave {key} out, or take one of {others}"
-                )
-        if images in perturbing:
-            raise UsageError(
-                f"penalties.{name}: {perturbing[images]} adds noise to the {images} images already; leave one out"
-            )
-        if images is not None:
-            perturbing[images] = name
-
-
-def check_shares(config: Config, lanes: int, world_size: int) -> None:
-    """Raises UsageError for a `share` of which the images would depend on the number of processes and micro-batches."""
-    micro_batch = config.micro_batch or config.batch // world_size
-    for name, entry in config.penalty_entries.items():
-        if micro_batch % entry.stride:
-            raise UsageError(
-                f"penalties.{name}.share: a process takes every {entry.stride}th of {micro_batch} images, which "
-                f"{entry.stride} does not divide; give another share, or another batch or micro_batch"
-            )
-        if lanes // world_size % entry.stride:
-            raise UsageError(
-                f"penalties.{name}.share: {entry.stride} does not divide the {lanes // world_size} lanes of a process, "
-                "so that its images would depend on the number of processes; give another share, or more data.lanes, "
-                f"at most {config.batch}"
-            )
 
 
 def check_name(key: str, what: str, name: str, known: Collection[str]) -> None:
@@ -114,42 +79,6 @@ def check_loss(name: str) -> None:
             raise UsageError(
                 f"loss: {call} of {name} returns {returned} for 3 logits; it must return [3], per-sample losses"
             )
-
-
-@torch.no_grad()
-def check_perturbed_d(config: Config, D: nn.Module, spec: SampleSpec) -> None:
-    """Raises UsageError for a D whose logits differ, in training mode, for another reason than the noise of a penalty.
-
-    That is, if it draws random numbers, or if the logit of an image depends on the other images. D is not changed, nor
-    is the state of torch's random number generators.
-    """
-    names = [name for name in config.penalties if PENALTIES[name].perturbs]
-    if not names:
-        return
-    device = next(D.parameters()).device
-    devices = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices):
-        x, y, z = torch.rand(3, 1, *spec.shape, device=device) * 2 - 1
-        labels = torch.zeros(4, dtype=torch.long, device=device) if spec.num_classes else None
-        before = rng_state(device)
-        first, second = (copy.deepcopy(D).train()(torch.cat([x, x, other, other]), labels).float() for other in (y, z))
-        draws = not torch.equal(before, rng_state(device))
-    tolerance = 1e-3 * float(first.abs().max())
-    if draws or not torch.allclose(first[0], first[1], atol=tolerance):
-        raise UsageError(
-            f"penalties.{names[0]}: D draws random numbers in training, as dropout does: D(x) and D(x + noise) would "
-            "differ for that reason too; take r1 or r2, or a D without"
-        )
-    if not torch.allclose(first[0], second[0], atol=tolerance):
-        raise UsageError(
-            f"penalties.{names[0]}: in D the logit of one image depends on the other images, which the penalty adds "
-            "to; take r1 or r2, or a D without"
-        )
-
-
-def rng_state(device: torch.device) -> Tensor:
-    """The state of torch's generator of a device."""
-    return torch.cuda.get_rng_state(device) if device.type == "cuda" else torch.get_rng_state()
 
 
 @torch.no_grad()

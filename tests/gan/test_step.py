@@ -233,6 +233,17 @@ def test_the_penalty_sees_through_the_augmentation():
     assert (seen["gradient"][..., 8:] == 0).all() and (seen["gradient"][..., :8] != 0).any()
 
 
+def test_each_noise_has_keys_of_its_own():
+    """r1_fd takes those of the real images, r2_fd those of the fakes."""
+    batch, other = minibatch(), torch.arange(8)
+    found = {}
+    for name, keys in {"both": {}, "real": {"noise_real": other}, "fake": {"noise_fake": other}}.items():
+        scalars = train_step(make(norm="none"), Batches([[batch._replace(**keys)]]), PENALTY_SETS["r1_fd+r2_fd"])
+        found[name] = float(scalars["r1_fd"]), float(scalars["r2_fd"])
+    assert found["real"][0] != found["both"][0] and found["real"][1] == found["both"][1]
+    assert found["fake"][0] == found["both"][0] and found["fake"][1] != found["both"][1]
+
+
 def test_a_lazy_penalty_counts_as_often_as_it_is_left_out():
     """Every iteration equals the plain one; every k iterations, its gradient has k times the weight."""
     batch, gradients = minibatch(), {}

@@ -10,6 +10,7 @@ from distgan.config.keys import Config, DataConfig
 from distgan.data.order import Lanes
 from distgan.errors import UsageError
 from distgan.gan.penalties import PENALTIES, Penalty
+from distgan.runs.checkpoint import load
 from distgan.samples import SampleSpec
 from distgan.training.batches import Draws, Needs
 from distgan.training.checks import check_config
@@ -93,6 +94,17 @@ class MinibatchMean(nn.Module):
         return images + images.mean(0, keepdim=True)
 
 
+class LearnedNoise(nn.Module):
+    """Adds noise times a learned strength, which begins at 0, as in StyleGAN."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.strength = nn.Parameter(torch.zeros(()))
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return images + self.strength * torch.randn_like(images)
+
+
 class OwnNoise(nn.Module):
     """Multiplies each image by a number of a generator of its own."""
 
@@ -114,6 +126,7 @@ class D(nn.Module):
     ("part", "message"),
     [
         (nn.Dropout(0.01), "D draws random numbers in training, as dropout does"),
+        (LearnedNoise(), "D draws random numbers in training"),
         (OwnNoise(), "D draws random numbers in training"),
         (MinibatchMean(), "D's logit of an image depends on the other images"),
     ],
@@ -145,6 +158,6 @@ def test_a_run_resumes_and_differs_by_its_noise(tiny, tmp_path):
     assert train(*words, fd, *run["parts"], 1) == train(*words, fd, *run["parts"], 2) == 0
     assert train(*words, fd.replace("0.5", "1"), *run["all"], 2) == 0
     assert train(*words, fd.replace("0.1", "0.01"), *run["fine"], 2) == 0
-    found = [weights(tmp_path / name) for name in run]
-    assert found[0] == found[1]
-    assert all(found[0] != other for other in found[2:])
+    assert weights(tmp_path / "whole") == weights(tmp_path / "parts")
+    heads = [load(tmp_path / name / "checkpoints" / "160")[0]["discriminator"]["head.weight"] for name in run]
+    assert [torch.equal(heads[0], head) for head in heads] == [True, True, False, False]

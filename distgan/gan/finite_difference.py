@@ -13,7 +13,7 @@ class FiniteDifference(NamedTuple):
     """How images are perturbed: x + sigma e with e ~ N(0, I)."""
 
     sigma: float = 0.01
-    """In units of images in [-1, 1]; that of Lin et al. 2025 (arXiv 2501.08316, section 3.4)."""
+    """In units of images in [-1, 1]; that of Lin et al. 2025 (arXiv 2501.08316)."""
     stride: int = 1
     """Every so many images, one is perturbed: a share of 1 / stride."""
 

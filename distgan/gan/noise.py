@@ -6,8 +6,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-# splitmix64 (Steele, Lea & Flood 2014, "Fast splittable pseudorandom number generators", section 4, figure 17):
-# the state advances by GAMMA, and a finalizer mixes it. int64 wraps around: the constants are in two's complement.
+# splitmix64 (Steele, Lea & Flood 2014, "Fast splittable pseudorandom number generators"): the state advances by GAMMA,
+# and a finalizer mixes it. int64 wraps around: the constants are in two's complement.
 GAMMA = 0x9E3779B97F4A7C15 - 2**64
 MULTIPLIERS = (0xBF58476D1CE4E5B9 - 2**64, 0x94D049BB133111EB - 2**64)
 HALF = 2**32

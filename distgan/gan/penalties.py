@@ -79,9 +79,9 @@ def wgan_gp(forward: DForward) -> Tensor:
 def r1_fd(forward: DForward) -> Tensor:
     """r1 in expectation: ((D(x + sigma e) - D(x)) / sigma)^2 / 2 on real images, e ~ N(0, I); the weight is gamma.
 
-    The approximated R1 of Lin et al. 2025 (arXiv 2501.08316, section 3.4), with its weight for that of R1. Off by
+    The approximated R1 of Lin et al. 2025 (arXiv 2501.08316), whose weight lambda is gamma / (2 sigma^2). Off by
     O(sigma^2) in expectation, and spread around it: of a linear D it is |grad D|^2 / 2 times a chi-squared number with
-    one degree of freedom.
+    one degree of freedom. Raises AssertionError if D was not evaluated at perturbed images.
     """
     return squared_slope(forward.real_change) / 2
 

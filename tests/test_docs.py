@@ -183,6 +183,9 @@ def test_tables_have_every_entry(page, column, entries):
 REFUSED = [
     ["--penalties.r1", "1"],
     ["--penalties.r1", "1", "--model.options.d_norm", "none", "--precision", "fp16"],
+    ["--penalties.r1_fd", "1", "--precision", "bf16"],
+    ["--penalties", "{r1: {weight: 1, sigma: 0.1}}"],
+    ["--penalties", "{r1_fd: {weight: 1, share: 0.0625}}", "--batch", "16", "--data.lanes", "8"],
     ["--loss", "wgan"],
     ["--loss", "rpgan", "--augment", "[color]", "--augment_p", "{target: 0.6, images: 1000}"],
     ["--augment_p", "0.5"],

@@ -90,6 +90,7 @@ from distgan import models
 from distgan.samples import SampleSpec
 from distgan.distributed import batchnorm
 from distgan.gan.augment import Pipeline
+from distgan.gan.finite_difference import FiniteDifference
 from distgan.gan.losses import LOSSES
 from distgan.gan.penalties import PENALTIES
 from distgan.gan.step import GAN, Batches, Minibatch, WeightedPenalty, train_step, unaugmented
@@ -100,9 +101,10 @@ rank, world = accelerator.process_index, accelerator.num_processes
 torch.set_default_dtype(torch.float64)
 pipeline = Pipeline([("color", 1.0), ("ada_geometry", 0.8), ("cutout", 1.0)])
 rows = [(loss, (), "batch", False, True) for loss in LOSSES]
+sets = ((), ("r1",), ("r1", "r2"), ("r1_fd", "r2_fd"), ("wgan_gp",))
 rows += [(loss, penalties, "none", augment, labels) for loss, penalties, augment, labels in itertools.product(
-    LOSSES, ((), ("r1",), ("r1", "r2"), ("wgan_gp",)), (False, True), (False, True)) if augment == labels or FULL]
-rows += [("hinge", ("r1",), "spectral", False, True)]
+    LOSSES, sets, (False, True), (False, True)) if augment == labels or FULL]
+rows += [("hinge", (penalty,), "spectral", False, True) for penalty in ("r1", "r1_fd")]
 result = {}
 for loss, penalties, norm, augment, labels in rows:
     if norm in ("batch", "spectral") and micro_batches > 1:
@@ -121,13 +123,15 @@ for loss, penalties, norm, augment, labels in rows:
     gan = GAN(G, D, raw_G, raw_D, g_optimizer, d_optimizer, LOSSES[loss], pipeline if augment else unaugmented,
         accelerator.backward, accelerator.no_sync)
     generator = torch.Generator().manual_seed(0)
-    weighted = {name: WeightedPenalty(PENALTIES[name], 0.1) for name in penalties}
+    difference = FiniteDifference(0.1, 2)  # one of two images, also of the two of a micro-batch
+    weighted = {name: WeightedPenalty(PENALTIES[name], 0.1, difference=difference) for name in penalties}
     local = slice(rank * 8 // world, (rank + 1) * 8 // world)
     def draw():
         classes = torch.arange(8) % 3 if labels else None
         rand = lambda *shape: torch.rand(8, *shape, generator=generator)
         columns = [rand(3, 16, 16) * 2 - 1, torch.randn(8, 8, generator=generator), classes, classes,
-            *(rand(pipeline.columns) for _ in range(3)), rand()]
+            *(rand(pipeline.columns) for _ in range(3)), rand(),
+            *(torch.randint(2**62, (8,), generator=generator) for _ in range(2))]
         chunks = [c[local].chunk(micro_batches) if c is not None else [None] * micro_batches for c in columns]
         return [Minibatch(*row) for row in zip(*chunks)]
     for _ in range(2):

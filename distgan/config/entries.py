@@ -24,9 +24,14 @@ POSITIVE = Range("a number above 0", lambda number: 0 < number <= LARGEST)
 PROBABILITY = Range("a number in [0, 1]", lambda number: 0 <= number <= 1)
 BETA = Range("a number in [0, 1)", lambda number: 0 <= number < 1)
 COUNT = Range("an integer above 0", lambda number: isinstance(number, int) and number > 0)
+UNIT_FRACTION = Range(
+    "1, or a unit fraction as a number (0.5, 0.333, 0.25, 0.125, ...)",
+    lambda number: 0 < number <= 1 and abs(number * round(1 / number) - 1) < 0.005,
+)
 
 SHAPES = ("linear", "cosine")
-LAZY_PENALTY = "{weight: number or schedule, every: iterations}"
+PENALTY = "{weight: number or schedule, every: iterations, sigma: number, share: number}"
+PENALTY_OPTIONS = ("every", "sigma", "share")
 ADAPTIVE = "{target: number, images: number}"
 
 
@@ -38,6 +43,15 @@ class PenaltyEntry:
     """A number or a schedule."""
     every: int = 1
     """Iterations between two applications."""
+    sigma: float | None = None
+    """Standard deviation of the noise that a penalty adds to images; None: the default."""
+    share: float | None = None
+    """Of the images, those that it adds noise to: 1 / `stride`; None: all."""
+
+    @property
+    def stride(self) -> int:
+        """Every so many images, noise is added to one."""
+        return round(1 / (self.share or 1))
 
 
 @dataclass(frozen=True)
@@ -98,12 +112,17 @@ def parse_schedule(key: str, value: Any, numbers: Range = NUMBER, *others: str) 
 
 
 def parse_penalty(key: str, value: Any) -> PenaltyEntry:
-    """A weight, a schedule of it, or {weight, every}. Raises UsageError."""
-    if not (isinstance(value, dict) and value.keys() & {"weight", "every"}):
-        return PenaltyEntry(parse_schedule(key, value, NUMBER, LAZY_PENALTY))
-    check_keys(key, value, LAZY_PENALTY, required=("weight", "every"))
-    every = parse_number(f"{key}.every", value["every"], COUNT)
-    return PenaltyEntry(parse_schedule(f"{key}.weight", value["weight"]), int(every))
+    """A weight, a schedule of it, or {weight, every, sigma, share}. Raises UsageError.
+
+    `sigma` and `share` are for penalties that add noise to images; noise_checks.py in training refuses them for others.
+    """
+    if not (isinstance(value, dict) and value.keys() & {"weight", *PENALTY_OPTIONS}):
+        return PenaltyEntry(parse_schedule(key, value, NUMBER, PENALTY))
+    check_keys(key, value, PENALTY, required=("weight",), optional=PENALTY_OPTIONS)
+    every = parse_number(f"{key}.every", value.get("every", 1), COUNT)
+    sigma = parse_number(f"{key}.sigma", value["sigma"], POSITIVE) if "sigma" in value else None
+    share = parse_number(f"{key}.share", value["share"], UNIT_FRACTION) if "share" in value else None
+    return PenaltyEntry(parse_schedule(f"{key}.weight", value["weight"]), int(every), sigma, share)
 
 
 def parse_augmentation(value: Any) -> AugmentEntry:

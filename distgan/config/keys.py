@@ -234,7 +234,9 @@ class Config:
     penalties: dict[str, Any] = field(default_factory=dict)
     """Gradient penalties of D: entries of PENALTIES in distgan/gan/penalties.py, each with a weight, a schedule, or
     {weight: weight or schedule, every: N}, which applies it once every N iterations with N times the weight. The weight
-    of r1 and r2 is gamma."""
+    of r1 and r2 is gamma. r1_fd and r2_fd estimate them by finite differences, and take {weight: ..., sigma: 0.01,
+    share: 1}: the standard deviation of the noise, and the share of the images that it is added to (1, 0.5, 0.25, ...).
+    """
     augment: list[Any] = field(default_factory=list)
     """Augmentations of the images that D sees, in order: entries of AUGMENTATIONS in distgan/gan/augment.py, or
     {name: factor}, which multiplies the probability of that one."""

@@ -2,10 +2,12 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
+
+from distgan.gan.finite_difference import LogitChange, squared_slope
 
 
 class DForward(NamedTuple):
@@ -14,9 +16,9 @@ class DForward(NamedTuple):
     D: Callable[[Tensor, Any], Tensor]
     """(images [N, C, S, S], labels [N] or None) -> logits [N], through the augmentations of the real images"""
     real: Tensor
-    """[N, C, S, S], before augmentation; requires a gradient"""
+    """[N, C, S, S], before augmentation; requires a gradient if a penalty `differentiates`"""
     fake: Tensor
-    """[N, C, S, S], before augmentation; requires a gradient, and is detached from G"""
+    """[N, C, S, S], before augmentation, detached from G; requires a gradient if a penalty `differentiates`"""
     real_logits: Tensor
     """[N]"""
     fake_logits: Tensor
@@ -25,6 +27,10 @@ class DForward(NamedTuple):
     """[N], of the real images"""
     mix: Tensor | None
     """[N] in (0, 1), uniform; None unless a penalty `interpolates`"""
+    real_change: LogitChange | None = None
+    """Of D at real images with noise added; None unless a penalty `perturbs` them"""
+    fake_change: LogitChange | None = None
+    """The same at fakes"""
 
 
 @dataclass(frozen=True)
@@ -32,9 +38,13 @@ class Penalty:
     """A penalty, and what it needs."""
 
     compute: Callable[[DForward], Tensor]
-    """-> [N]"""
+    """-> [N]; of a penalty that `perturbs`, [M] for the M images that noise is added to"""
     interpolates: bool = False
     """Whether it evaluates D between a real image and a fake one, which then have the same label."""
+    differentiates: bool = True
+    """Whether it takes gradients with respect to images."""
+    perturbs: Literal["real", "fake"] | None = None
+    """The images that it evaluates D at with noise added, if any."""
 
 
 def squared_gradient(logits: Tensor, images: Tensor) -> Tensor:
@@ -66,8 +76,25 @@ def wgan_gp(forward: DForward) -> Tensor:
     return ((squares + 1e-12).sqrt() - 1).square()  # the square root has no derivative at 0
 
 
+def r1_fd(forward: DForward) -> Tensor:
+    """r1 in expectation: ((D(x + sigma e) - D(x)) / sigma)^2 / 2 on real images, e ~ N(0, I); the weight is gamma.
+
+    The approximated R1 of Lin et al. 2025 (arXiv 2501.08316), whose weight lambda is gamma / (2 sigma^2). Off by
+    O(sigma^2) in expectation, and spread around it: of a linear D it is |grad D|^2 / 2 times a chi-squared number with
+    one degree of freedom. Raises AssertionError if D was not evaluated at perturbed images.
+    """
+    return squared_slope(forward.real_change) / 2
+
+
+def r2_fd(forward: DForward) -> Tensor:
+    """The same on fakes: r2 in expectation."""
+    return squared_slope(forward.fake_change) / 2
+
+
 PENALTIES = {
     "r1": Penalty(r1),
     "r2": Penalty(r2),
     "wgan_gp": Penalty(wgan_gp, interpolates=True),
+    "r1_fd": Penalty(r1_fd, differentiates=False, perturbs="real"),
+    "r2_fd": Penalty(r2_fd, differentiates=False, perturbs="fake"),
 }

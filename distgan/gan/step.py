@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from distgan.gan.finite_difference import DInputs, FiniteDifference, logits_and_change
 from distgan.gan.losses import Loss
 from distgan.gan.penalties import DForward, Penalty
 
@@ -73,6 +74,10 @@ class Minibatch(NamedTuple):
     """[N, K], augments the fakes in the update of G"""
     mix: Tensor | None = None
     """[N] in (0, 1), uniform, for penalties that interpolate"""
+    noise_real: Tensor | None = None
+    """[N], int64 keys of the noise that penalties add to the real images"""
+    noise_fake: Tensor | None = None
+    """[N], of that for the fakes"""
 
 
 class Batches(NamedTuple):
@@ -92,6 +97,8 @@ class WeightedPenalty(NamedTuple):
     """A number, or a 0-dim tensor on the device."""
     every: int = 1
     """Iterations between two applications; the weight counts as many times."""
+    difference: FiniteDifference = FiniteDifference()
+    """How a penalty that perturbs images does it; one penalty may perturb the real images, one the fakes."""
 
 
 Penalties = Mapping[str, WeightedPenalty]
@@ -134,9 +141,7 @@ def update_d(
     scalars = []
     for i, (batch, fake) in enumerate(zip(micro_batches, fakes, strict=True)):
         with nullcontext() if i == len(micro_batches) - 1 else gan.no_sync(gan.D):
-            # penalties differentiate D with respect to both
-            real, fake = (images.detach().requires_grad_(bool(penalties)) for images in (batch.real, fake))
-            total, reported = objective(gan, batch._replace(real=real), fake, penalties, p)
+            total, reported = objective(gan, *inputs_of_d(batch, fake, penalties), penalties, p)
             # one backward for loss and penalties: each gradient is reduced once
             gan.backward(total / len(micro_batches))
         scalars.append(reported)
@@ -146,11 +151,18 @@ def update_d(
     return means(scalars) | ({"d_grad_norm": norm} if norm is not None else {})
 
 
+def inputs_of_d(batch: Minibatch, fake: Tensor, penalties: Penalties) -> tuple[Minibatch, Tensor]:
+    """The images for the update of D, detached from G; they require a gradient if a penalty differentiates D."""
+    differentiable = any(due.penalty.differentiates for due in penalties.values())
+    real, fake = (images.detach().requires_grad_(differentiable) for images in (batch.real, fake))
+    return batch._replace(real=real), fake
+
+
 def d_objective(
     gan: GAN, batch: Minibatch, fake: Tensor, penalties: Penalties, p: Tensor | float
 ) -> tuple[Tensor, Scalars]:
     """What D minimizes on a micro-batch, the loss and the weighted penalties; and what the update reports."""
-    forward = forward_d(gan, batch, fake, p)
+    forward = forward_d(gan, batch, fake, penalties, p)
     d_loss = gan.loss.d(forward.real_logits, forward.fake_logits).mean()
     terms = {name: due.weight * due.penalty.compute(forward).mean() for name, due in penalties.items()}
     total = d_loss + sum(penalties[name].every * term for name, term in terms.items())
@@ -158,15 +170,21 @@ def d_objective(
     return total, {name: value.detach().mean() for name, value in reported.items()}
 
 
-def forward_d(gan: GAN, batch: Minibatch, fake: Tensor, p: Tensor | float) -> DForward:
-    """D on augmented real images and on augmented fakes."""
+def forward_d(gan: GAN, batch: Minibatch, fake: Tensor, penalties: Penalties, p: Tensor | float) -> DForward:
+    """D on augmented real images and on augmented fakes, with what the penalties take of it."""
 
     def D(images: Tensor, labels: Tensor | None) -> Tensor:
         return gan.D(gan.augment(images, batch.u_real, p), labels)
 
-    real_logits = D(batch.real, batch.labels)
-    fake_logits = gan.D(gan.augment(fake, batch.u_fake, p), batch.fake_labels)
-    return DForward(D, batch.real, fake, real_logits, fake_logits, batch.labels, batch.mix)
+    def logits(inputs: DInputs) -> Tensor:
+        return gan.D(gan.augment(inputs.images, inputs.u, p), inputs.labels)
+
+    difference = {due.penalty.perturbs: due.difference for due in penalties.values()}
+    real_inputs = DInputs(batch.real, batch.labels, batch.u_real, batch.noise_real)
+    fake_inputs = DInputs(fake, batch.fake_labels, batch.u_fake, batch.noise_fake)
+    real_logits, real_change = logits_and_change(logits, real_inputs, difference.get("real"))
+    fake_logits, fake_change = logits_and_change(logits, fake_inputs, difference.get("fake"))
+    return DForward(D, batch.real, fake, real_logits, fake_logits, batch.labels, batch.mix, real_change, fake_change)
 
 
 def d_scalars(loss: Loss, forward: DForward, d_loss: Tensor) -> dict[str, Tensor]:

@@ -14,7 +14,7 @@ from distgan.data.stream import ImageBatch, Reader, Stream
 from distgan.distributed.processes import Distributed
 from distgan.gan.penalties import PENALTIES
 from distgan.gan.step import GAN, Batches, Minibatch
-from distgan.rng import normal_rows, philox, uniform_rows
+from distgan.rng import normal_rows, philox, random_rows, uniform_rows
 from distgan.training.build import Data, build_augment
 
 LARGEST_BELOW_1 = np.float32(1 - 2**-24)
@@ -29,6 +29,8 @@ class Needs(NamedTuple):
     """Whether a penalty evaluates D between a real image and a fake one."""
     augment_columns: int = 0
     """Uniform numbers that augment one image."""
+    perturbs: frozenset[str] = frozenset()
+    """The images, "real" or "fake", that a penalty adds noise to."""
 
 
 class Draws:
@@ -64,7 +66,14 @@ class Draws:
         if columns := self.needs.augment_columns:
             for name in ("u_real", "u_fake", "u_g", *(["g_u_real"] if self.needs.paired else [])):
                 arrays[name] = self.uniform32(name, position, columns)
+        for images in self.needs.perturbs:
+            arrays[f"noise_{images}"] = self.keys(f"noise of {images}", position)
         return arrays
+
+    def keys(self, purpose: str, position: tuple[int, ...]) -> np.ndarray:
+        """63-bit integers: the noise itself is as large as the images, and is made of its key on the device."""
+        words = random_rows(philox(self.config.seed, purpose, *position), self.first, self.count, 1)
+        return self.by_position((words >> np.uint64(1)).astype(np.int64))[:, 0]
 
     def normal(self, purpose: str, position: tuple[int, ...], columns: int) -> np.ndarray:
         stream_of_bits = philox(self.config.seed, purpose, *position)
@@ -160,6 +169,8 @@ class Minibatches:
             u_fake=inputs.get("u_fake"),
             u_g=inputs.get("u_g"),
             mix=inputs.get("mix"),
+            noise_real=inputs.get("noise_real"),
+            noise_fake=inputs.get("noise_fake"),
         )
         size = config.micro_batch or len(real)
         g = None
@@ -170,8 +181,10 @@ class Minibatches:
 
 def minibatches_of(config: Config, processes: Distributed, data: Data, gan: GAN) -> Minibatches:
     """The minibatches that a run trains on."""
-    interpolates = any(PENALTIES[name].interpolates for name in config.penalties)
-    needs = Needs(gan.loss.paired, interpolates, build_augment(config).columns)
+    penalties = [PENALTIES[name] for name in config.penalties]
+    interpolates = any(penalty.interpolates for penalty in penalties)
+    perturbs = frozenset(penalty.perturbs for penalty in penalties if penalty.perturbs)
+    needs = Needs(gan.loss.paired, interpolates, build_augment(config).columns, perturbs)
     draws = Draws(config, data.order, [each.samples for each in data.dataset.classes], needs)
     return Minibatches(config, processes, data.reader, data.order, draws)
 

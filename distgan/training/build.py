@@ -37,6 +37,7 @@ from distgan.training.checks import (
     check_penalties,
 )
 from distgan.training.compiled import compiler
+from distgan.training.noise_checks import check_perturbed_d, check_shares
 
 
 @dataclass(frozen=True)
@@ -97,6 +98,7 @@ def open_lanes(config: Config, rank: int, world_size: int) -> tuple[ShardSet, La
     check_decoder(data.decoder, dataset.encoding)
     lanes = data.lanes or default_lanes(config.batch, int(dataset.counts.sum()))
     rank_rows(config.batch, lanes, rank, world_size)  # raises UsageError if the processes do not divide the lanes
+    check_shares(config, lanes, world_size)
     order = Lanes(dataset.counts, config.seed, lanes, rank * lanes // world_size, (rank + 1) * lanes // world_size)
     check_cache(dataset, order, images_in_flight(config.batch, data.threads))
     return dataset, order
@@ -180,6 +182,7 @@ def build_networks(config: Config, processes: Distributed, spec: SampleSpec) -> 
         G, D = (network.to(memory_format=torch.channels_last) for network in (G, D))  # type: ignore[call-overload]
     G, D = G.to(processes.device), D.to(processes.device)
     check_networks(G, D, spec, z_dim=model.latent)
+    check_perturbed_d(config, D, spec)
     return G, D
 
 

@@ -11,10 +11,12 @@ from torch.nn.utils import parametrize
 from distgan.config.keys import Config
 from distgan.errors import UsageError
 from distgan.gan.augment import AUGMENTATIONS
+from distgan.gan.finite_difference import LogitChange
 from distgan.gan.losses import LOSSES
 from distgan.gan.penalties import PENALTIES, DForward
 from distgan.models.layers import has_torch_spectral_norm
 from distgan.samples import SampleSpec
+from distgan.training.noise_checks import check_perturbations
 
 
 def check_config(config: Config) -> None:
@@ -22,9 +24,10 @@ def check_config(config: Config) -> None:
     check_name("loss", "loss", config.loss, LOSSES)
     for name in config.penalties:
         check_name("penalties", "penalty", name, PENALTIES)
+    check_perturbations(config)
     for entry in config.augment_entries:
         check_name("augment", "augmentation", entry.name, AUGMENTATIONS)
-    if config.penalties and config.precision == "fp16":
+    if config.precision == "fp16" and any(PENALTIES[name].differentiates for name in config.penalties):
         raise UsageError("penalties: gradients of gradients overflow and underflow in fp16; use precision bf16 or no")
     if config.adaptive_p and LOSSES[config.loss].boundary is None:
         raise UsageError(
@@ -143,7 +146,10 @@ def check_penalties(names: Iterable[str]) -> None:
     """Compute each penalty of a quadratic D on three images. Raises UsageError if it is not per-sample."""
     for name in names:
         real, fake = (torch.full((3, 1, 2, 2), value, requires_grad=True) for value in (0.5, -0.5))
-        forward = DForward(quadratic, real, fake, quadratic(real), quadratic(fake), None, torch.full((3,), 0.5))
+        changes = (LogitChange(quadratic(x), quadratic(x + 0.1), 0.1) for x in (real, fake))
+        forward = DForward(
+            quadratic, real, fake, quadratic(real), quadratic(fake), None, torch.full((3,), 0.5), *changes
+        )
         try:
             value = PENALTIES[name].compute(forward)
         except Exception as error:  # a user's penalty may raise anything

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from distgan.errors import RunError, UsageError
-from distgan.gan.step import GAN, Batches, Minibatch, Penalties, d_objective, g_objective
+from distgan.gan.step import GAN, Batches, Minibatch, Penalties, d_objective, g_objective, inputs_of_d
 
 T = TypeVar("T")
 Gradients = dict[str, Tensor]
@@ -97,8 +97,7 @@ def objective_gradients(gan: GAN, batch: Minibatch, penalties: Penalties, p: Ten
     """The gradients of D's objective and of G's, of one micro-batch; updates nothing but buffers."""
     gan.raw_D.requires_grad_(True)
     fake = gan.compile(gan.G)(batch.z, batch.fake_labels)
-    real, detached = (images.detach().requires_grad_(bool(penalties)) for images in (batch.real, fake))
-    total, _ = gan.compile(d_objective)(gan, batch._replace(real=real), detached, penalties, p)
+    total, _ = gan.compile(d_objective)(gan, *inputs_of_d(batch, fake, penalties), penalties, p)
     gradients = parameter_gradients("D", total, gan.raw_D)
     gan.raw_D.requires_grad_(False)
     g_loss = gan.compile(g_objective)(gan, batch, fake, p)

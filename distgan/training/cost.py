@@ -185,5 +185,6 @@ def fake_minibatch(config: Config, spec: SampleSpec, n: int) -> list[Minibatch]:
     real = real if config.channels_last else real.contiguous()
     labels = torch.zeros(n, dtype=torch.long) if spec.num_classes else None
     u = torch.empty(n, build_augment(config).columns)
-    batch = Minibatch(real, torch.empty(n, config.model.latent), labels, labels, u, u, u, torch.empty(n))
+    keys = torch.zeros(n, dtype=torch.long)
+    batch = Minibatch(real, torch.empty(n, config.model.latent), labels, labels, u, u, u, torch.empty(n), keys, keys)
     return split(batch, config.micro_batch or n)

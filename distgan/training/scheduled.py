@@ -7,6 +7,7 @@ from distgan.config.keys import Config
 from distgan.distributed.batchnorm import RunningStatsWarmup
 from distgan.gan.adam import TensorAdam
 from distgan.gan.ema import EMA
+from distgan.gan.finite_difference import FiniteDifference
 from distgan.gan.penalties import PENALTIES
 from distgan.gan.schedules import adapt_probability, iterations_averaged, value_at
 from distgan.gan.step import GAN, WeightedPenalty
@@ -126,7 +127,8 @@ def weighted_penalties(config: Config, device: torch.device) -> dict[str, Weight
     penalties = {}
     for name, entry in config.penalty_entries.items():
         weight = torch.full((), value_at(entry.weight, 0), dtype=torch.float32, device=device)
-        penalties[name] = WeightedPenalty(PENALTIES[name], weight, entry.every)
+        difference = FiniteDifference(entry.sigma or FiniteDifference().sigma, entry.stride)
+        penalties[name] = WeightedPenalty(PENALTIES[name], weight, entry.every, difference)
     return penalties
 
 

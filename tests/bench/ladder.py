@@ -27,12 +27,18 @@ from helpers import ROOT, launch_env, metrics
 NARROW = ["--model.options", "{width: 16, norm: none, init: he}"]
 BATCHNORM = ["--model.options", "{width: 16}", "--penalties", "{}"]
 CLASSIC_BETAS = ["--g_optimizer.betas", "[0.5, 0.999]", "--d_optimizer.betas", "[0.5, 0.999]"]
-ONE_PENALTY = ["--penalties", "{r1: {from: 1, to: 0.1, images: 400_000, shape: cosine}}"]
+GAMMA = "{from: 1, to: 0.1, images: 400_000, shape: cosine}"
+ONE_PENALTY = ["--penalties", f"{{r1: {GAMMA}}}"]
+FINITE_DIFFERENCES = ["--penalties", f"{{r1_fd: {GAMMA}, r2_fd: {GAMMA}}}"]
+LARGE_SIGMA = f"{{weight: {GAMMA}, sigma: 0.1}}"
+LARGE_DIFFERENCES = ["--penalties", f"{{r1_fd: {LARGE_SIGMA}, r2_fd: {LARGE_SIGMA}}}"]
 RUNGS = {
     "dcgan": ["--loss", "bce", *BATCHNORM, *CLASSIC_BETAS],
     "bce+r1": ["--loss", "bce", *NARROW, *ONE_PENALTY],
     "rpgan+r1": ["--loss", "rpgan", *NARROW, *ONE_PENALTY],
     "rpgan+r1+r2": NARROW,
+    "rpgan+r1_fd+r2_fd": [*NARROW, *FINITE_DIFFERENCES],  # sigma 0.01
+    "rpgan+r1_fd+r2_fd-0.1": [*NARROW, *LARGE_DIFFERENCES],
 }
 IMAGES = 128_000  # of stacked-mnist, an epoch
 LRS = ["1e-3", "2e-3", "4e-3"]

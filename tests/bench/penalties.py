@@ -17,6 +17,7 @@ import torch
 
 from distgan import models
 from distgan.gan.augment import AUGMENTATIONS, Pipeline
+from distgan.gan.finite_difference import FiniteDifference
 from distgan.gan.losses import LOSSES
 from distgan.gan.penalties import PENALTIES
 from distgan.gan.step import GAN, Batches, Minibatch, WeightedPenalty, train_step, unaugmented
@@ -28,9 +29,12 @@ VARIANTS: dict[str, dict] = {
     "r1": {"penalties": ["r1"]},
     "r1 + r2": {"penalties": ["r1", "r2"]},
     "r1 + r2, every 4 iterations": {"penalties": ["r1", "r2"], "every": 4},
+    "r1_fd + r2_fd": {"penalties": ["r1_fd", "r2_fd"]},
+    "r1_fd + r2_fd, share 0.25": {"penalties": ["r1_fd", "r2_fd"], "stride": 4},
     "wgan_gp": {"penalties": ["wgan_gp"]},
     "rpgan, G on latents of its own": {"loss": "rpgan"},
     "rpgan + r1 + r2": {"loss": "rpgan", "penalties": ["r1", "r2"]},
+    "rpgan + r1_fd + r2_fd": {"loss": "rpgan", "penalties": ["r1_fd", "r2_fd"]},
     "D with spectral norm": {"d_norm": "spectral"},
     "color, translation, cutout": {"augment": ["color", "translation", "cutout"]},
     "the four of ada": {"augment": ADA},
@@ -44,6 +48,7 @@ def iterations(
     loss: str = "bce",
     penalties: Sequence[str] = (),
     every: int = 1,
+    stride: int = 1,
     augment: Sequence[str] = (),
     d_norm: str = "none",
 ) -> Iterator[None]:
@@ -56,8 +61,10 @@ def iterations(
     gan = GAN(G, D, G, D, *adam, loss=LOSSES[loss], augment=pipeline if augment else unaugmented)
     real = (torch.rand(64, 3, 32, 32) * 2 - 1).to(memory_format=torch.channels_last)
     u, v, w = torch.rand(3, 64, pipeline.columns)
-    batch = Minibatch(real, torch.randn(64, 64), None, None, u, v, w, torch.rand(64))
-    weighted = {name: WeightedPenalty(PENALTIES[name], 0.1, every) for name in penalties}
+    keys = torch.randint(2**62, (2, 64))
+    batch = Minibatch(real, torch.randn(64, 64), None, None, u, v, w, torch.rand(64), *keys)
+    difference = FiniteDifference(stride=stride)
+    weighted = {name: WeightedPenalty(PENALTIES[name], 0.1, every, difference) for name in penalties}
     for i in itertools.count():
         train_step(gan, Batches([[batch]], [batch] if LOSSES[loss].paired else None), {} if i % every else weighted)
         yield

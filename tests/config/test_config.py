@@ -217,9 +217,11 @@ def test_help_and_print_config(capsys):
         (["--penalties", "{r1: {weight: 1, every: 0}}"], "penalties.r1.every: expected an integer above 0, got 0"),
         (
             ["--penalties", "{r1: {weight: 1, evry: 2}}"],
-            "penalties.r1.evry: no such key; expected {weight: number or schedule, every: iterations}",
+            "penalties.r1.evry: no such key; expected {weight: number or schedule, every: iterations, sigma: number",
         ),
-        (["--penalties", "{r1: {weight: 1}}"], "penalties.r1: 'every' is missing; expected {weight: .*, every: .*}"),
+        (["--penalties", "{r1_fd: {weight: 1, sigma: 0}}"], "penalties.r1_fd.sigma: expected a number above 0, got 0"),
+        (["--penalties", "{r1_fd: {weight: 1, share: 0.3}}"], "penalties.r1_fd.share: expected 1, or a unit fraction"),
+        (["--penalties", "{r1_fd: {weight: 1, share: 2}}"], "penalties.r1_fd.share: expected 1, or a unit fraction"),
         (["--penalties", "{r1: {every: 4}}"], "penalties.r1: 'weight' is missing; expected {weight: .*, every: .*}"),
         (["--penalties", "{r1: {weight: x, every: 4}}"], "penalties.r1.weight: expected a number, 0 or more, or a sch"),
         (["--penalties", "{r1: {wieght: 1}}"], "penalties.r1.wieght: no such key; expected .*, or {weight: number or"),

@@ -4,7 +4,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from distgan.gan.finite_difference import LogitChange, perturb
+from distgan.gan.noise import normal_noise
 from distgan.gan.penalties import PENALTIES, DForward
+
+KEYS = torch.arange(5)
+SIGMA = 0.01
 
 
 def images(n: int = 5) -> tuple[Tensor, Tensor]:
@@ -14,7 +19,8 @@ def images(n: int = 5) -> tuple[Tensor, Tensor]:
 
 
 def forward(D, real: Tensor, fake: Tensor, mix: Tensor | None = None) -> DForward:
-    return DForward(lambda x, labels: D(x), real, fake, D(real), D(fake), None, mix)
+    changes = [LogitChange(D(x), D(perturb(x, KEYS, SIGMA)), SIGMA) for x in (real, fake)]
+    return DForward(lambda x, labels: D(x), real, fake, D(real), D(fake), None, mix, *changes)
 
 
 def norm2(x: Tensor) -> Tensor:
@@ -35,6 +41,20 @@ def test_of_a_linear_d():
         torch.testing.assert_close(penalty, expected.float().expand(5))
         ours, written_out = (torch.autograd.grad(x, w, retain_graph=True)[0] for x in (penalty.mean(), expected))
         torch.testing.assert_close(ours, written_out, rtol=1e-5, atol=1e-5)
+
+
+def test_finite_differences_of_a_linear_d():
+    """((D(x + sigma e) - D(x)) / sigma)^2 / 2 = <w, e>^2 / 2 for given noise; its mean over e is |w|^2 / 2."""
+    x = torch.zeros(20_000, 3, 2, 2, dtype=torch.float64)
+    keys = torch.arange(20_000)
+    w = torch.randn(3, 2, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    change = LogitChange(x.sum((1, 2, 3)), (perturb(x, keys, 0.3) * w).sum((1, 2, 3)), 0.3)
+    row = forward(norm2, *images())._replace(real_change=change, fake_change=change)
+    for name in ("r1_fd", "r2_fd"):
+        penalty = PENALTIES[name].compute(row)
+        projected = (normal_noise(keys, (3, 2, 2)) * w).sum((1, 2, 3))
+        torch.testing.assert_close(penalty, projected.square() / 2)
+        torch.testing.assert_close(penalty.mean(), norm2(w[None])[0] / 2, rtol=0.04, atol=0)
 
 
 def test_of_a_quadratic_d():

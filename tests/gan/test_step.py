@@ -9,6 +9,7 @@ import torch.nn.functional as F
 
 from distgan import models
 from distgan.gan.augment import Pipeline
+from distgan.gan.finite_difference import FiniteDifference
 from distgan.gan.losses import LOSSES, Loss
 from distgan.gan.penalties import PENALTIES, Penalty
 from distgan.gan.step import (
@@ -25,11 +26,14 @@ from distgan.samples import SampleSpec
 
 PIPELINE = Pipeline([("color", 1.0), ("translation", 1.0), ("cutout", 0.5), ("ada_geometry", 0.5)])
 WEIGHTED = {name: WeightedPenalty(penalty, 0.5) for name, penalty in PENALTIES.items()}
-SETS = ((), ("r1", "r2"), ("wgan_gp",))
 PENALTY_SETS = {
     "none": {},
     "r1+r2": {k: WEIGHTED[k] for k in ("r1", "r2")},
     "wgan_gp": {"wgan_gp": WEIGHTED["wgan_gp"]},
+    "r1_fd+r2_fd": {
+        "r1_fd": WEIGHTED["r1_fd"]._replace(difference=FiniteDifference(0.1, 2)),
+        "r2_fd": WEIGHTED["r2_fd"]._replace(difference=FiniteDifference(0.1)),
+    },
 }
 PAIRED = LOSSES["rpgan"]  # G's loss sees real logits
 
@@ -48,7 +52,8 @@ def minibatch(n: int = 8, classes: int = 0, seed: int = 1) -> Minibatch:
     labels = torch.arange(n) % classes if classes else None
     real, z = torch.rand(n, 3, 16, 16) * 2 - 1, torch.randn(n, 8)
     u, v, w = torch.rand(3, n, PIPELINE.columns)
-    return Minibatch(real, z, labels, labels, u, v, w, torch.rand(n))
+    keys = torch.randint(2**62, (2, n))
+    return Minibatch(real, z, labels, labels, u, v, w, torch.rand(n), *keys)
 
 
 def split(batch: Minibatch, count: int) -> list[Minibatch]:
@@ -226,6 +231,17 @@ def test_the_penalty_sees_through_the_augmentation():
     update_d(halved, [batch], [real], {"record": WeightedPenalty(Penalty(record), 1.0)})
     assert seen["gradient"].shape == real.shape
     assert (seen["gradient"][..., 8:] == 0).all() and (seen["gradient"][..., :8] != 0).any()
+
+
+def test_each_noise_has_keys_of_its_own():
+    """r1_fd takes those of the real images, r2_fd those of the fakes."""
+    batch, other = minibatch(), torch.arange(8)
+    found = {}
+    for name, keys in {"both": {}, "real": {"noise_real": other}, "fake": {"noise_fake": other}}.items():
+        scalars = train_step(make(norm="none"), Batches([[batch._replace(**keys)]]), PENALTY_SETS["r1_fd+r2_fd"])
+        found[name] = float(scalars["r1_fd"]), float(scalars["r2_fd"])
+    assert found["real"][0] != found["both"][0] and found["real"][1] == found["both"][1]
+    assert found["fake"][0] == found["both"][0] and found["fake"][1] != found["both"][1]
 
 
 def test_a_lazy_penalty_counts_as_often_as_it_is_left_out():

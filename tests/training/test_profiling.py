@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-import distgan.training.loop
+import distgan.training.iteration
 from distgan.training.profiling import Profiler, describe, table_lines
 from distgan.training.trace_summary import Event, read_trace, self_times, summarize, union_length
 from helpers import TINY, launch, train, weights
@@ -99,7 +99,7 @@ def test_a_run_too_short_to_profile_says_so(trained, capsys, more):
 
 def test_a_run_that_fails_while_it_is_profiled_stops_the_profiler(tiny, tmp_path, monkeypatch, capsys):
     """A process that ended with it on would crash, and hide the exit code."""
-    step = distgan.training.loop.train_step
+    step = distgan.training.iteration.train_step
     profiled: list[bool] = []
 
     def fail_at_the_fourth(*arguments):
@@ -108,7 +108,7 @@ def test_a_run_that_fails_while_it_is_profiled_stops_the_profiler(tiny, tmp_path
             raise torch.OutOfMemoryError("CUDA out of memory.")
         return step(*arguments)
 
-    monkeypatch.setattr(distgan.training.loop, "train_step", fail_at_the_fourth)
+    monkeypatch.setattr(distgan.training.iteration, "train_step", fail_at_the_fourth)
     words = ["--data.shards", tiny, "--run_dir", tmp_path / "run", *TINY, "--images", 160, "--profile", 20]
     assert train(*words) == 1
     assert profiled == [False, True, True, True] and not torch.autograd.profiler._is_profiler_enabled

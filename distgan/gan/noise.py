@@ -1,0 +1,40 @@
+"""Normal noise from integer keys: plain tensor operations on any device, without a random number generator."""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+# splitmix64 (Steele, Lea & Flood 2014, "Fast splittable pseudorandom number generators"): the state advances by GAMMA,
+# and a finalizer mixes it. int64 wraps around: the constants are in two's complement.
+GAMMA = 0x9E3779B97F4A7C15 - 2**64
+MULTIPLIERS = (0xBF58476D1CE4E5B9 - 2**64, 0x94D049BB133111EB - 2**64)
+HALF = 2**32
+
+
+def shift_right(words: Tensor, bits: int) -> Tensor:
+    """The logical shift of int64 words; >> repeats the sign bit."""
+    return (words >> bits) & ((1 << (64 - bits)) - 1)
+
+
+def random_words(keys: Tensor, count: int) -> Tensor:
+    """Words 1 to `count` of the splitmix64 sequences that begin at `keys` [N], int64 [N, count]."""
+    words = keys[:, None] + torch.arange(1, count + 1, device=keys.device) * GAMMA
+    words = (words ^ shift_right(words, 30)) * MULTIPLIERS[0]
+    words = (words ^ shift_right(words, 27)) * MULTIPLIERS[1]
+    return words ^ shift_right(words, 31)
+
+
+def normal_noise(keys: Tensor, shape: Sequence[int]) -> Tensor:
+    """N(0, 1), float32 [N, *shape], of magnitude below 6.8; `keys` [N] are int64.
+
+    An image's noise is a function of its key and of the shape: it depends neither on the other images nor on their
+    number. Both halves of a word become a pair of numbers (Box & Muller 1958).
+    """
+    count = math.prod(shape)
+    words = random_words(keys, -(-count // 2))
+    radius = (((shift_right(words, 32)).float() + 0.5) / HALF).log().mul(-2).sqrt()
+    angle = ((words & (HALF - 1)).float() + 0.5) * (2 * math.pi / HALF)
+    pairs = torch.cat([radius * angle.cos(), radius * angle.sin()], 1)
+    return pairs[:, :count].reshape(-1, *shape)

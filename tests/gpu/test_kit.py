@@ -1,5 +1,6 @@
 """The GPU kit where there is no GPU: every section runs tiny on a CPU, and `make gpu` says that it needs one."""
 
+import importlib
 import json
 import re
 import subprocess
@@ -35,6 +36,21 @@ def test_the_tests_that_need_a_cpu_exist():
     names = re.findall(r'"(test_\w+)":', table)
     sources = "\n".join(path.read_text() for path in (ROOT / "tests").rglob("test_*.py"))
     assert names and all(f"def {name}(" in sources for name in names)
+
+
+def test_device_time_counts_what_overlaps_once(monkeypatch):
+    monkeypatch.syspath_prepend(str(KIT))
+    union = importlib.import_module("timing").union
+    assert union([(4, 6), (0, 2), (1, 3), (1, 2)]) == 5
+    assert union([]) == 0
+
+
+def test_the_bytes_of_collectives_are_read_from_a_profile(monkeypatch):
+    """As torch describes an all-reduce of NCCL: a number of elements and the name of their type."""
+    monkeypatch.syspath_prepend(str(KIT))
+    message_bytes = importlib.import_module("scale_run").message_bytes
+    assert message_bytes({"In msg nelems": 1000, "Out msg nelems": 1000, "dtype": "BFloat16"}) == 2000
+    assert message_bytes({}) == 0
 
 
 @pytest.mark.slow

@@ -204,10 +204,10 @@ def differences(a: Path, b: Path) -> str:
 
 
 def differences_by_line(a: Path, b: Path) -> list[float]:
-    """The largest difference of losses and scores of two runs in each line of their metrics."""
+    """The largest difference of losses and scores of two runs in each line of their metrics, but for alarms."""
     keys = ("d_loss", "g_loss", "d_real", "d_fake")
-    rows = zip(computed(a), computed(b), strict=True)
-    return [max(abs(x[key] - y[key]) for key in keys) for x, y in rows]
+    first, second = ([row for row in computed(run) if "d_loss" in row] for run in (a, b))
+    return [max(abs(x[key] - y[key]) for key in keys) for x, y in zip(first, second, strict=True)]
 
 
 # runs in this process

@@ -56,8 +56,11 @@ def compile_case(case: Case) -> float:
 
 
 ITERATIONS = 20
-LEAST = {"weights": 1e-6, "losses": 1e-5}
-"""What counts as equal in any case: rounding in float32."""
+SMOOTH = [f"--{each}.{word}" for each in ("g_optimizer", "d_optimizer") for word in ("lr=5e-4", "eps=1e-3")]
+"""An epsilon as large as gradients are: with a small one Adam makes a step of each gradient that is nothing but rounding,
+and float32 in another order of sums differs from itself as much as bf16 does from it."""
+LEAST = {"weights": 1e-5, "losses": 1e-4}
+"""What counts as equal in any case. A learning rate that is 1 % off makes 4e-3 and 3e-2 (dry, on a CPU)."""
 TIMES = 10
 """How many times the difference that another memory layout makes is within tolerance."""
 
@@ -65,13 +68,13 @@ TIMES = 10
 def equal() -> None:
     """Runs in float32 in each mode against an eager one: weights and losses after 20 iterations.
 
-    Another order of sums rounds differently, and training makes it grow: Adam divides by the gradient's size. How much
-    of it is no fault is measured: by a run that differs from the eager one in its memory layout alone.
+    Another order of sums rounds differently. How much of it is no fault is measured: by a run that differs from the
+    eager one in its memory layout alone.
     """
     modes = {name: words for name, words in MODES.items() if not (DRY and "--graph=true" in words)}
     with tempfile.TemporaryDirectory(dir=WORK) as folder:
         for name, words in {**modes, "layout": ["--channels_last=false"]}.items():
-            fixed = ["--tf32=false", "--report.every_images", BATCH, "--checkpoint.every_epochs", 1000]
+            fixed = [*SMOOTH, "--tf32=false", "--report.every_images", BATCH, "--checkpoint.every_epochs", 1000]
             train([*digits_run(Path(folder) / name, ITERATIONS * BATCH), *fixed, *words], timeout=180)
         reference = Path(folder) / "eager"
         layout = run_differences(reference, Path(folder) / "layout")

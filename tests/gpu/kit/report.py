@@ -194,6 +194,8 @@ def dry_groups() -> None:
 def prepare_environment(args: argparse.Namespace, work: str) -> None:
     """Variables of the sections' processes."""
     paths = [str(ROOT), str(ROOT / "tests")] + [path for path in [os.environ.get("PYTHONPATH")] if path]
+    # a profile of a CUDA graph can crash where the profiler was taken down before (torch/profiler/profiler.py)
+    os.environ |= {"DISABLE_CUPTI_LAZY_REINIT": "1", "TEARDOWN_CUPTI": "0"}
     # one cache for all sections, empty at the start: the seconds of `warm_compile` are those of a first run
     os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(Path(work) / "inductor")
     os.environ |= {"OUT": str(args.out), "GPU_KIT_WORK": work, "GPU_KIT_DRY": str(int(args.dry))}

@@ -57,7 +57,7 @@ class Measurement:
         """Images per second of all processes, and the collectives of an iteration on this one."""
         events = [event for event in trace(self.profiler) if event.get("ph") == "X"]
         collectives = [event for event in events if is_collective(event)]
-        described = [event["args"] for event in events if "In msg nelems" in event.get("args", {})]
+        described = [event["args"] for event in events if event["name"] == "record_param_comms"]
         return {
             "rate": self.watch.rate,
             "iteration_milliseconds": self.seconds * 1e3,
@@ -75,8 +75,8 @@ def is_collective(event: dict[str, Any]) -> bool:
 
 
 def message_bytes(arguments: dict[str, Any]) -> int:
-    """Of a collective, as the profiler describes it; a replayed graph describes nothing."""
-    return int(arguments["In msg nelems"]) * SIZES.get(arguments.get("dtype", ""), 0)
+    """Of a collective over NCCL, as the profiler describes it; gloo and a replayed graph describe nothing."""
+    return int(arguments.get("In msg nelems", 0)) * SIZES.get(arguments.get("dtype", ""), 0)
 
 
 def trace(profiler: torch.profiler.profile) -> list[dict[str, Any]]:

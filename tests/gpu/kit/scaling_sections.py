@@ -29,7 +29,7 @@ def weak_scaling() -> None:
                 continue
             single = 0.0
             for count in ordered:
-                label = f"{network}, {mode}, {count} processes"
+                label = f"{network}, {mode}, processes: {count}"
                 if seconds_left() < SECONDS[mode]:
                     record(label, "skipped: no time left; --only weak_scaling")
                     continue

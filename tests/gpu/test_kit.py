@@ -1,5 +1,6 @@
 """The GPU kit where there is no GPU: every section runs tiny on a CPU, and `make gpu` says that it needs one."""
 
+import importlib
 import json
 import re
 import subprocess
@@ -37,6 +38,21 @@ def test_the_tests_that_need_a_cpu_exist():
     assert names and all(f"def {name}(" in sources for name in names)
 
 
+def test_device_time_counts_what_overlaps_once(monkeypatch):
+    monkeypatch.syspath_prepend(str(KIT))
+    union = importlib.import_module("timing").union
+    assert union([(4, 6), (0, 2), (1, 3), (1, 2)]) == 5
+    assert union([]) == 0
+
+
+def test_the_bytes_of_collectives_are_read_from_a_profile(monkeypatch):
+    """As torch describes an all-reduce of NCCL: a number of elements and the name of their type."""
+    monkeypatch.syspath_prepend(str(KIT))
+    message_bytes = importlib.import_module("scale_run").message_bytes
+    assert message_bytes({"In msg nelems": 1000, "Out msg nelems": 1000, "dtype": "BFloat16"}) == 2000
+    assert message_bytes({}) == 0
+
+
 @pytest.mark.slow
 def test_every_section_runs_on_a_cpu(tmp_path):
     done = run_kit(tmp_path, "--dry")
@@ -47,6 +63,8 @@ def test_every_section_runs_on_a_cpu(tmp_path):
     assert names and list(sections) == re.split(r",\s+", names[1].strip())
     assert {name for name, section in sections.items() if section["status"] == "skipped"} == {
         "resume_fp16",
+        "resume_captured",
+        "resume_both",
         "share_fp16",
         "out_of_memory",
     }

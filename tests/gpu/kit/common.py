@@ -12,7 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -31,11 +31,20 @@ PRECISIONS = ["no", "bf16"] if DRY else ["no", "bf16", "fp16"]
 SIZE, WIDTH = (16, 4) if DRY else (64, 64)
 BATCH = 16 if DRY else 64
 
+STARTED = time.monotonic()
+SECONDS = float(os.environ.get("GPU_KIT_SECONDS", "inf"))
+"""What this process may take."""
+
 failures: list[str] = []
 
 
 class Skipped(Exception):
     """The section does not apply to this machine."""
+
+
+def seconds_left() -> float:
+    """Until the time limit of the section."""
+    return SECONDS - (time.monotonic() - STARTED)
 
 
 def record(name: str, value: object) -> None:
@@ -74,13 +83,13 @@ def make_datasets() -> None:
 # runs in processes of their own
 
 
-def train_command(words: list[object], *, processes: int = 0) -> list[str]:
-    """`distgan/train.py` by itself, or started by `accelerate launch` in `processes` processes."""
+def train_command(words: list[object], *, processes: int = 0, script: Path = TRAIN) -> list[str]:
+    """`distgan/train.py`, or another script, by itself, or started by `accelerate launch` in `processes` processes."""
     launcher: list[object] = []
     if processes:
         launcher = ["-m", "accelerate.commands.launch", "--config_file", ROOT / "launch/accelerate/multi-gpu.yaml"]
         launcher += ["--num_processes", processes, "--main_process_port", 0]
-    return [sys.executable, *map(str, [*launcher, TRAIN, *words])]
+    return [sys.executable, *map(str, [*launcher, script, *words])]
 
 
 def train_env(env: dict[str, str] | None) -> dict[str, str]:
@@ -94,9 +103,10 @@ def train(
     check: bool = True,
     timeout: float = 140,
     env: dict[str, str] | None = None,
+    script: Path = TRAIN,
 ) -> subprocess.CompletedProcess:
     """Run to the end. Raises RuntimeError if it fails, TimeoutExpired after `timeout` seconds."""
-    command = train_command(words, processes=processes)
+    command = train_command(words, processes=processes, script=script)
     done = subprocess.run(command, capture_output=True, text=True, timeout=timeout, env=train_env(env))
     print(done.stdout[-3000:], done.stderr[-3000:], sep="\n", flush=True)
     if check and done.returncode:
@@ -189,17 +199,25 @@ def differences(a: Path, b: Path) -> str:
 
     Both runs log each iteration. Rounding grows with training.
     """
-    keys = ("d_loss", "g_loss", "d_real", "d_fake")
-    rows = zip(computed(a), computed(b), strict=True)
-    found = [max(abs(x[key] - y[key]) for key in keys) for x, y in rows]
+    found = differences_by_line(a, b)
     return f"{found[0]:.1e} in the first iteration, {max(found):.1e} in {len(found)}"
+
+
+def differences_by_line(a: Path, b: Path) -> list[float]:
+    """The largest difference of losses and scores of two runs in each line of their metrics, but for alarms."""
+    keys = ("d_loss", "g_loss", "d_real", "d_fake")
+    first, second = ([row for row in computed(run) if "d_loss" in row] for run in (a, b))
+    return [max(abs(x[key] - y[key]) for key in keys) for x, y in zip(first, second, strict=True)]
 
 
 # runs in this process
 
 
-def build_run(*words: object, batch: int = BATCH, precision: str = "no"):
-    """A run on the noise in this process, as a `training.loop.Trainer`; nothing is due before its end."""
+def build_run(*words: object, recipe: Iterable[object] = ("--model.options.width", WIDTH), batch: int = BATCH):
+    """A run on the noise in this process, as a `training.loop.Trainer`; nothing is due before its end.
+
+    `words` and the other arguments override `recipe`, which may name a configuration.
+    """
     from accelerate.state import AcceleratorState
 
     from distgan.config.read import read_config
@@ -212,7 +230,7 @@ def build_run(*words: object, batch: int = BATCH, precision: str = "no"):
 
     AcceleratorState._reset_state(reset_partial_state=True)
     run_dir = Path(tempfile.mkdtemp(dir=WORK))
-    argv = ["--data.shards", NOISE, "--batch", batch, "--precision", precision, "--model.options.width", WIDTH]
+    argv = [*recipe, "--data.shards", NOISE, "--batch", batch]
     argv += ["--run_dir", run_dir, "--images", 10**9, "--report.every_images", 10**9]
     argv += ["--samples.every_epochs", 10**6, "--checkpoint.every_epochs", 10**6, *words]
     config = read_config([str(word) for word in argv], prog="gpu", description="")[0]
@@ -292,5 +310,6 @@ class Stopwatch:
         return statistics.median(self.rates)
 
 
-def peak_gb() -> str:
-    return f"{torch.cuda.max_memory_allocated() / 1e9:.2f} GB" if DEVICE == "cuda" else "no GPU memory"
+def peak_gb(held: int = 0) -> str:
+    """Peak memory of the GPU, without `held` bytes that were there before."""
+    return f"{(torch.cuda.max_memory_allocated() - held) / 1e9:.2f} GB" if DEVICE == "cuda" else "no GPU memory"

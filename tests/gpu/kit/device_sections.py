@@ -1,4 +1,4 @@
-"""Sections that run in this process: host waits, speed, memory, BatchNorm, the profile."""
+"""Sections that run in this process: host waits, memory, BatchNorm, the profile."""
 
 import collections
 import contextlib
@@ -18,7 +18,6 @@ from common import (
     OUT,
     PRECISIONS,
     ROOT,
-    SIZE,
     WIDTH,
     Stopwatch,
     build_run,
@@ -32,15 +31,29 @@ from common import (
     synchronize,
     train,
 )
+from speed_sections import steps
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity
 
-from distgan import models
 from distgan.distributed.batchnorm import GlobalBatchNorm2d, convert
-from distgan.samples import SampleSpec
 
 WATCHED = (3, 5) if DRY else (10, 60)
 """The iterations in which no wait of the host is allowed; the first ones build what is cached."""
+
+
+def waits_cases(precision: str) -> dict[str, list[object]]:
+    """What runs without a wait of the host, and its words. A CPU captures nothing."""
+    cases: dict[str, list[object]] = {
+        "": [],
+        ", micro-batches": ["--micro_batch", 8],
+        ", labels, flips": ["--data.labels=true", "--data.flip=true"],
+    }
+    if not DRY:
+        cases[", captured"] = ["--graph=true"]
+        cases[", captured, micro-batches"] = ["--graph=true", "--micro_batch", 8]
+    if not DRY and precision == "bf16":
+        cases[", compiled and captured"] = ["--compile=true", "--graph=true"]
+    return cases
 
 
 def host_waits() -> None:
@@ -51,13 +64,8 @@ def host_waits() -> None:
             torch.cuda.set_sync_debug_mode(mode)
 
     for precision in PRECISIONS:
-        cases = {
-            "": [],
-            ", micro-batches": ["--micro_batch", 8],
-            ", labels, flips": ["--data.labels=true", "--data.flip=true"],
-        }
-        for name, words in cases.items():
-            run = build_run(*words, batch=16, precision=precision)
+        for name, words in waits_cases(precision).items():
+            run = build_run("--precision", precision, *words, batch=16)
             seen = 0
 
             def visit(i: int) -> bool:
@@ -79,98 +87,6 @@ def host_waits() -> None:
                 expect(precision + name, f"waits in iteration {seen}, {at}: {str(error).splitlines()[0][:150]}", False)
             finally:
                 set_mode("default")
-
-
-def textbook(batch: int, precision: str, tf32: bool) -> Iterator[None]:
-    """The loop of the DCGAN tutorial on images that are on the device; yields after each iteration."""
-    torch.use_deterministic_algorithms(False)
-    torch.backends.cudnn.deterministic = torch.backends.cudnn.benchmark = False  # torch's defaults
-    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = tf32
-    G, D = models.build("dcgan", SampleSpec(SIZE, 3), z_dim=100, options={"width": WIDTH}, seed=0)
-    G, D = G.to(DEVICE), D.to(DEVICE)
-    criterion, ones, zeros = nn.BCEWithLogitsLoss(), torch.ones(batch, device=DEVICE), torch.zeros(batch, device=DEVICE)
-    g_optimizer, d_optimizer = (torch.optim.Adam(n.parameters(), lr=2e-4, betas=(0.5, 0.999)) for n in (G, D))
-    real = torch.rand(batch, 3, SIZE, SIZE, device=DEVICE) * 2 - 1
-
-    def forward(network: nn.Module, input: Tensor) -> Tensor:
-        with torch.autocast(DEVICE, torch.bfloat16, enabled=precision == "bf16"):
-            return network(input).float()
-
-    while True:
-        D.zero_grad()
-        output = forward(D, real)
-        real_error = criterion(output, ones)
-        real_error.backward()
-        output.mean().item()
-        fake = forward(G, torch.randn(batch, 100, device=DEVICE))
-        output = forward(D, fake.detach())
-        fake_error = criterion(output, zeros)
-        fake_error.backward()
-        output.mean().item()
-        d_optimizer.step()
-        G.zero_grad()
-        g_error = criterion(forward(D, fake), ones)
-        g_error.backward()
-        g_optimizer.step()
-        _ = (real_error + fake_error).item(), g_error.item()
-        yield
-
-
-def steps(trainer) -> Iterator[None]:
-    """train_step and the EMA on one minibatch that stays on the device; yields after each iteration."""
-    from distgan.gan.step import train_step
-
-    batches = next(trainer.minibatches.iterations(0, 1, on_read=lambda batch: None))
-    images_seen = 0
-    while True:
-        train_step(trainer.gan, batches, trainer.scheduled.penalties_due(images_seen))
-        trainer.ema.update(trainer.gan.raw_G, trainer.ema.weight(trainer.config.batch, images_seen))
-        images_seen += trainer.config.batch
-        yield
-
-
-def data_only(trainer) -> Iterator[None]:
-    return (None for _ in trainer.minibatches.iterations(0, 10**9, on_read=lambda batch: None))
-
-
-STEP_VARIANTS: dict[str, list[str]] = {
-    "float32": ["--tf32=false"],
-    "float32, not channels-last": ["--tf32=false", "--channels_last=false"],
-    "TF32": [],
-    "bf16": ["--precision=bf16"],
-    "bf16, deterministic false": ["--precision=bf16", "--deterministic=false"],
-    "bf16, not channels-last": ["--precision=bf16", "--channels_last=false"],
-    "fp16": ["--precision=fp16"],
-}
-LOOP_VARIANTS: dict[str, list[str]] = {"TF32": [], "bf16": ["--precision=bf16"], "fp16": ["--precision=fp16"]}
-
-
-def speed() -> None:
-    """Images per second and the ratio to the tutorial's loop in the same precision (fp16: in bf16)."""
-    for batch in (BATCH,) if DRY else (64, 256, 1024):
-        baselines: dict[str, float] = {}
-        for name, precision, tf32 in (("float32", "no", False), ("TF32", "no", True), ("bf16", "bf16", True)):
-            watch = Stopwatch(batch)
-            repeat(textbook(batch, precision, tf32), watch)
-            baselines[name] = watch.rate
-            record(f"{batch}: tutorial, {name}", f"{watch.rate:,.0f} img/s")
-        baselines["fp16"] = baselines["bf16"]
-
-        for kind, variants in {"step": STEP_VARIANTS, "loop with data": LOOP_VARIANTS}.items():
-            for name, words in variants.items():
-                label = f"{batch}: distgan {kind}, {name}"
-                if DRY and "--precision=fp16" in words:
-                    record(label, "skipped: needs CUDA")
-                    continue
-                run, watch = build_run(*words, batch=batch), Stopwatch(batch)
-                run_loop(run, watch) if kind != "step" else repeat(steps(run), watch)
-                record(label, f"{watch.rate:,.0f} img/s, x{watch.rate / baselines[name.split(',')[0]]:.2f}")
-                del run
-                if DEVICE == "cuda":
-                    torch.cuda.empty_cache()
-        watch = Stopwatch(batch)
-        repeat(data_only(build_run(batch=batch)), watch)
-        record(f"{batch}: data alone, to the device", f"{watch.rate:,.0f} img/s")
 
 
 def memory() -> None:
@@ -201,7 +117,7 @@ def peaks(batch: int, precision: str) -> str:
         allocated.append(f"{torch.cuda.max_memory_allocated() / 1e9:.3f}")
         return i == 3
 
-    run_loop(build_run(batch=batch, precision=precision), visit)
+    run_loop(build_run("--precision", precision, batch=batch), visit)
     free, total = torch.cuda.mem_get_info()
     text = f"peak allocated before and after iterations 1 to 3: {' '.join(allocated)} GB; "
     reserved = torch.cuda.max_memory_reserved() / 1e9
@@ -319,7 +235,7 @@ def iterations_with_batchnorm() -> None:
     for batch in (BATCH,) if DRY else (64, 1024):
         for precision in PRECISIONS[:2]:
             for name in ("nn.BatchNorm2d", "GlobalBatchNorm2d"):
-                run, watch = build_run(batch=batch, precision=precision), Stopwatch(batch)
+                run, watch = build_run("--precision", precision, batch=batch), Stopwatch(batch)
                 if name == "GlobalBatchNorm2d":
                     convert(run.gan.raw_G)
                     convert(run.gan.raw_D)
@@ -352,7 +268,7 @@ def profile() -> None:
                     profiler.stop()  # noqa: B023
                 return i == 2 * length
 
-            run_loop(build_run(*words, batch=batch, precision=precision), visit)
+            run_loop(build_run("--precision", precision, *words, batch=batch), visit)
             table = profiler.key_averages().table(sort_by=f"self_{'cpu' if DRY else 'device'}_time_total", row_limit=30)
             tables.append(f"batch {batch}, precision {precision} {' '.join(words)}\n{table}")
             counts: collections.Counter[str] = collections.Counter()
@@ -377,5 +293,5 @@ def profile() -> None:
 
 
 SECTIONS: dict[str, Callable[[], object]] = {
-    function.__name__: function for function in (host_waits, speed, memory, batchnorm, profile)
+    function.__name__: function for function in (host_waits, memory, batchnorm, profile)
 }

@@ -88,20 +88,29 @@ def tests() -> None:
                 expect(name, reason or "error", False)
 
 
-def resume(precision: str) -> None:
+RESUMED: dict[str, list[object]] = {
+    "no": ["--precision", "no", "--data.flip", "true"],
+    "bf16": ["--precision", "bf16", "--micro_batch", BATCH // 4],
+    "fp16": ["--precision", "fp16"],
+    "captured": ["--precision", "bf16", "--graph", "true"],
+    "both": ["--precision", "bf16", "--graph", "true", "--compile", "true"],
+}
+"""Runs that are killed and resumed, and their words; both: compiled and captured."""
+
+
+def resume(name: str) -> None:
     """Killed by SIGKILL and resumed = uninterrupted, by sha256 of every file."""
     images = BATCH * (40 if DRY else 84)
-    more = {"no": ["--data.flip", "true"], "bf16": ["--micro_batch", BATCH // 4], "fp16": []}[precision]
+    arguments = RESUMED[name]
     with tempfile.TemporaryDirectory(dir=WORK) as folder:
         reference, killed = Path(folder) / "reference", Path(folder) / "killed"
-        arguments = ["--precision", precision, *more]
         train(digits_run(reference, images, *arguments))
         process = start_train(digits_run(killed, images, *arguments))
 
         def saved() -> int:
             return max((int(path.name) for path in (killed / "checkpoints").glob("[0-9]*")), default=0)
 
-        wait_for(lambda: saved() > images // 3, process)
+        wait_for(lambda: saved() > images // 3, process, 140)  # compilation included
         process.kill()
         process.communicate()
         expect("killed", f"at {saved():,} of {images:,} images", process.returncode == -signal.SIGKILL)
@@ -112,8 +121,8 @@ def resume(precision: str) -> None:
         for key in ("d_loss", "g_loss"):
             record(f"{key}, first and last line", f"{rows[0][key]:.3f} {rows[-1][key]:.3f}")
         for picture in sorted((reference / "samples").glob("fake-*.png"))[-1:]:
-            shutil.copy(picture, OUT / f"fake-{precision}.png")
-        if precision == "fp16":
+            shutil.copy(picture, OUT / f"fake-{name}.png")
+        if name == "fp16":
             loss_scale(Path(folder) / "long", rows)
 
 
@@ -290,7 +299,7 @@ def lost_process(run_dir: Path, processes: int, number: signal.Signals) -> None:
 SECTIONS = {
     "environment": environment,
     "tests": tests,
-    **{f"resume_{name}": lambda name=name: resume(name) for name in ("no", "bf16", "fp16")},
+    **{f"resume_{name}": lambda name=name: resume(name) for name in RESUMED},
     "same": same,
     **{f"share_{name}": lambda name=name: share(name) for name in ("no", "bf16", "fp16")},
     "nccl": nccl,

@@ -3,10 +3,12 @@
 import contextlib
 import json
 import os
+import signal
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from types import FrameType
 
 from distgan.errors import INTERRUPTED, DistganError, UsageError, format_os_error, shorten_values
 
@@ -51,6 +53,26 @@ def run_distributed(command: Callable[[list[str]], None], argv: Sequence[str] | 
     if code and distributed is not None and distributed.is_initialized():
         os._exit(code)  # torch's exit handlers would wait for processes that have failed too
     return code
+
+
+@contextlib.contextmanager
+def interrupt_exits() -> Iterator[None]:
+    """Ctrl-C ends the process at once, with exit code 130: for imports, which have nothing to clean up.
+
+    As an exception it may reach C++ code that imports something, which aborts, or a callback that loses it.
+    """
+
+    def end(number: int, frame: FrameType | None) -> None:
+        os.write(2, f"{INTERRUPTED}\n".encode())
+        os._exit(130)
+
+    before = signal.getsignal(signal.SIGINT)
+    if before is not signal.SIG_IGN:  # as it is for a background job of a script
+        signal.signal(signal.SIGINT, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def report_to_launcher(message: str) -> None:

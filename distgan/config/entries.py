@@ -114,7 +114,7 @@ def parse_schedule(key: str, value: Any, numbers: Range = NUMBER, *others: str) 
 def parse_penalty(key: str, value: Any) -> PenaltyEntry:
     """A weight, a schedule of it, or {weight, every, sigma, share}. Raises UsageError.
 
-    `sigma` and `share` are for penalties that add noise to images; noise_checks.py in training refuses them for others.
+    `sigma` and `share` are of penalties that add noise: distgan/training/noise_checks.py refuses them for others.
     """
     if not (isinstance(value, dict) and value.keys() & {"weight", *PENALTY_OPTIONS}):
         return PenaltyEntry(parse_schedule(key, value, NUMBER, PENALTY))

@@ -38,7 +38,7 @@ RUNGS = {
     "rpgan+r1": ["--loss", "rpgan", *NARROW, *ONE_PENALTY],
     "rpgan+r1+r2": NARROW,
     "rpgan+r1_fd+r2_fd": [*NARROW, *FINITE_DIFFERENCES],  # sigma 0.01
-    "rpgan+r1_fd+r2_fd-0.1": [*NARROW, *LARGE_DIFFERENCES],
+    "rpgan+r1_fd+r2_fd-large": [*NARROW, *LARGE_DIFFERENCES],  # 0.1
 }
 IMAGES = 128_000  # of stacked-mnist, an epoch
 LRS = ["1e-3", "2e-3", "4e-3"]

@@ -121,7 +121,8 @@ resume: {override: true}
 
 DEFAULT_FINGERPRINT = (
     '{"seed": 0, "batch": 64, "micro_batch": null, "precision": "no", "channels_last": true'
-    ', "deterministic": true, "tf32": true, "sync_batchnorm": true, "data": {"flip": false, "labels": false'
+    ', "deterministic": true, "tf32": true, "compile": false, "graph": false, "sync_batchnorm": true'
+    ', "data": {"flip": false, "labels": false'
     ', "lanes": 64, "decoder": "pillow"}, "model": {"name": "dcgan", "latent": 100, "options": {}}'
     ', "loss": "bce", "n_critic": 1, "penalties": {}, "augment": [], "augment_p": 1.0'
     ', "g_optimizer": {"lr": 0.0002, "betas": [0.5, 0.999], "eps": 1e-08, "weight_decay": 0.0, "clip": 0.0}'
@@ -130,7 +131,8 @@ DEFAULT_FINGERPRINT = (
 )
 FULL_FINGERPRINT = (
     '{"seed": 3, "batch": 96, "micro_batch": 16, "precision": "bf16", "channels_last": false'
-    ', "deterministic": false, "tf32": false, "sync_batchnorm": false, "data": {"flip": true, "labels": true'
+    ', "deterministic": false, "tf32": false, "compile": false, "graph": false, "sync_batchnorm": false'
+    ', "data": {"flip": true, "labels": true'
     ', "lanes": 12, "decoder": "simplejpeg"}, "model": {"name": "r3gan", "latent": 64'
     ', "options": {"widths": [16, 32], "group_width": 16}}, "loss": "rpgan", "n_critic": 2'
     ', "penalties": {"r1": 10, "r2": {"from": 0.05, "to": 0.005, "images": 2000000.0, "shape": "linear"'

@@ -3,6 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 from distgan.models.resample import downsample2x, upsample2x
 
@@ -39,3 +40,24 @@ def test_derivatives_of_first_and_second_order(resample):
     assert torch.autograd.gradgradcheck(resample, images)
     (gradient,) = torch.autograd.grad(resample(images).square().sum(), images, create_graph=True)
     assert gradient.grad_fn is not None and torch.autograd.gradgradcheck(lambda x: resample(x) ** 3, images)
+
+
+def derivatives(images: Tensor) -> list[Tensor]:
+    """Of both maps: values, and derivatives of first and second order of a cubic function of them."""
+    results = []
+    for resample in (downsample2x, upsample2x):
+        values = resample(images)
+        (first,) = torch.autograd.grad(values.pow(3).sum(), images, create_graph=True)
+        (second,) = torch.autograd.grad(first.square().sum(), images)
+        results += [values.detach(), first.detach(), second]
+    return results
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.bfloat16, 0.05)])
+def test_compiled_values_and_derivatives_of_first_and_second_order(dtype, tolerance):
+    images = torch.randn(2, 3, 4, 6, dtype=dtype).contiguous(memory_format=torch.channels_last).requires_grad_()
+    with torch._dynamo.config.patch(trace_autograd_ops=True):
+        compiled = torch.compile(derivatives, fullgraph=True, dynamic=False)(images)
+    for ours, theirs in zip(compiled, derivatives(images), strict=True):
+        scale = float(theirs.abs().max())
+        torch.testing.assert_close(ours / scale, theirs / scale, rtol=0, atol=tolerance)

@@ -4,8 +4,10 @@ import math
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.utils import parametrizations
+from torch.nn.utils import parametrizations, parametrize
+from torch.nn.utils.spectral_norm import SpectralNorm as SpectralNormHook
 
 from distgan.errors import UsageError
 
@@ -44,18 +46,76 @@ class Float32(nn.Module):
             return self.parametrization(weight)
 
 
+def iterate(weight: Tensor, u: Tensor, v: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """One power iteration: u [rows] and v [columns] of `weight` [rows, columns], in place, u first; copies of both.
+
+    The backward of this forward needs u and v as they are now, and the next forward changes them: hence the copies.
+    """
+    F.normalize(torch.mv(weight, v), dim=0, eps=eps, out=u)
+    F.normalize(torch.mv(weight.t(), u), dim=0, eps=eps, out=v)
+    return u.clone(), v.clone()
+
+
+# For torch.compile, one operation. Traced through, the backward would compute u and v again, from buffers that the
+# forward has changed already: wrong gradients, without an error (torch 2.15).
+iterate_compiled = torch.library.custom_op("distgan::power_iteration", iterate, mutates_args=("u", "v"))
+
+
+@iterate_compiled.register_fake
+def shapes_of_iterate(weight: Tensor, u: Tensor, v: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    return torch.empty_like(u), torch.empty_like(v)
+
+
+class SpectralNorm(nn.Module):
+    """A weight [rows, ...] over its largest singular value as a matrix of `rows` rows; a parametrization.
+
+    In training mode each call is one power iteration. Names, order and rounding are those of torch's
+    `parametrizations.spectral_norm`, and so are the 15 iterations at the start.
+    """
+
+    _u: Tensor
+    _v: Tensor
+    eps = 1e-12
+
+    def __init__(self, weight: Tensor) -> None:
+        super().__init__()
+        matrix = weight.detach().flatten(1)
+        u, v = (matrix.new_empty(length).normal_() for length in matrix.shape)
+        self.register_buffer("_u", F.normalize(u, dim=0, eps=self.eps))
+        self.register_buffer("_v", F.normalize(v, dim=0, eps=self.eps))
+        for _ in range(15):
+            iterate(matrix, self._u, self._v, self.eps)
+
+    def forward(self, weight: Tensor) -> Tensor:
+        matrix = weight.flatten(1)
+        if self.training:
+            step = iterate_compiled if torch.compiler.is_compiling() else iterate
+            with torch.no_grad():
+                u, v = step(matrix.detach(), self._u, self._v, self.eps)
+        else:
+            u, v = self._u.clone(), self._v.clone()
+        return weight / torch.vdot(u, torch.mv(matrix, v))
+
+
 def spectral_norm(network: nn.Module) -> nn.Module:
     """Divide the weight of every convolution, linear layer and embedding by its largest singular value; in place.
 
     Miyato et al. 2018 (arXiv 1802.05957), Algorithm 1: one power iteration in each forward in training mode, in float32
-    also under autocast. The singular vectors are buffers, drawn after the weights.
+    also under autocast. The singular vectors are buffers, drawn after the weights. Unlike torch's, it can be compiled.
     """
     for module in list(network.modules()):
         if isinstance(module, (nn.Conv2d, nn.Linear, nn.Embedding)):
-            parametrizations.spectral_norm(module)
-            norms: Any = module.parametrizations["weight"]  # type: ignore[index]
-            norms[0] = Float32(norms[0])
+            parametrize.register_parametrization(module, "weight", Float32(SpectralNorm(module.weight)))
     return network
+
+
+def has_torch_spectral_norm(network: nn.Module) -> bool:
+    """Whether torch's own spectral norm, either of its two, is on a weight of the network."""
+    return any(
+        isinstance(part, (parametrizations._SpectralNorm, SpectralNormHook))
+        for module in network.modules()
+        for part in (module, *module._forward_pre_hooks.values())
+    )
 
 
 def check_positive(**options: Any) -> None:

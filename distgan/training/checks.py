@@ -13,6 +13,7 @@ from distgan.errors import UsageError
 from distgan.gan.augment import AUGMENTATIONS
 from distgan.gan.losses import LOSSES
 from distgan.gan.penalties import PENALTIES, DForward
+from distgan.models.layers import has_torch_spectral_norm
 from distgan.samples import SampleSpec
 
 
@@ -47,6 +48,16 @@ def check_d(config: Config, D: nn.Module) -> None:
             f"loss: {config.loss} is unbounded unless D is constrained; add a penalty, e.g. "
             "--penalties.wgan_gp 10, or spectral normalization, --model.options.d_norm spectral"
         )
+
+
+def check_compile(G: nn.Module, D: nn.Module) -> None:
+    """Raises UsageError for a network that torch.compile differentiates wrongly."""
+    for name, network in (("G", G), ("D", D)):
+        if has_torch_spectral_norm(network):
+            raise UsageError(
+                f"compile: {name} uses torch's spectral norm, whose gradients torch.compile gets wrong; "
+                "use distgan.models.layers.spectral_norm"
+            )
 
 
 def check_name(key: str, what: str, name: str, known: Collection[str]) -> None:

@@ -86,6 +86,31 @@ def test_a_penalty_through_the_pipeline_has_the_gradient_of_finite_differences()
     assert gradient.abs().max() > 0.1
 
 
+@pytest.mark.parametrize(
+    ("part", "backend"),
+    [
+        pytest.param(EVERYTHING, "aot_eager", id="traced"),
+        *[pytest.param(part, "inductor", id=name, marks=pytest.mark.slow) for name, part in AUGMENTATIONS.items()],
+    ],
+)
+def test_compiled_once_for_every_p_it_has_the_same_values_and_derivatives(part, backend):
+    apply = part if isinstance(part, Pipeline) else part.apply
+
+    def derivatives(images: Tensor, u: Tensor, p: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        values = apply(images, u, p)
+        (first,) = torch.autograd.grad(values.pow(3).sum(), images, create_graph=True)
+        (second,) = torch.autograd.grad(first.square().sum(), images)
+        return values.detach(), first.detach(), second
+
+    images, u = pictures(8, dtype=torch.float64).requires_grad_(), numbers(8, part.columns)
+    torch._dynamo.reset()  # what other parts were compiled to would count as a recompilation
+    with torch._dynamo.config.patch(trace_autograd_ops=True, error_on_recompile=True):
+        compiled = torch.compile(derivatives, fullgraph=True, dynamic=False, backend=backend)
+        for p in (torch.tensor(0.0), torch.tensor(0.3), torch.tensor(1.0)):
+            for ours, theirs in zip(compiled(images, u, p), derivatives(images, u, p), strict=True):
+                torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-10)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("name", [*NAMES, "pipeline"])
 def test_at_p_0_images_stay_bitwise_the_same(name, dtype):

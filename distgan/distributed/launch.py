@@ -58,5 +58,5 @@ def unused_launcher_settings(config: Config) -> list[str]:
         lines.append(f"precision {config.precision} overrides mixed_precision {precision} of accelerate launch")
     dynamo = os.environ.get("ACCELERATE_DYNAMO_BACKEND", "no").lower()
     if dynamo != "no":
-        lines.append(f"dynamo backend {dynamo} of accelerate launch is not used: distgan does not compile")
+        lines.append(f"dynamo backend {dynamo} of accelerate launch is not used; the key is compile")
     return lines

@@ -95,7 +95,7 @@ def side_stream() -> Iterator[None]:
 def unchanged(iteration: Iteration) -> Iterator[None]:
     """Restore on exit, in place, all tensors that an iteration changes; what it has made in between becomes zero."""
     iteration.init_loss_scale()
-    saved = {id(tensor): (tensor, tensor.to("cpu", copy=True)) for tensor in iteration.state()}
+    saved = {id(tensor): (tensor, tensor.detach().to("cpu", copy=True)) for tensor in iteration.state()}
     yield
     with torch.no_grad():
         for tensor in iteration.state():

@@ -8,6 +8,7 @@ from distgan.gan.step import GAN, Batches, train_step
 from distgan.logs.meters import peak_memory
 from distgan.training.batches import join_and_split, minibatches_of
 from distgan.training.build import Data, build_ema, parameter_counts
+from distgan.training.compiled import eager
 from distgan.training.cost import describe_cost, largest_micro_batch
 from distgan.training.scheduled import ScheduledValues
 
@@ -37,7 +38,7 @@ def dry_run(config: Config, processes: Distributed, data: Data, gan: GAN) -> Non
     def iterate(size: int) -> None:
         resized = [join_and_split(batch, size) for batch in minibatches.d]
         fresh = join_and_split(minibatches.g, size) if minibatches.g else None
-        train_step(gan, Batches(resized, fresh), penalties, scheduled.p)
+        train_step(eager(gan), Batches(resized, fresh), penalties, scheduled.p)  # each size would be compiled anew
 
     if processes.device.type != "cuda" or processes.world_size > 1:
         print("largest micro_batch that fits: unknown; it is found on one process with a GPU", flush=True)

@@ -26,10 +26,11 @@ from distgan.gan.step import GAN, Batches, Minibatch, Scalars, train_step
 from distgan.logs.log import Terminal
 from distgan.runs.checkpoint import Checkpoints
 from distgan.samples import SampleSpec
-from distgan.training import iteration
+from distgan.training import captured, iteration
 from distgan.training.build import adam, build
 from distgan.training.due import Actions
 from distgan.training.finite import FiniteCheck
+from distgan.training.iteration import Outcome
 from distgan.training.loop import Trainer
 from helpers import TINY, metrics
 
@@ -136,6 +137,27 @@ def test_the_host_never_waits_in_an_iteration(watch, precision, words, uploads):
     assert (watched.trainer.processes.accelerator.scaler is not None) == (precision == "fp16")
     parameters = [p for network in (watched.trainer.gan.raw_G, watched.trainer.gan.raw_D) for p in network.parameters()]
     assert all(p.is_cuda and p.grad is not None and p.grad.stride() == p.stride() for p in parameters)
+
+
+BETA2 = ("--g_optimizer.betas", "[0, {from: 0.9, to: 0.99, images: 100}]")
+
+
+@pytest.mark.parametrize(("precision", "words"), [("no", BETA2), ("bf16", BETA2), ("fp16", ())])
+def test_the_host_waits_for_a_capture_only(watch, monkeypatch, precision, words):
+    """What is captured is run anew in place of a replay: a wait in it could not be captured."""
+    captures: list[Callable[[], Outcome]] = []
+
+    class Capture:
+        def __call__(self, run: Callable[[], Outcome]) -> tuple[Callable[[], object], Outcome]:
+            captures.append(run)
+            return run, run()
+
+    monkeypatch.setattr(captured, "CudaCapture", Capture)
+    watched = watch(*NEVER, "--graph", "true", "--precision", precision, *words)
+    first, *others = watched.in_iterations
+    assert others == [[]] * 4 and len(captures) == 1
+    # the tensors that the warm-up changes are saved on the host
+    assert first and all("captured.py" in wait for wait in first)
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)

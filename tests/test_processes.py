@@ -47,6 +47,19 @@ def test_two_processes_compute_the_same_as_one(tiny, tmp_path, on_two, norm):
         assert max(abs(a[key] - b[key]) for a, b in zip(one, two, strict=True)) < 1e-5
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("norm", ["none", "batch"])
+def test_compiled_on_two_processes_the_run_is_the_same(tiny, tmp_path, on_two, norm):
+    """With one all-reduce for each network's gradients in place of DDP, and BatchNorm's collectives compiled."""
+    words = ["--data.shards", tiny, *WORDS, "--model.options.norm", norm, "--images", 160]
+    assert "compiled in" in launch(2, *words, "--compile", "true", "--run_dir", tmp_path / "compiled").stdout
+    compiled = metrics(tmp_path / "compiled")
+    assert len(compiled) == 10
+    for key in ("d_loss", "g_loss", "d_grad_norm", "g_grad_norm"):
+        pairs = zip(metrics(on_two(norm)), compiled, strict=False)
+        assert max(abs(a[key] - b[key]) for a, b in pairs) < 1e-5
+
+
 def test_resumed_on_two_processes_the_run_is_bit_identical(tiny, tmp_path, on_two):
     for images in (80, 320):
         words = ["--data.shards", tiny, *WORDS, "--model.options.norm", "batch", "--images", images]

@@ -150,6 +150,19 @@ def test_a_graph_break_is_refused():
         train_step(gan, Batches([[batch]]), with_penalty(reads_a_value))
 
 
+@pytest.mark.slow
+def test_a_recompile_is_noticed():
+    """A number in place of a 0-dim tensor is compiled anew for each value."""
+    gan = build("mlp", augment=("color",), compiled=True)
+    batch = minibatch("mlp", classes=3, columns=AUGMENTATIONS["color"].columns, seed=0)
+    graphs = []
+    counters.clear()
+    for p in (0.1, 0.2):
+        train_step(gan, Batches([[batch]]), {}, p)
+        graphs.append(counters["stats"]["unique_graphs"])
+    assert graphs == [3, 5]  # G, and both objectives; both again
+
+
 class Twice(torch.autograd.Function):
     """2 x, with a derivative that another Function computes: torch 2.15 compiles its derivative as 0."""
 

@@ -79,6 +79,7 @@ def textbook_timed(batch: int, arithmetic: str) -> Timed:
 
 def steps(trainer: Any) -> Iterator[None]:
     """Iterations of a run on one minibatch that stays on the device: all but reading images; yields after each."""
+    trainer.begin_iterations()
     batches = next(trainer.minibatches.iterations(0, 1, on_read=lambda batch: None))
     while True:
         trainer.iterate(itertools.repeat(batches))

@@ -105,7 +105,9 @@ def spectral_norm(network: nn.Module) -> nn.Module:
     """
     for module in list(network.modules()):
         if isinstance(module, (nn.Conv2d, nn.Linear, nn.Embedding)):
-            parametrize.register_parametrization(module, "weight", Float32(SpectralNorm(module.weight)))
+            parametrize.register_parametrization(module, "weight", SpectralNorm(module.weight))
+            norms: Any = module.parametrizations["weight"]  # type: ignore[index]
+            norms[0] = Float32(norms[0])
     return network
 
 

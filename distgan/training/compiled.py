@@ -29,6 +29,8 @@ def compiler(deterministic: bool) -> Callable[[Any], Any]:
     import torch._dynamo
     import torch._inductor.config
 
+    if not hasattr(torch._dynamo.config, "trace_autograd_ops"):
+        raise UsageError(f"compile: torch {torch.__version__} cannot trace gradients; install a newer one (2.15)")
     torch._dynamo.reset()  # what an earlier run of this process compiled counts towards the limit of variants
     # it looks at G's images, which are no leaves, to see whether they are
     warnings.filterwarnings("ignore", "The .grad attribute of a Tensor that is not a leaf Tensor is being accessed")

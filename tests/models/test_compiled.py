@@ -79,11 +79,11 @@ def compile_objective(backend: str) -> Callable[..., Tensor]:
     return torch.compile(objective, fullgraph=True, dynamic=False, backend=backend)
 
 
-def assert_equal_compiled(network: str, classes: int, penalize: bool, backend: str) -> None:
+def assert_equal_traced(network: str, classes: int, penalize: bool) -> None:
     networks, args = build(network, classes).double(), inputs(network, classes, torch.float64)
     compiled_networks = copy.deepcopy(networks)
     with torch._dynamo.config.patch(trace_autograd_ops=True):
-        total, tensors = results(compile_objective(backend), compiled_networks, *args, penalize)
+        total, tensors = results(compile_objective("aot_eager"), compiled_networks, *args, penalize)
     expected_total, expected = results(objective, networks, *args, penalize)
     torch.testing.assert_close(total, expected_total, rtol=1e-10, atol=0)
     largest = max(float(tensor.abs().max()) for name, tensor in expected.items())
@@ -93,23 +93,13 @@ def assert_equal_compiled(network: str, classes: int, penalize: bool, backend: s
         )
 
 
+@pytest.mark.parametrize("classes", [pytest.param(0, marks=pytest.mark.slow), CLASSES])
 @pytest.mark.parametrize("network", NETWORKS)
-def test_as_traced(network):
-    """One graph, run operation by operation: no code is generated, which takes ten times as long."""
-    assert_equal_compiled(network, CLASSES, penalize=network in PENALIZED, backend="aot_eager")
-
-
-def test_with_generated_code():
-    assert_equal_compiled("dcgan-spectral", CLASSES, penalize=True, backend="inductor")
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("classes", [0, CLASSES])
-@pytest.mark.parametrize(
-    ("network", "penalize"), [*[(network, False) for network in NETWORKS], *[(network, True) for network in PENALIZED]]
-)
-def test_every_architecture_with_generated_code(network, classes, penalize):
-    assert_equal_compiled(network, classes, penalize, backend="inductor")
+def test_as_traced(network, classes):
+    """One graph, run operation by operation; with generated code, which takes ten times as long, whole iterations are
+    compared in tests/training/test_compiled.py.
+    """
+    assert_equal_traced(network, classes, penalize=network in PENALIZED)
 
 
 @pytest.mark.slow

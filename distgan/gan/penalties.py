@@ -69,9 +69,9 @@ def r2(forward: DForward) -> Tensor:
 def wgan_gp(forward: DForward) -> Tensor:
     """(|grad D| - 1)^2 between real and fake images (Gulrajani et al. 2017, arXiv 1704.00028, equation 3)."""
     assert forward.mix is not None, "the penalty interpolates"
-    real = forward.real.detach()
-    fake = forward.fake.detach().to(forward.real.dtype)
-    images = torch.lerp(fake, real, forward.mix.view(-1, 1, 1, 1)).requires_grad_(True)
+    # not detached: torch.compile takes no images that are made to require a gradient on the way
+    fake = forward.fake.to(forward.real.dtype)
+    images = torch.lerp(fake, forward.real, forward.mix.view(-1, 1, 1, 1))
     squares = squared_gradient(forward.D(images, forward.labels), images)
     return ((squares + 1e-12).sqrt() - 1).square()  # the square root has no derivative at 0
 

@@ -45,6 +45,7 @@ ROWS: dict[str, tuple[tuple[int, int], list[str]]] = {
     "DCGAN-32 without norm, r1_fd + r2_fd": ((32, 3), [*NORM_FREE, '--penalties={"r1_fd": 1, "r2_fd": 1}']),
     "R3GAN-32, no penalty": ((32, 3), [*R3GAN, "--penalties={}"]),
     "R3GAN-32, r1 + r2": ((32, 3), R3GAN),
+    "R3GAN-32, r1_fd + r2_fd": ((32, 3), [*R3GAN, '--penalties={"r1_fd": 1, "r2_fd": 1}']),
     "smallest DCGAN": ((8, 3), ["--batch=8", '--model.options={"width": 4}']),
 }
 """Size and channels of the images, and the words of the run. DCGAN-32 has 64 images a minibatch, R3GAN-32 has 32 and

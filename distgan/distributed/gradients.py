@@ -3,7 +3,7 @@
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import nn
 
 
 class GradientAverage:
@@ -15,25 +15,7 @@ class GradientAverage:
 
     def __init__(self, network: nn.Module) -> None:
         self.parameters = list(network.parameters())
-        self.flat: Tensor | None = None
-        self.views: list[Tensor] = []
-
-    @torch.no_grad()
-    def __call__(self) -> None:
-        """In place; does not wait for the device."""
-        if self.flat is None:
-            self.allocate()
-        assert self.flat is not None
-        pairs = [(view, p.grad) for view, p in zip(self.views, self.parameters, strict=True) if p.grad is not None]
-        views = [view for view, _ in pairs]
-        gradients = [gradient for _, gradient in pairs]
-        torch._foreach_copy_(views, gradients)
-        dist.all_reduce(self.flat)
-        self.flat /= dist.get_world_size()
-        torch._foreach_copy_(gradients, views)
-
-    def allocate(self) -> None:
-        """One buffer for all gradients, and a view of it for each, in the memory format of its parameter."""
+        # one buffer, and a view of it for each gradient in the memory format of its parameter
         sizes = [parameter.numel() for parameter in self.parameters]
         first = self.parameters[0]
         self.flat = torch.zeros(sum(sizes), dtype=first.dtype, device=first.device)
@@ -42,3 +24,14 @@ class GradientAverage:
             part.as_strided(p.shape, p.stride(), part.storage_offset())
             for part, p in zip(parts, self.parameters, strict=True)
         ]
+
+    @torch.no_grad()
+    def __call__(self) -> None:
+        """In place; does not wait for the device."""
+        pairs = [(view, p.grad) for view, p in zip(self.views, self.parameters, strict=True) if p.grad is not None]
+        views = [view for view, _ in pairs]
+        gradients = [gradient for _, gradient in pairs]
+        torch._foreach_copy_(views, gradients)
+        dist.all_reduce(self.flat)
+        self.flat /= dist.get_world_size()
+        torch._foreach_copy_(gradients, views)

@@ -34,6 +34,7 @@ class TensorAdam(torch.optim.Adam):
 def update(parameters: list[Tensor], states: list[dict[str, Tensor]], group: dict[str, Any]) -> None:
     """One step of the parameters of a group, in place."""
     beta1, beta2 = group["betas"]
+    dtype = parameters[0].dtype
     gradients: Any = [parameter.grad for parameter in parameters]
     steps = [state["step"] for state in states]
     means = [state["exp_avg"] for state in states]
@@ -43,16 +44,17 @@ def update(parameters: list[Tensor], states: list[dict[str, Tensor]], group: dic
     torch._foreach_add_(steps, 1)
     # m = beta1 m + (1 - beta1) g, v = beta2 v + (1 - beta2) g^2
     torch._foreach_lerp_(means, gradients, 1 - beta1)
-    torch._foreach_mul_(squares, beta2)
-    scaled = torch._foreach_mul(gradients, 1 - beta2)
+    # one kernel for all tensors needs one dtype; 1 - beta2 is not the difference of rounded numbers
+    torch._foreach_mul_(squares, beta2.to(dtype))
+    scaled = torch._foreach_mul(gradients, (1 - beta2).to(dtype))
     torch._foreach_addcmul_(squares, scaled, gradients)
     # all parameters have had the same number of steps
     step = steps[0].double()
     step_size = group["lr"] / (1 - beta1**step)
     # theta = theta - step_size m / (sqrt(v / (1 - beta2^t)) + eps)
     denominators = torch._foreach_sqrt(squares)
-    torch._foreach_div_(denominators, (1 - beta2**step).sqrt())
+    torch._foreach_div_(denominators, (1 - beta2**step).sqrt().to(dtype))
     torch._foreach_add_(denominators, group["eps"])
     changes = torch._foreach_div(means, denominators)
-    torch._foreach_mul_(changes, step_size)
+    torch._foreach_mul_(changes, step_size.to(dtype))
     torch._foreach_sub_(parameters, changes)

@@ -41,8 +41,9 @@ class CapturedIteration:
             self.captured[names] = self.prepare(self.inputs, penalties)
         replay, outcome = self.captured[names]
         replay()
-        # the next replay writes into the same tensors
-        return Outcome({name: value.clone() for name, value in outcome.scalars.items()}, outcome.norms.clone())
+        # copies, in one launch: the next replay writes into the same tensors
+        values = torch.stack(list(outcome.scalars.values())).unbind()
+        return Outcome(dict(zip(outcome.scalars, values, strict=True)), outcome.norms.clone())
 
     def prepare(self, inputs: Batches, penalties: Penalties) -> tuple[Replay, Outcome]:
         """Warm up, which changes nothing, and capture, which computes nothing."""

@@ -213,7 +213,10 @@ class Trainer:
     def check_compiled(self, minibatches: Batches, penalties: Penalties) -> None:
         """Compile, and compare the gradients with eager ones. Raises RunError if they differ."""
         start = time.monotonic()
-        error = check_gradients(self.gan, minibatches, penalties, self.scheduled.p, self.config.precision)
+        precision = self.config.precision
+        error = self.processes.run_on_all(
+            lambda: check_gradients(self.gan, minibatches, penalties, self.scheduled.p, precision)
+        )
         seconds = time.monotonic() - start
         self.reporter.pause(seconds)
         self.terminal.print0(

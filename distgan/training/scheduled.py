@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from distgan.config.keys import Config
+from distgan.config.keys import Config, OptimizerConfig
 from distgan.distributed.batchnorm import RunningStatsWarmup
 from distgan.gan.adam import TensorAdam
 from distgan.gan.ema import EMA
@@ -30,8 +30,8 @@ class ScheduledValues:
         dtype = torch.float32 if device.type == "cuda" else exact_dtype(device)
         self.g_lr = torch.full((), value_at(config.g_optimizer.lr, 0), dtype=dtype, device=device)
         self.d_lr = torch.full((), value_at(config.d_optimizer.lr, 0), dtype=dtype, device=device)
-        self.g_beta2 = torch.full_like(self.g_lr, value_at(config.g_optimizer.betas[1], 0))
-        self.d_beta2 = torch.full_like(self.d_lr, value_at(config.d_optimizer.betas[1], 0))
+        self.g_beta2 = torch.zeros((), dtype=exact_dtype(device), device=device)
+        self.d_beta2 = torch.zeros_like(self.g_beta2)
         self.ema_weight: Tensor | float = torch.ones((), device=device) if config.graph else 1.0
         """The share of G's new weights in its EMA."""
         self.p = torch.zeros((), dtype=exact_dtype(device), device=device)
@@ -44,12 +44,8 @@ class ScheduledValues:
     def set(self, images_seen: int) -> None:
         """Take the values of the iteration that begins at `images_seen`."""
         self.running_stats.set_momentum(images_seen // self.config.iteration_images)
-        self.fill("g_lr", self.g_lr, value_at(self.config.g_optimizer.lr, images_seen))
-        self.fill("d_lr", self.d_lr, value_at(self.config.d_optimizer.lr, images_seen))
-        self.fill("g_beta2", self.g_beta2, value_at(self.config.g_optimizer.betas[1], images_seen))
-        self.fill("d_beta2", self.d_beta2, value_at(self.config.d_optimizer.betas[1], images_seen))
-        self.set_optimizer(self.gan.g_optimizer, self.g_lr, self.config.g_optimizer.betas[0], "g_beta2")
-        self.set_optimizer(self.gan.d_optimizer, self.d_lr, self.config.d_optimizer.betas[0], "d_beta2")
+        self.set_optimizer("g", self.gan.g_optimizer, self.config.g_optimizer, images_seen)
+        self.set_optimizer("d", self.gan.d_optimizer, self.config.d_optimizer, images_seen)
         self.set_ema_weight(images_seen)
         for name, entry in self.config.penalty_entries.items():
             weight = self.penalties[name].weight
@@ -58,12 +54,20 @@ class ScheduledValues:
         if self.config.adaptive_p is None:
             self.fill("augment_p", self.p, value_at(self.config.augment_p, images_seen))
 
-    def set_optimizer(self, optimizer: torch.optim.Optimizer, lr: Tensor, beta1: float, beta2: str) -> None:
-        """Give an optimizer the tensor `lr` and its betas: the second by name, as a tensor where it takes one."""
-        takes_tensors = isinstance(getattr(optimizer, "optimizer", optimizer), TensorAdam)
+    def set_optimizer(
+        self, network: str, optimizer: torch.optim.Optimizer, keys: OptimizerConfig, images_seen: int
+    ) -> None:
+        """Give the optimizer of a network ("g" or "d") its learning rate, a tensor, and its betas."""
+        lr = getattr(self, f"{network}_lr")
+        self.fill(f"{network}_lr", lr, value_at(keys.lr, images_seen))
+        beta2: Tensor | float = value_at(keys.betas[1], images_seen)
+        if isinstance(getattr(optimizer, "optimizer", optimizer), TensorAdam):
+            tensor = getattr(self, f"{network}_beta2")
+            self.fill(f"{network}_beta2", tensor, beta2)
+            beta2 = tensor
         for group in optimizer.param_groups:
             group["lr"] = lr  # an optimizer that was loaded has a copy
-            group["betas"] = (beta1, getattr(self, beta2) if takes_tensors else self.values[beta2])
+            group["betas"] = (keys.betas[0], beta2)
 
     def set_ema_weight(self, images_seen: int) -> None:
         if self.ema is None:

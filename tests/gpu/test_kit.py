@@ -38,13 +38,6 @@ def test_the_tests_that_need_a_cpu_exist():
     assert names and all(f"def {name}(" in sources for name in names)
 
 
-def test_device_time_counts_what_overlaps_once(monkeypatch):
-    monkeypatch.syspath_prepend(str(KIT))
-    union = importlib.import_module("timing").union
-    assert union([(4, 6), (0, 2), (1, 3), (1, 2)]) == 5
-    assert union([]) == 0
-
-
 def test_the_bytes_of_collectives_are_read_from_a_profile(monkeypatch):
     """As torch describes an all-reduce of NCCL: a number of elements and the name of their type."""
     monkeypatch.syspath_prepend(str(KIT))

@@ -4,7 +4,7 @@ import gc
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from common import DEVICE, DRY, synchronize
@@ -58,21 +58,13 @@ class Timed:
 
     def device_seconds(self) -> float:
         """What the device works on one iteration, without the gaps in which it waits for the host."""
+        from distgan.training.trace_summary import union_length
+
         self.prepare()
         with torch.profiler.profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as profiler:
             self.seconds(PROFILED)
         ranges = [event.time_range for event in profiler.events() or [] if str(event.device_type).endswith("CUDA")]
-        return union((each.start, each.end) for each in ranges) * 1e-6 / PROFILED
-
-
-def union(intervals: Iterable[tuple[float, float]]) -> float:
-    """The length of the union of intervals (start, end)."""
-    total = 0.0
-    covered = float("-inf")
-    for start, end in sorted(intervals):
-        total += max(0.0, end - max(start, covered))
-        covered = max(covered, end)
-    return total
+        return union_length((each.start, each.end) for each in ranges) * 1e-6 / PROFILED
 
 
 def alternate(*sides: Timed) -> list[list[float]]:

@@ -64,7 +64,7 @@ class ShardSet:
     @property
     def spec(self) -> SampleSpec:
         """What its samples are."""
-        return SampleSpec(self.manifest.size, self.manifest.channels, len(self.manifest.classes))
+        return SampleSpec(self.manifest.size, self.manifest.size, self.manifest.channels, len(self.manifest.classes))
 
     @property
     def size(self) -> int:

@@ -49,7 +49,7 @@ class PretrainedGenerator(nn.Module):
     @property
     def size(self) -> int:
         """Height and width of an image in pixels."""
-        return self.spec.size
+        return self.spec.height
 
     @property
     def channels(self) -> int:
@@ -104,7 +104,7 @@ def load_generator(path: str | Path, device: str | torch.device = "cpu") -> Pret
     file, note = find_weights(Path(path))
     weights, metadata = load_weights(file)
     model = metadata.config.model
-    spec = SampleSpec(metadata.size, metadata.channels, len(metadata.classes))
+    spec = SampleSpec(metadata.size, metadata.size, metadata.channels, len(metadata.classes))
     arguments: dict[str, Any] = {"z_dim": model.latent, "options": model.options, "seed": 0}
     try:
         with torch.device("meta"):  # without memory: the metadata may name a network that no machine can hold

@@ -53,7 +53,7 @@ class Data:
     def metadata(self) -> dict[str, Any]:
         """What a checkpoint's weights say of the samples that G makes."""
         names = [each.name for each in self.dataset.classes] if self.spec.num_classes else []
-        return {"size": self.spec.size, "channels": self.spec.channels, "classes": names}
+        return {"size": self.spec.height, "channels": self.spec.channels, "classes": names}
 
 
 def build(config: Config, processes: Distributed) -> tuple[Data, GAN]:

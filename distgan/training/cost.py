@@ -181,7 +181,7 @@ def mixed_precision(network: nn.Module, precision: str) -> nn.Module:
 
 def fake_minibatch(config: Config, spec: SampleSpec, n: int) -> list[Minibatch]:
     """A minibatch of `n` images, as micro-batches."""
-    real = torch.empty(n, spec.size, spec.size, spec.channels).permute(0, 3, 1, 2)
+    real = torch.empty(n, spec.height, spec.width, spec.channels).permute(0, 3, 1, 2)
     real = real if config.channels_last else real.contiguous()
     labels = torch.zeros(n, dtype=torch.long) if spec.num_classes else None
     u = torch.empty(n, build_augment(config).columns)

@@ -368,7 +368,7 @@ def test_size_that_no_network_takes_gives_a_warning(folder_of_images, tmp_path, 
 def test_networks_take_the_sizes_that_the_warning_names():
     def accepted(size: int) -> bool:
         try:
-            models.build("dcgan", SampleSpec(size, 1), z_dim=2, options={"width": 1}, seed=0)
+            models.build("dcgan", SampleSpec(size, size, 1), z_dim=2, options={"width": 1}, seed=0)
         except UsageError:
             return False
         return True

@@ -70,7 +70,7 @@ def test_the_grid_of_real_images(trained, tiny):
     found = open_shardset(LocalStorage(tiny), "tiny")
     originals = {image.tobytes() for image in noise(80)}
     tiles = {picture[2 + 10 * y : 10 + 10 * y, 2 + 10 * x : 10 + 10 * x].tobytes() for x in range(4) for y in range(4)}
-    assert len(tiles) == 16 and tiles <= originals and found.size == 8
+    assert len(tiles) == 16 and tiles <= originals and found.spec.height == 8
 
 
 def test_the_same_config_gives_the_same_run(trained):

@@ -19,14 +19,18 @@ FORMATS = tuple(dict.fromkeys(PIL_FORMATS.values()))
 
 @dataclass
 class Source:
-    """Images by index. `load` returns a PIL image, or uint8 [size, size, channels] to be stored unchanged."""
+    """Images by index. `load` returns a picture, or an array [H, W] or [H, W, C] of integers or floats."""
 
     name: str
     names: list[str]
     load: Callable[[int], Image.Image | np.ndarray]
     labels: np.ndarray | None = None
-    """int64 [images]"""
+    """int64 [images]: the class."""
     classes: list[str] = field(default_factory=list)
+    numbers: np.ndarray | None = None
+    """float64 [images, K]: conditions beside the class, or instead of one."""
+    number_names: list[str] = field(default_factory=list)
+    """Of the K conditions."""
     size: int | None = None
     channels: int = 3
     has_paths: bool = False
@@ -102,5 +106,11 @@ def from_arrays(name: str, images: np.ndarray, labels: np.ndarray, classes: Sequ
     images = images[..., None] if images.ndim == 3 else images
     names = [f"{i:06d}" for i in range(len(images))]
     return Source(
-        name, names, images.__getitem__, labels.astype(np.int64), list(classes), images.shape[1], images.shape[3]
+        name,
+        names,
+        images.__getitem__,
+        labels.astype(np.int64),
+        list(classes),
+        size=images.shape[1],
+        channels=images.shape[3],
     )

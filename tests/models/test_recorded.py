@@ -1,4 +1,4 @@
-"""Networks for squares and classes are those of earlier versions: checkpoints load, and runs of a seed stay the same."""
+"""Networks for squares and classes are those of earlier versions: checkpoints load, runs of a seed stay the same."""
 
 import hashlib
 from typing import Any

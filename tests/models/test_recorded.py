@@ -1,6 +1,7 @@
 """Networks for squares and classes are those of earlier versions: checkpoints load, runs of a seed stay the same."""
 
 import hashlib
+import math
 from typing import Any
 
 import pytest
@@ -56,13 +57,13 @@ def summarize(network: str, channels: int, classes: int) -> tuple[str, float, fl
     """Digests of both layouts, and sums of the squares of all weights, of G's images, and of D's logits of ramps."""
     name, size, options = NETWORKS[network]
     G, D = models.build(name, SampleSpec(size, size, channels, classes), z_dim=8, options=options, seed=0)
-    weights = sum(float(p.detach().double().square().sum()) for p in [*G.parameters(), *D.parameters()])
+    weights = math.fsum(float(p.detach().double().square().sum()) for p in [*G.parameters(), *D.parameters()])
     z = torch.linspace(-2, 2, 16).view(2, 8)
     images = torch.linspace(-1, 1, 2 * channels * size * size).view(2, channels, size, size)
     labels = torch.tensor([0, classes - 1]) if classes else None
     with torch.no_grad():
-        squares = [float(values.double().square().sum()) for values in (G(z, labels), D(images, labels))]
-    return layout(G) + layout(D), weights, *squares
+        fakes, logits = (float(values.double().square().sum()) for values in (G(z, labels), D(images, labels)))
+    return layout(G) + layout(D), weights, fakes, logits
 
 
 @pytest.mark.parametrize(("network", "channels", "classes"), RECORDED)

@@ -130,7 +130,13 @@ def test_geometry_of_a_rectangle_is_in_pixels():
     turned = applied("ada_geometry", images, {2: 0.1, 3: 0.75})  # by 90 degrees
     centre = images[:, :, :, 8:25]
     torch.testing.assert_close(turned[:, :, :, 8:25], centre.rot90(1, (2, 3)))
-    images = pictures(2, 3, 16, 32, torch.float64)
+
+
+@pytest.mark.parametrize(("height", "width"), [(16, 32), (32, 16)])
+def test_geometry_moves_a_rectangle_by_shares_of_each_side(height, width):
+    images = pictures(2, 3, height, width, torch.float64)
     one = 0.5 * (1 + math.erf(1 / math.sqrt(2)))  # the uniform number that gives a normal 1, an eighth of a side
     moved = applied("ada_geometry", images, {8: 0.25, 9: one, 10: one})
-    torch.testing.assert_close(moved[:, :, 2:, 4:], images[:, :, :-2, :-4])
+    down = height // 8
+    right = width // 8
+    torch.testing.assert_close(moved[:, :, down:, right:], images[:, :, :-down, :-right])

@@ -14,7 +14,7 @@ HIDDEN = 64
 
 def has_classes_only(spec: SampleSpec) -> bool:
     """Whether labels are int64 [N], classes, and not float32 [N, label_width]."""
-    return spec.num_classes > 0 and not spec.conditions
+    return 0 < spec.num_classes == spec.label_width
 
 
 def label_columns(labels: Tensor, spec: SampleSpec) -> Tensor:

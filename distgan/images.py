@@ -44,7 +44,7 @@ def grid(images: np.ndarray, columns: int | None = None, padding: int = 2) -> np
 
 
 def save_picture(picture: np.ndarray, path: Path) -> None:
-    """Write uint8 [H, W, 3] or [H, W] atomically, in the format of the suffix. Raises OSError."""
+    """Write uint8 [H, W, 3] or [H, W], or uint16 [H, W], atomically, in the format of the suffix. Raises OSError."""
     out = io.BytesIO()
     Image.fromarray(picture).save(out, PIL_FORMATS[path.suffix.lower()], quality=95)
     atomic_write(path, out.getvalue())

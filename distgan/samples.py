@@ -3,6 +3,8 @@
 from dataclasses import dataclass, replace
 from typing import Literal
 
+import numpy as np
+
 DType = Literal["uint8", "uint16", "float16", "float32"]
 LIMITS: dict[DType, tuple[float, float]] = {"uint8": (0.0, 255.0), "uint16": (0.0, 65535.0)}
 """The least and the greatest value of integer pixels."""
@@ -77,3 +79,16 @@ class SampleSpec:
         if self.dtype == "uint8" and self.range == LIMITS["uint8"]:
             return shape
         return f"{shape} {self.dtype} in [{self.range[0]:g}, {self.range[1]:g}]"
+
+
+def network_labels(spec: SampleSpec, classes: np.ndarray, numbers: np.ndarray) -> np.ndarray:
+    """What networks get of classes int64 [N] and of the values [N, K] of the conditions.
+
+    The classes as they are, without conditions; else float32 [N, label_width]: a one-hot vector of the class, if there
+    are classes, and the numbers, standardized.
+    """
+    if not spec.conditions:
+        return classes
+    means, stds = (np.array([getattr(one, name) for one in spec.conditions]) for name in ("mean", "std"))
+    one_hot = classes[:, None] == np.arange(spec.num_classes)
+    return np.concatenate([one_hot, (numbers - means) / stds], axis=1, dtype=np.float32)

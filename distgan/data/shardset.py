@@ -17,7 +17,7 @@ from distgan.data.schema import ClassCount, Manifest
 from distgan.data.tar import members, split_key
 from distgan.errors import CorruptDataError, UsageError
 from distgan.files import sha256_file
-from distgan.samples import SampleSpec
+from distgan.samples import SampleSpec, network_labels
 
 SOURCES = "sources.txt"
 """Line i is the path of the image of sample id i in the folder or zip that it was made from."""
@@ -82,12 +82,8 @@ class ShardSet:
         With conditions float32 [N, label_width]: a one-hot vector of the class, if there are classes, and the numbers.
         """
         classes = self.columns["label"][ids].astype(np.int64)
-        if not self.spec.conditions:
-            return classes
-        means, stds = (np.array([getattr(one, name) for one in self.spec.conditions]) for name in ("mean", "std"))
-        numbers = (self.columns[NUMBERS][ids] - means) / stds
-        one_hot = classes[:, None] == np.arange(self.spec.num_classes)
-        return np.concatenate([one_hot, numbers], axis=1, dtype=np.float32)
+        numbers = self.columns[NUMBERS][ids] if self.spec.conditions else np.empty((len(ids), 0))
+        return network_labels(self.spec, classes, numbers)
 
     def draw_labels(self, uniform: np.ndarray) -> np.ndarray:
         """Labels at the frequencies of the dataset, as `labels` has them, for numbers [N] in [0, 1)."""

@@ -1,7 +1,7 @@
 """A trained generator for inference: from one .safetensors file, or from a run folder."""
 
 import contextlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,15 +12,23 @@ from torch import Tensor, nn
 from distgan import models
 from distgan.errors import UsageError
 from distgan.gan.step import generate
+from distgan.generators.conditions import check_values, spread
 from distgan.rng import rng
 from distgan.runs.checkpoint import Checkpoints, find_corruption, load_weights
-from distgan.samples import SampleSpec
+from distgan.samples import SampleSpec, network_labels
+
+ClassLabel = int | str
+"""A class by number or name."""
+Values = float | Sequence[float] | np.ndarray
+"""Of a condition: one, or [N]."""
 
 
 class PretrainedGenerator(nn.Module):
-    """A generator in eval mode, without gradients: z [N, z_dim], labels [N] or None -> images [N, C, S, S] in [-1, 1].
+    """A generator in eval mode, without gradients: z [N, z_dim] and labels -> images [N, C, H, W] in [-1, 1].
 
-    A run's EMA of G, if it has one, else G.
+    `labels` makes the labels of classes and conditions; they are None for a generator that was trained without.
+    -1 and 1 stand for `spec.range`: `distgan.pixels.to_stored` makes pixels as the dataset stores them. A run's EMA of
+    G, if it has one, else G.
     """
 
     def __init__(
@@ -47,22 +55,71 @@ class PretrainedGenerator(nn.Module):
         self.eval().requires_grad_(False)
 
     def forward(self, z: Tensor, labels: Tensor | None = None) -> Tensor:
-        if (labels is None) == bool(self.classes):
-            need = "needs labels [N]" if self.classes else "takes no labels"
-            raise ValueError(f"a generator trained with {len(self.classes)} classes {need}")
+        axes = None if labels is None else labels.ndim
+        if axes != self.label_axes:
+            need = "needs labels, which its method `labels` makes" if self.label_axes else "takes no labels"
+            raise ValueError(f"a generator trained with {self.trained_with} {need}")
         return self.network(z, labels)
 
-    def sample(self, n: int, seed: int = 0, label: int | str | None = None) -> Tensor:
-        """n images [n, channels, size, size] in [-1, 1], on the CPU; the same for the same seed.
+    @property
+    def label_axes(self) -> int | None:
+        """1 for labels int64 [N], 2 for float32 [N, label_width], None for no labels."""
+        if self.spec.conditions:
+            return 2
+        return 1 if self.classes else None
 
-        `label` is a class by number or name; by default the classes take turns. Raises UsageError for an unknown one.
+    @property
+    def trained_with(self) -> str:
+        """What it is conditioned on, in words."""
+        names = ", ".join(condition.name for condition in self.spec.conditions)
+        classes = [f"{len(self.classes)} classes"] if self.classes or not names else []
+        return " and ".join(classes + ([f"the conditions {names}"] if names else []))
+
+    def sample(
+        self,
+        n: int,
+        seed: int = 0,
+        label: ClassLabel | None = None,
+        conditions: Mapping[str, Values] | None = None,
+    ) -> Tensor:
+        """n images [n, C, H, W] in [-1, 1], on the CPU; the same for the same seed.
+
+        `label` is a class by number or name; by default the classes take turns. `conditions` are values by name, each
+        one or [n]; those that are not given are spread over the range of the training set
+        (`distgan.generators.conditions.spread`). Raises UsageError for an unknown class or name.
         """
         device = next(self.network.parameters()).device
-        labels = None
+        classes = None
         if self.classes or label is not None:
-            every = torch.arange(n) % max(len(self.classes), 1)
-            labels = (every if label is None else torch.full((n,), self.label_number(label))).to(device)
+            classes = np.arange(n) % max(len(self.classes), 1) if label is None else self.label_number(label)
+        labels = self.labels(classes, {**spread(self.spec.conditions, n, seed), **(conditions or {})})
+        if labels is not None:
+            labels = labels.expand(n, *labels.shape[1:]).to(device)
         return generate(self.network, self.draw(n, seed).to(device), labels)
+
+    def labels(
+        self,
+        classes: ClassLabel | Sequence[ClassLabel] | np.ndarray | None = None,
+        conditions: Mapping[str, Values] | None = None,
+    ) -> Tensor | None:
+        """The labels of N images, on the CPU: int64 [N]; float32 [N, label_width] for a G with conditions; else None.
+
+        `classes` are numbers or names; `conditions` are values by name, in the dataset's units. Each is one or [N].
+        Raises UsageError for one that is unknown or missing, ValueError if they are not N.
+        """
+        values = {name: np.atleast_1d(np.asarray(each, np.float64)) for name, each in (conditions or {}).items()}
+        check_values(self.spec.conditions, values)
+        if missing := [condition.name for condition in self.spec.conditions if condition.name not in values]:
+            raise UsageError(f"condition: {self.path} needs values of {', '.join(missing)}")
+        if self.classes and classes is None:
+            raise UsageError(f"label: {self.path} needs a class; choose from {self.class_choices}")
+        wanted = [] if classes is None else np.atleast_1d(np.asarray(classes)).tolist()
+        numbers = np.array([self.label_number(each) for each in wanted] or [0])
+        if not self.spec.conditional:
+            return None
+        numbers, *columns = np.broadcast_arrays(numbers, *[values[one.name] for one in self.spec.conditions])
+        table = np.stack(columns, axis=1) if columns else np.empty((len(numbers), 0))
+        return torch.from_numpy(network_labels(self.spec, numbers.copy(), table))
 
     def draw(self, n: int, seed: int = 0, truncation: float | None = None) -> Tensor:
         """Latents [n, z_dim] from N(0, 1), on the CPU; values beyond `truncation` are drawn again."""
@@ -72,19 +129,24 @@ class PretrainedGenerator(nn.Module):
             z[outside] = generator.standard_normal(outside.sum(), np.float32)
         return torch.from_numpy(z)
 
-    def label_number(self, label: int | str) -> int:
+    def label_number(self, label: ClassLabel) -> int:
         """The number of a class given by number or name. Raises UsageError."""
         if label in self.classes:
             return self.classes.index(str(label))
         number = int(label) if str(label).isdecimal() and len(str(label)) < 19 else -1
         if not 0 <= number < len(self.classes):
-            choices = ", ".join(self.classes[:20]) + (", ..." if len(self.classes) > 20 else "")
             raise UsageError(
-                f"label: unknown class {label!r}; choose from {choices} (or 0 to {len(self.classes) - 1})"
+                f"label: unknown class {label!r}; choose from {self.class_choices}"
                 if self.classes
                 else f"label: {self.path} was trained without labels"
             )
         return number
+
+    @property
+    def class_choices(self) -> str:
+        """The classes, for messages."""
+        more = ", ..." if len(self.classes) > 20 else ""
+        return f"{', '.join(self.classes[:20])}{more} (or 0 to {len(self.classes) - 1})"
 
 
 def load_generator(path: str | Path, device: str | torch.device = "cpu") -> PretrainedGenerator:

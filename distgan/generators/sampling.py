@@ -1,20 +1,34 @@
-"""Images of a trained generator: latents to draw, and the files to write them to."""
+"""Images of a trained generator: latents to draw, the labels that go with them, and batches of images."""
 
-from collections.abc import Iterator, Sequence
-from pathlib import Path
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
 from distgan.errors import UsageError
 from distgan.gan.step import generate
+from distgan.generators.conditions import values_of_rows
 from distgan.generators.pretrained import PretrainedGenerator
-from distgan.images import grid, save_picture, to_uint8
 
 BATCH = 64
+
+
+class Inputs(NamedTuple):
+    """What N images are made of."""
+
+    z: Tensor
+    """[N, z_dim], or [frames, N, z_dim] of a loop."""
+    classes: np.ndarray
+    """int64 [N]; [0] without classes."""
+    values: Mapping[str, np.ndarray]
+    """Of each condition by name, float64 [N]."""
+
+    def labels(self, G: PretrainedGenerator) -> Tensor | None:
+        """As G takes them."""
+        return G.labels(self.classes if len(self.classes) else None, self.values)
 
 
 def choose_labels(G: PretrainedGenerator, label: str | None) -> list[int]:
@@ -22,6 +36,24 @@ def choose_labels(G: PretrainedGenerator, label: str | None) -> list[int]:
     if label is None or (label == "all" and G.classes and "all" not in G.classes):
         return list(range(len(G.classes)))
     return [G.label_number(name) for name in ([label] if label in G.classes else label.split(","))]
+
+
+def label_rows(
+    G: PretrainedGenerator,
+    z: Tensor,
+    classes: Sequence[int],
+    given: Mapping[str, np.ndarray],
+    shape: tuple[int, int],
+    seed: int,
+) -> Inputs:
+    """`z` with the labels of (rows, columns) images in reading order.
+
+    The classes take turns, one a row. `given` are values of conditions, one or one for each column; others are spread
+    over the rows.
+    """
+    rows, columns = shape
+    turns = np.resize(np.array(classes, np.int64), rows) if classes else np.empty(0, np.int64)
+    return Inputs(z, turns.repeat(columns), values_of_rows(G.spec.conditions, given, rows, columns, seed))
 
 
 def slerp(a: Tensor, b: Tensor, t: Tensor) -> Tensor:
@@ -34,14 +66,12 @@ def slerp(a: Tensor, b: Tensor, t: Tensor) -> Tensor:
     return (torch.sin((1 - t) * angle) * a + torch.sin(t * angle) * b) / torch.sin(angle)
 
 
-def interpolations(
-    G: PretrainedGenerator, rows: int, seed: int, truncation: float | None, steps: int
-) -> tuple[Tensor, list[int]]:
-    """Latents [rows * steps, z_dim], each row from one latent to another; and the row of each."""
+def interpolations(G: PretrainedGenerator, rows: int, seed: int, truncation: float | None, steps: int) -> Tensor:
+    """Latents [rows * steps, z_dim], each row from one latent to another."""
     ends = G.draw(2 * rows, seed, truncation).view(rows, 2, 1, -1)
     t = torch.linspace(0, 1, steps)[:, None]
     z = slerp(ends[:, 0].expand(-1, steps, -1), ends[:, 1].expand(-1, steps, -1), t)
-    return z.reshape(rows * steps, -1), [row for row in range(rows) for _ in range(steps)]
+    return z.reshape(rows * steps, -1)
 
 
 def loop_latents(G: PretrainedGenerator, count: int, seed: int, truncation: float | None, frames: int) -> Tensor:
@@ -51,35 +81,18 @@ def loop_latents(G: PretrainedGenerator, count: int, seed: int, truncation: floa
     return torch.cos(angle) * a + torch.sin(angle) * b
 
 
-def batches(G: PretrainedGenerator, z: Tensor, labels: Sequence[int]) -> Iterator[np.ndarray]:
-    """Images uint8 [up to 64, size, size, channels] of z [N, z_dim]; a progress bar for many."""
+def batches(
+    G: PretrainedGenerator, z: Tensor, labels: Tensor | None, convert: Callable[[np.ndarray], np.ndarray]
+) -> Iterator[np.ndarray]:
+    """Images of z [N, z_dim] by up to 64, each batch as `convert` makes it of float32 [64, C, H, W] in [-1, 1].
+
+    Shows a progress bar for many. Raises UsageError for NaN and Inf.
+    """
     device = next(G.parameters()).device
     starts = tqdm(range(0, len(z), BATCH), unit_scale=BATCH, unit=" images", disable=None if len(z) > 1024 else True)
     for start in starts:
         part = slice(start, start + BATCH)
-        label = torch.tensor(labels[part], device=device) if labels else None
-        images = generate(G.network, z[part].to(device), label)
+        images = generate(G.network, z[part].to(device), labels[part].to(device) if labels is not None else None)
         if not images.isfinite().all():
             raise UsageError(f"{G.path} generates NaN or Inf")
-        yield to_uint8(images.numpy())
-
-
-def save(G: PretrainedGenerator, z: Tensor, labels: Sequence[int], out: Path, columns: int | None) -> None:
-    """Write the images of z as a sheet, as arrays, or as single files, by the suffix of `out`. Raises OSError."""
-    if not out.suffix:
-        out.mkdir(parents=True, exist_ok=True)
-        for i, image in enumerate(image for batch in batches(G, z, labels) for image in batch):
-            save_picture(image.squeeze(), out / f"{i:06d}.png")
-        return
-    images = np.concatenate(list(batches(G, z, labels)))
-    if out.suffix.lower() == ".npz":
-        np.savez_compressed(out, images=images, z=z.numpy(), labels=np.array(labels, np.int64))
-    else:
-        save_picture(grid(images, columns), out)
-
-
-def save_loop(G: PretrainedGenerator, latents: Tensor, labels: Sequence[int], out: Path, columns: int | None) -> None:
-    """Write an endless animation of latents [frames, count, z_dim], a grid per frame. Raises OSError."""
-    turns = [labels[i % len(labels)] for i in range(latents.shape[1])] if labels else []
-    frames = [Image.fromarray(grid(np.concatenate(list(batches(G, z, turns))), columns)) for z in latents]
-    frames[0].save(out, save_all=True, append_images=frames[1:], duration=40, loop=0, quality=90)
+        yield convert(images.float().numpy())

@@ -1,0 +1,126 @@
+"""The files that generated images are written to: sheets and loops to look at, and pixels as datasets store them."""
+
+import csv
+import importlib.util
+import io
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from distgan.errors import UsageError
+from distgan.files import atomic_write
+from distgan.generators.pretrained import PretrainedGenerator
+from distgan.generators.sampling import Inputs, batches
+from distgan.images import grid, save_picture
+from distgan.pixels import to_picture, to_stored
+from distgan.samples import SampleSpec
+
+NPZ_NAMES = ("images", "z", "labels", "file", "allow_pickle")
+"""Arrays of an .npz that are no conditions, and keywords of numpy.savez."""
+LABELS_FILE = "labels.csv"
+INSTALL_TIFF = "pip install 'distgan[tiff]'"
+
+
+def choose_format(spec: SampleSpec, wanted: str | None) -> tuple[str, str]:
+    """The format of single files, png, npy or tiff, and a remark on it; `wanted`, or one that holds images of `spec`.
+
+    Raises UsageError for a format that does not.
+    """
+    is_png = (spec.dtype, spec.channels) in (("uint8", 1), ("uint8", 3), ("uint16", 1))
+    has_tifffile = importlib.util.find_spec("tifffile") is not None
+    if wanted == "png" and not is_png:
+        raise UsageError(
+            f"format: a PNG cannot hold {spec.channels} channels of {spec.dtype}; take --format npy or tiff"
+        )
+    if wanted == "tiff" and not has_tifffile:
+        raise UsageError(f"format: a TIFF needs tifffile: {INSTALL_TIFF}, or take --format npy")
+    if wanted is not None or is_png:
+        return wanted or "png", ""
+    return ("tiff", "") if has_tifffile else ("npy", f"as .npy, since TIFF needs tifffile ({INSTALL_TIFF})")
+
+
+def save_sheet(G: PretrainedGenerator, inputs: Inputs, out: Path, columns: int | None, show: Sequence[int]) -> None:
+    """Write the channels `show` of the images as one picture. Raises OSError."""
+    images = batches(G, inputs.z, inputs.labels(G), lambda images: to_picture(images, show))
+    save_picture(grid(np.concatenate(list(images)), columns), out)
+
+
+def save_loop(G: PretrainedGenerator, inputs: Inputs, out: Path, columns: int | None, show: Sequence[int]) -> None:
+    """Write an endless animation, a grid per frame of inputs.z [frames, count, z_dim]. Raises OSError."""
+    labels = inputs.labels(G)
+    frames = []
+    for z in inputs.z:
+        images = batches(G, z, labels, lambda images: to_picture(images, show))
+        frames.append(Image.fromarray(grid(np.concatenate(list(images)), columns)))
+    frames[0].save(out, save_all=True, append_images=frames[1:], duration=40, loop=0, quality=90)
+
+
+def save_arrays(G: PretrainedGenerator, inputs: Inputs, out: Path) -> None:
+    """Write the images as they are stored, [N, H, W, C]: an .npy, or an .npz with their inputs. Raises OSError."""
+    images = np.concatenate(list(batches(G, inputs.z, inputs.labels(G), lambda images: to_stored(images, G.spec))))
+    with open(out, "wb") as file:
+        if out.suffix.lower() == ".npy":
+            np.save(file, images)
+            return
+        names = column_names(inputs.values, NPZ_NAMES)
+        values: dict[str, Any] = {names[name]: column for name, column in inputs.values.items()}
+        np.savez_compressed(file, images=images, z=inputs.z.numpy(), labels=inputs.classes, **values)
+
+
+def save_files(G: PretrainedGenerator, inputs: Inputs, out: Path, format: str) -> None:
+    """Write each image as it is stored to a file, and conditions to labels.csv beside them. Raises OSError."""
+    out.mkdir(parents=True, exist_ok=True)
+    names = [f"{i:06d}.{format}" for i in range(len(inputs.z))]
+    stored = batches(G, inputs.z, inputs.labels(G), lambda images: to_stored(images, G.spec))
+    for name, image in zip(names, (image for batch in stored for image in batch), strict=True):
+        save_image(np.ascontiguousarray(image), out / name)
+    if inputs.values:
+        atomic_write(out / LABELS_FILE, label_table(G, inputs, names).encode())
+
+
+def save_image(image: np.ndarray, path: Path) -> None:
+    """Write pixels [H, W, C] unchanged, in the format of the suffix. Raises OSError."""
+    pixels = image[:, :, 0] if image.shape[2] == 1 else image
+    if path.suffix == ".png":
+        save_picture(pixels, path)
+        return
+    file = io.BytesIO()
+    if path.suffix == ".npy":
+        np.save(file, image)
+    else:
+        import tifffile
+
+        is_rgb = image.shape[2] == 3
+        kind: dict[str, Any] = {"planarconfig": "contig"} if pixels.ndim == 3 else {}
+        tifffile.imwrite(
+            file, pixels, photometric="rgb" if is_rgb else "minisblack", metadata=None, software=False, **kind
+        )
+    atomic_write(path, file.getvalue())
+
+
+def label_table(G: PretrainedGenerator, inputs: Inputs, names: Sequence[str]) -> str:
+    """A CSV of the classes and conditions of the images in files `names`."""
+    columns: dict[str, Sequence[Any]] = {"file_name": names}
+    if len(inputs.classes):
+        columns["label"] = [G.classes[number] for number in inputs.classes]
+    name_of = column_names(inputs.values, list(columns))
+    for condition in G.spec.conditions:
+        values = inputs.values[condition.name]
+        columns[name_of[condition.name]] = (values.astype(int) if condition.kind == "flag" else values).tolist()
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows([list(columns), *zip(*columns.values(), strict=True)])
+    return text.getvalue()
+
+
+def column_names(conditions: Iterable[str], taken: Sequence[str]) -> dict[str, str]:
+    """The column of each condition: its name, behind `condition_` where that means something else."""
+    names: dict[str, str] = {}
+    for condition in conditions:
+        name = condition
+        while name in taken or name in names.values():
+            name = f"condition_{name}"
+        names[condition] = name
+    return names

@@ -41,14 +41,15 @@ def index(folder: Path, progress: Progress = iter, label_key: str = "label", ran
     CorruptDataError if their images differ in size, channels, dtype or encoding, or are not read as they are.
     """
     labels, names = labels_beside(folder)
-    tars = scan_folder(folder, progress, label_key, labels)
+    made = read_manifest_of_make(folder)
+    number_names = [row.name for row in made.conditions] if made else []
+    tars = scan_folder(folder, progress, label_key, labels, number_names)
     if None in tars.labels and label_key != "label" and not any(label is not None for label in tars.labels):
         raise UsageError(f"--label_key: no .json in {folder} has a {label_key!r}")
     try:
         tars.columns["label"], names = number_all(tars.labels, names)
     except ValueError as error:
         raise CorruptDataError(f"{folder}: {error}") from None
-    made = read_manifest_of_make(folder)
     if made:
         check_same(folder, made, tars)
         manifest = msgspec.structs.replace(made, index=write_index(folder, tars.columns))
@@ -107,7 +108,9 @@ def check_same(folder: Path, made: Manifest, tars: Tars) -> None:
         raise UsageError(f"{folder}: its shards are not those of `shards make`; re-create the dataset")
 
 
-def scan_folder(folder: Path, progress: Progress, label_key: str, beside: dict[str, Label]) -> Tars:
+def scan_folder(
+    folder: Path, progress: Progress, label_key: str, beside: dict[str, Label], number_names: Sequence[str]
+) -> Tars:
     """What is in the tars of a folder; samples without a label have theirs in `beside`, by member, if it has any."""
     paths = sorted(folder.rglob("*.tar")) if folder.is_dir() else []
     if not paths:
@@ -118,7 +121,7 @@ def scan_folder(folder: Path, progress: Progress, label_key: str, beside: dict[s
     kind: Kind | None = None
     values: list[PixelValues] = []
     for path in progress(paths):
-        scan = Scan(path, label_key)
+        scan = Scan(path, label_key, number_names)
         if scan.kind is None:
             raise CorruptDataError(f"{path}: holds no image")
         if kind not in (None, scan.kind):

@@ -3,6 +3,7 @@
 import io
 import math
 import mmap
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,8 +11,8 @@ import numpy as np
 import xxhash
 from PIL import Image
 
-from distgan.data.index_file import COLUMNS, read_npy_header
-from distgan.data.schema import MAX_CHANNELS, MAX_SIZE, Label
+from distgan.data.index_file import COLUMNS, NUMBERS, read_npy_header
+from distgan.data.schema import MAX_CHANNELS, MAX_SIZE, Label, decode
 from distgan.data.tar import Member, members, split_key
 from distgan.dataset_tool.convert import conversion_needed
 from distgan.dataset_tool.labels import read_label
@@ -46,9 +47,12 @@ class Scan:
     in kind, and images that `shards make` would convert: they are not read as they are.
     """
 
-    def __init__(self, path: Path, label_key: str = "label") -> None:
+    def __init__(self, path: Path, label_key: str = "label", number_names: Sequence[str] = ()) -> None:
+        """`number_names` are the keys of the .json of every sample whose numbers are read."""
         self.path = path
         self.label_key = label_key
+        self.number_names = number_names
+        self.numbers: list[list[float]] = []
         self.columns: dict[str, list[int]] = {name: [] for name in COLUMNS if name != "label"}
         self.labels: list[Label | None] = []
         self.names: list[str] = []
@@ -92,6 +96,9 @@ class Scan:
             kind, header = read_image_header(data[offset : offset + size], encoding)
             fields = {e: data[o : o + n] for e, (_, o, n) in sample.items() if e in ("cls", "json")}
             self.labels.append(read_label(fields, self.label_key))
+            if self.number_names:
+                numbers = decode(fields.get("json", b"{}"), dict[str, Any])
+                self.numbers.append([float(numbers[number]) for number in self.number_names])
         except Exception as error:  # decoders document no exceptions
             raise CorruptDataError(f"{self.path}: key {key}: {error}") from None
         if max(kind.height, kind.width) > MAX_SIZE or not 1 <= kind.channels <= MAX_CHANNELS:
@@ -111,7 +118,8 @@ class Scan:
 
     def arrays(self) -> dict[str, np.ndarray]:
         """The index columns, [samples] each, without that of the labels."""
-        return {name: np.array(column, COLUMNS[name]) for name, column in self.columns.items()}
+        numbers = {NUMBERS: np.array(self.numbers, np.float32)} if self.number_names else {}
+        return {name: np.array(column, COLUMNS[name]) for name, column in self.columns.items()} | numbers
 
     def _add_values(self, key: str, pixels: np.ndarray) -> None:
         if not np.isfinite(pixels).all():

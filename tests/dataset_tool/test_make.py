@@ -24,6 +24,7 @@ from distgan.commands import shards
 from distgan.data.schema import ClassCount
 from distgan.data.stream import Reader
 from distgan.dataset_tool import make
+from distgan.samples import SampleSpec
 from helpers import ROOT, make_dataset, noise
 
 

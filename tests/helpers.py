@@ -4,14 +4,20 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors.torch import save_file
 
 import distgan.commands.train
+from distgan import models
 from distgan.dataset_tool import make
 from distgan.dataset_tool.sources.source import from_arrays
+from distgan.runs.checkpoint import METADATA
+from distgan.samples import SampleSpec
 
 ROOT = Path(__file__).resolve().parent.parent
 TINY = ["--model.options.width", "4", "--model.latent", "8", "--batch", "16", "--samples.count", "16"]
@@ -29,6 +35,17 @@ def make_dataset(folder: Path, images: np.ndarray, *, shards: int = 8, jobs: int
     member = images[0].size + 2048
     make.make(source, folder, make.Options(shard_mb=len(images) * member / shards / 1e6, **changes), jobs)
     return folder
+
+
+def save_generator(path: Path, spec: SampleSpec, classes: Sequence[str] = (), **changes) -> Path:
+    """A file of an untrained G of `spec`, as a checkpoint has it; `changes` are keys of its metadata, None: without."""
+    model = {"name": "mlp", "latent": 8, "options": {"width": 8, "layers": 1}}
+    G, _ = models.build("mlp", spec, z_dim=8, options=model["options"], seed=0)
+    kind = {name: value for name, value in asdict(spec).items() if name != "num_classes"}
+    keys = {"config": {"model": model}, "classes": list(classes), **kind, **changes}
+    metadata = json.dumps({name: value for name, value in keys.items() if value is not None})
+    save_file(G.state_dict(), path, metadata={METADATA: metadata})
+    return path
 
 
 def fill(disk: Path) -> Path:

@@ -48,15 +48,15 @@ class Options:
     """.png or .jpg: one sheet; .gif or .webp: an animated loop; .npy: pixels [N, H, W, C] in the type and range of the
     dataset; .npz: arrays `images` (the same), `z`, `labels` and one of each condition; without a suffix: a folder of
     single files."""
-    format: Literal["png", "npy", "tiff"] | None = None
-    """Of single files. Default: png for grey and RGB of 8 bits and grey of 16, else tiff."""
+    format: Literal["auto", "png", "npy", "tiff"] = "auto"
+    """Of single files; auto: png for grey and RGB of 8 bits and grey of 16, else tiff."""
     show: str | None = None
     """Channels of a sheet or a loop, from 1: 3,2,1 as red, green and blue, or 1 as grey. Default: the first."""
     label: str | None = None
     """Class of the images, by name or number; a,b,c or all: a column per class. Default: the classes in turn."""
     condition: str | None = None
-    """Values of conditions, such as energy=50,angle=0.3; energy=1:100:8: rows of 8 images from 1 to 100. Default: values
-    spread over the range of the training set."""
+    """Values of conditions, such as energy=50,angle=0.3; energy=1:100:8: rows of 8 images from 1 to 100. Default:
+    values spread over the range of the training set."""
     columns: PositiveInt | None = None
     """Columns of a sheet or of the frames of a loop."""
     interpolate: PositiveInt | None = None
@@ -124,7 +124,7 @@ def check_options(options: Options) -> None:
     if options.suffix and options.suffix not in FORMATS:
         choices = ", ".join(FORMATS)
         raise UsageError(f"out: unknown format {options.suffix}; choose from {choices}, or give a folder")
-    if options.format and options.suffix:
+    if options.format != "auto" and options.suffix:
         raise UsageError(
             f"format: it is of single files in a folder, and --out {options.out} is one file; leave it out"
         )

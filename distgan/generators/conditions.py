@@ -100,8 +100,8 @@ def describe(conditions: Sequence[Condition], given: Mapping[str, np.ndarray]) -
 def spread(conditions: Sequence[Condition], count: int, seed: int) -> dict[str, np.ndarray]:
     """Values float64 [count] of each condition by name, between the least and the greatest of the training set.
 
-    A Latin hypercube (McKay, Beckman & Conover 1979): in each of `count` equal parts of a number's range lies one value,
-    and their order is another for each condition. A flag is 0 in one half of the images.
+    A Latin hypercube (McKay, Beckman & Conover 1979): in each of `count` equal parts of a number's range lies one
+    value, and their order is another for each condition. A flag is 0 in one half of the images.
     """
     values = {}
     for i, condition in enumerate(conditions):

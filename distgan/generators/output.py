@@ -24,8 +24,8 @@ LABELS_FILE = "labels.csv"
 INSTALL_TIFF = "pip install 'distgan[tiff]'"
 
 
-def choose_format(spec: SampleSpec, wanted: str | None) -> tuple[str, str]:
-    """The format of single files, png, npy or tiff, and a remark on it; `wanted`, or one that holds images of `spec`.
+def choose_format(spec: SampleSpec, wanted: str) -> tuple[str, str]:
+    """The format of single files, png, npy or tiff, and a remark on it; `wanted`, or for `auto` one that holds `spec`.
 
     Raises UsageError for a format that does not.
     """
@@ -37,8 +37,10 @@ def choose_format(spec: SampleSpec, wanted: str | None) -> tuple[str, str]:
         )
     if wanted == "tiff" and not has_tifffile:
         raise UsageError(f"format: a TIFF needs tifffile: {INSTALL_TIFF}, or take --format npy")
-    if wanted is not None or is_png:
-        return wanted or "png", ""
+    if wanted != "auto":
+        return wanted, ""
+    if is_png:
+        return "png", ""
     return ("tiff", "") if has_tifffile else ("npy", f"as .npy, since TIFF needs tifffile ({INSTALL_TIFF})")
 
 

@@ -131,8 +131,8 @@ class PretrainedGenerator(nn.Module):
 
     def label_number(self, label: ClassLabel) -> int:
         """The number of a class given by number or name. Raises UsageError."""
-        if label in self.classes:
-            return self.classes.index(str(label))
+        if isinstance(label, str) and label in self.classes:
+            return self.classes.index(label)
         number = int(label) if str(label).isdecimal() and len(str(label)) < 19 else -1
         if not 0 <= number < len(self.classes):
             raise UsageError(

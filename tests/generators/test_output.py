@@ -1,0 +1,193 @@
+"""What `distgan sample` writes of images of any shape and type: the values that the dataset stores."""
+
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tifffile
+import torch
+from hypothesis import Phase, given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+import distgan
+from distgan.commands import sample as sample_command
+from distgan.commands import shards
+from distgan.data.stream import Reader
+from distgan.dataset_tool import make
+from distgan.dataset_tool.sources.source import Source
+from distgan.generators import output
+from distgan.images import grid
+from distgan.pixels import to_picture, to_stored
+from distgan.samples import LIMITS, Condition, SampleSpec
+from helpers import save_generator
+
+COUNT = 5
+
+
+def sample(*words: object) -> int:
+    return sample_command.main([str(word) for word in words])
+
+
+def expected_pixels(path: Path) -> np.ndarray:
+    """The images of seed 0 as they are stored."""
+    G = distgan.load(path)
+    return to_stored(G.sample(COUNT).numpy(), G.spec)
+
+
+def read(path: Path) -> np.ndarray:
+    """The pixels in a file, by libraries that know nothing of distgan."""
+    if path.suffix == ".png":
+        with Image.open(path) as image:
+            return np.asarray(image)
+    return np.load(path) if path.suffix == ".npy" else tifffile.imread(path)
+
+
+def make_again(folder: Path, spec: SampleSpec) -> tuple[SampleSpec, np.ndarray]:
+    """The spec and the pixels, in the order of the files, of the dataset that `shards make` makes of files."""
+    paths = sorted(path for path in folder.iterdir() if path.suffix != ".csv")
+    low, high = spec.range
+    source = Source("folder", [path.name for path in paths], lambda i: read(paths[i]), has_paths=True)
+    if paths[0].suffix == ".png":
+        words = ("--dtype", spec.dtype, "--channels", spec.channels, "--range", f"{low!r},{high!r}", "--jobs", 1)
+        assert shards.main([str(word) for word in ("make", folder, folder / "set", *words)]) == 0
+    else:
+        make.make(source, folder / "set", make.Options(range=f"{low!r},{high!r}"), jobs=1)
+    dataset = shards.open_dataset(str(folder / "set"), None)
+    order = np.argsort(dataset.sources() or [])
+    return dataset.spec, np.asarray(Reader(dataset).read(order).images)
+
+
+@st.composite
+def specs(draw: st.DrawFn) -> SampleSpec:
+    dtype = draw(st.sampled_from(["uint8", "uint16", "float16", "float32"]))
+    value_range = LIMITS.get(dtype, (-1.0, 1.0))
+    if dtype not in LIMITS or draw(st.booleans()):
+        low = draw(st.integers(0, 40) if dtype in LIMITS else st.floats(-100, 100, width=16))
+        value_range = (float(low), float(low) + draw(st.integers(1, 200)))
+    height, width, channels = (draw(st.integers(*bounds)) for bounds in ((8, 24), (8, 24), (1, 5)))
+    return SampleSpec(height, width, channels, dtype=dtype, range=value_range)
+
+
+@settings(max_examples=10, deadline=None, derandomize=True, phases=[Phase.generate])
+@given(spec=specs())
+def test_what_is_written_is_what_the_dataset_stores(spec):
+    """In every format that holds it, bit by bit; and a dataset of the files has the same pixels and spec."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        file = save_generator(folder / "G.safetensors", spec)
+        pixels = expected_pixels(file)
+        assert pixels.dtype == spec.dtype and pixels.shape == (COUNT, spec.height, spec.width, spec.channels)
+        for out in ("a.npy", "a.npz"):
+            assert sample(file, "--count", COUNT, "--out", folder / out) == 0
+        assert np.load(folder / "a.npy").dtype == spec.dtype
+        np.testing.assert_array_equal(np.load(folder / "a.npy"), pixels)
+        np.testing.assert_array_equal(np.load(folder / "a.npz")["images"], pixels)
+        is_png = (spec.dtype, spec.channels) in (("uint8", 1), ("uint8", 3), ("uint16", 1))
+        for format in ("npy", "tiff", "auto", *(["png"] if is_png else [])):
+            files = folder / format
+            assert sample(file, "--count", COUNT, "--out", files, "--format", format) == 0
+            written = [read(path) for path in sorted(files.iterdir())]
+            chosen = ("png" if is_png else "tiff") if format == "auto" else format
+            assert {path.suffix for path in files.iterdir()} == {f".{chosen}"}
+            assert {image.dtype.name for image in written} == {spec.dtype}
+            np.testing.assert_array_equal(np.stack(written).reshape(pixels.shape), pixels)
+            again, values = make_again(files, spec)
+            assert again == spec
+            np.testing.assert_array_equal(values, pixels)
+
+
+@pytest.mark.parametrize(
+    ("spec", "chosen"),
+    [
+        (SampleSpec(8, 8, 3), "png"),
+        (SampleSpec(8, 8, 1, dtype="uint16", range=(0.0, 4095.0)), "png"),
+        (SampleSpec(8, 8, 3, dtype="uint16", range=(0.0, 4095.0)), "tiff"),
+        (SampleSpec(8, 8, 2), "tiff"),
+        (SampleSpec(8, 8, 1, dtype="float32", range=(0.0, 1.0)), "tiff"),
+    ],
+)
+def test_format_of_single_files(spec, chosen, monkeypatch):
+    assert output.choose_format(spec, "auto") == (chosen, "")
+    monkeypatch.setattr(output.importlib.util, "find_spec", lambda name: None)
+    format, remark = output.choose_format(spec, "auto")
+    assert format == (chosen if chosen == "png" else "npy")
+    assert ("pip install 'distgan[tiff]'" in remark) == (format == "npy")
+    with pytest.raises(distgan.UsageError, match="format: a TIFF needs tifffile: pip install"):
+        output.choose_format(spec, "tiff")
+
+
+def test_a_file_without_tifffile_is_announced(tmp_path, monkeypatch, capsys):
+    file = save_generator(tmp_path / "G.safetensors", SampleSpec(8, 12, 5))
+    monkeypatch.setattr(output.importlib.util, "find_spec", lambda name: None)
+    assert sample(file, "--count", 2, "--out", tmp_path / "files") == 0
+    assert [path.name for path in sorted((tmp_path / "files").iterdir())] == ["000000.npy", "000001.npy"]
+    line = capsys.readouterr().out
+    assert "files: 2 images, 8x12x5," in line and "as .npy, since TIFF needs tifffile" in line
+
+
+@pytest.mark.parametrize(("show", "channels"), [(None, [0, 1, 2]), ("5,1,2", [4, 0, 1]), ("4", [3, 3, 3])])
+def test_a_sheet_shows_channels_by_range(tmp_path, show, channels):
+    spec = SampleSpec(8, 12, 5, dtype="float16", range=(-3.0, 8.0))
+    file = save_generator(tmp_path / "G.safetensors", spec)
+    words = [] if show is None else ["--show", show]
+    assert sample(file, "--count", 6, "--out", tmp_path / "a.png", *words) == 0
+    images = distgan.load(file).sample(6)
+    np.testing.assert_array_equal(read(tmp_path / "a.png"), grid(to_picture(images[:, channels].numpy())))
+    assert sample(file, "--count", 2, "--interpolate", 3, "--out", tmp_path / "a.gif", *words) == 0
+    with Image.open(tmp_path / "a.gif") as image:
+        assert image.size == (30, 12)
+
+
+def test_a_file_of_version_0_1(tmp_path):
+    """Its metadata has `size` in place of height and width, and no type."""
+    new = save_generator(tmp_path / "new.safetensors", SampleSpec(16, 16, 3, 2), ["a", "b"])
+    without = dict.fromkeys(["height", "width", "dtype", "range", "conditions"])
+    old = save_generator(tmp_path / "old.safetensors", SampleSpec(16, 16, 3, 2), ["a", "b"], size=16, **without)
+    assert distgan.load(old).spec == SampleSpec(16, 16, 3, 2) == distgan.load(new).spec
+    for path in (new, old):
+        assert sample(path, "--count", 4, "--out", path.with_suffix(".npz")) == 0
+    assert new.with_suffix(".npz").read_bytes() == old.with_suffix(".npz").read_bytes()
+    neither = save_generator(tmp_path / "neither.safetensors", SampleSpec(16, 16, 3), **without)
+    with pytest.raises(distgan.UsageError, match="does not say what images it makes"):
+        distgan.load(neither)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--out", "x.npz", "--show", "1"], "show: it is of sheets and loops, and x.npz has all channels"),
+        (["--out", "x.png", "--show", "1,2"], "show: [1, 2] is not one (grey) or three (RGB) of the channels 1 to"),
+        (["--out", "x.png", "--show", "6"], "show: [6] is not one (grey) or three (RGB) of the channels 1 to 5"),
+        (["--out", "x.png", "--show", "a"], "show: 'a' is neither one channel nor three"),
+        (["--out", "x.npy", "--format", "npy"], "format: it is of single files in a folder, and --out x.npy is one"),
+        (["--out", "x", "--format", "png"], "format: a PNG cannot hold 5 channels of uint8; take --format npy or tiff"),
+        (["--out", "x", "--format", "bmp"], "format: expected one of 'auto', 'png', 'npy', 'tiff', got bmp"),
+    ],
+)
+def test_refusals(tmp_path, monkeypatch, capsys, words, message):
+    monkeypatch.chdir(tmp_path)
+    file = save_generator(tmp_path / "G.safetensors", SampleSpec(8, 8, 5))
+    assert sample(file, *words) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["G.safetensors"]
+
+
+def test_conditions_are_recorded(tmp_path):
+    """In an .npz by name, a name of its own arrays apart; beside single files in a CSV, which `shards make` reads."""
+    conditions = (Condition("z", "number", 5.0, 2.0, 1.0, 9.0), Condition("label", "flag"))
+    file = save_generator(tmp_path / "G.safetensors", SampleSpec(8, 8, 3, 2, conditions), ["a", "b"])
+    words = ("--count", 4, "--condition", "z=2.5")
+    assert sample(file, *words, "--out", tmp_path / "a.npz") == 0
+    arrays = np.load(tmp_path / "a.npz")
+    assert arrays["condition_z"].tolist() == [2.5] * 4 and sorted(arrays["label"]) == [0, 0, 1, 1]
+    G = distgan.load(file)
+    labels = G.labels(arrays["labels"], {"z": arrays["condition_z"], "label": arrays["label"]})
+    np.testing.assert_array_equal(to_stored(G(torch.from_numpy(arrays["z"]), labels).numpy(), G.spec), arrays["images"])
+    assert sample(file, *words, "--out", tmp_path / "files") == 0
+    lines = (tmp_path / "files" / "labels.csv").read_text().splitlines()
+    flags = arrays["label"].astype(int).tolist()
+    assert lines[0] == "file_name,label,z,condition_label"
+    assert lines[1:] == [f"{i:06d}.png,{'ab'[i % 2]},2.5,{flags[i]}" for i in range(4)]

@@ -18,8 +18,9 @@ __all__ = ["CorruptDataError", "DistganError", "RunError", "UsageError", "__vers
 def load(path: "str | Path", device: "str | torch.device" = "cpu") -> "PretrainedGenerator":
     """The generator in a .safetensors file, or in the best or else the newest checkpoint of a run folder.
 
-    A module in eval mode: z [N, z_dim] and, if it has `classes`, labels [N] -> images [N, C, S, S] in [-1, 1];
-    `sample(n, seed)` draws z too. Raises UsageError.
+    A module in eval mode: z [N, z_dim] and, if it has classes or conditions, the labels that its method `labels` makes
+    -> images [N, C, H, W] in [-1, 1], which stand for the range of `spec`. `sample(n, seed)` draws all of them. Raises
+    UsageError.
     """
     from distgan.generators.pretrained import load_generator
 

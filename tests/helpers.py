@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 import distgan.commands.train
 from distgan import models
 from distgan.dataset_tool import make
-from distgan.dataset_tool.sources.source import from_arrays
+from distgan.dataset_tool.sources.source import Source, from_arrays
 from distgan.runs.checkpoint import METADATA
 from distgan.samples import SampleSpec
 
@@ -46,6 +46,19 @@ def save_generator(path: Path, spec: SampleSpec, classes: Sequence[str] = (), **
     metadata = json.dumps({name: value for name, value in keys.items() if value is not None})
     save_file(G.state_dict(), path, metadata={METADATA: metadata})
     return path
+
+
+def make_bands(folder: Path, count: int = 80, shards: int = 8) -> Path:
+    """A dataset of float16 rectangles of 5 bands, 24x40, each with a class, a number and a flag."""
+    rng = np.random.default_rng(0)
+    images = rng.normal(10, 30, (count, 24, 40, 5)).astype(np.float16)
+    source = Source("bands", [f"{i:06d}" for i in range(count)], images.__getitem__)
+    source.labels = np.arange(count) % 3
+    source.classes = ["a", "b", "c"]
+    source.numbers = np.stack([rng.uniform(1, 100, count), rng.integers(0, 2, count)], axis=1)
+    source.number_names = ["energy", "tilted"]
+    make.make(source, folder, make.Options(shard_mb=count * (images[0].nbytes + 3072) / shards / 1e6), jobs=1)
+    return folder
 
 
 def fill(disk: Path) -> Path:

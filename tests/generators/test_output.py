@@ -2,6 +2,7 @@
 
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,10 +21,11 @@ from distgan.dataset_tool.sources.source import Source
 from distgan.generators import output
 from distgan.images import grid
 from distgan.pixels import to_picture, to_stored
-from distgan.samples import LIMITS, Condition, SampleSpec
+from distgan.samples import LIMITS, Condition, DType, SampleSpec
 from helpers import save_generator
 
 COUNT = 5
+DTYPES: list[DType] = ["uint8", "uint16", "float16", "float32"]
 
 
 def sample(*words: object) -> int:
@@ -61,11 +63,11 @@ def make_again(folder: Path, spec: SampleSpec) -> tuple[SampleSpec, np.ndarray]:
 
 @st.composite
 def specs(draw: st.DrawFn) -> SampleSpec:
-    dtype = draw(st.sampled_from(["uint8", "uint16", "float16", "float32"]))
-    value_range = LIMITS.get(dtype, (-1.0, 1.0))
-    if dtype not in LIMITS or draw(st.booleans()):
-        low = draw(st.integers(0, 40) if dtype in LIMITS else st.floats(-100, 100, width=16))
-        value_range = (float(low), float(low) + draw(st.integers(1, 200)))
+    dtype: DType = draw(st.sampled_from(DTYPES))
+    value_range = LIMITS.get(dtype)
+    if value_range is None or draw(st.booleans()):
+        low = float(draw(st.integers(0, 40) if dtype in LIMITS else st.floats(-100, 100, width=16)))
+        value_range = (low, low + draw(st.integers(1, 200)))
     height, width, channels = (draw(st.integers(*bounds)) for bounds in ((8, 24), (8, 24), (1, 5)))
     return SampleSpec(height, width, channels, dtype=dtype, range=value_range)
 
@@ -143,7 +145,7 @@ def test_a_sheet_shows_channels_by_range(tmp_path, show, channels):
 def test_a_file_of_version_0_1(tmp_path):
     """Its metadata has `size` in place of height and width, and no type."""
     new = save_generator(tmp_path / "new.safetensors", SampleSpec(16, 16, 3, 2), ["a", "b"])
-    without = dict.fromkeys(["height", "width", "dtype", "range", "conditions"])
+    without: dict[str, Any] = dict.fromkeys(["height", "width", "dtype", "range", "conditions"])
     old = save_generator(tmp_path / "old.safetensors", SampleSpec(16, 16, 3, 2), ["a", "b"], size=16, **without)
     assert distgan.load(old).spec == SampleSpec(16, 16, 3, 2) == distgan.load(new).spec
     for path in (new, old):

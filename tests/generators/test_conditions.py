@@ -1,5 +1,6 @@
 """Images by conditions: `distgan sample --condition`, and labels of numbers, flags and classes in Python."""
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from distgan.generators.conditions import spread
 from distgan.images import grid
 from distgan.pixels import to_picture, to_stored
 from distgan.samples import Condition, SampleSpec
-from helpers import save_generator
+from helpers import ROOT, save_generator
 
 ENERGY = Condition("energy", "number", 40.0, 20.0, 1.0, 100.0)
 ANGLE = Condition("angle", "number", 0.5, 0.25, 0.1, 0.9)
@@ -64,6 +65,15 @@ def test_labels(mixed, numbers):
             G.labels(0, {"energy": value, "smiling": 0})
     with pytest.raises(ValueError, match="trained with 2 classes and the conditions energy, smiling needs labels"):
         G(G.draw(2), torch.tensor([0, 1]))
+
+
+def test_labels_as_the_manual_makes_them(numbers):
+    (code,) = re.findall(
+        r"```python\n(labels = G\.labels.*?)```", (ROOT / "distgan/generators/README.md").read_text(), re.S
+    )
+    names = {"G": distgan.load(numbers)}
+    exec(code, names)
+    assert [names[name].shape for name in ("labels", "showers", "more")] == [(3, 2), (3, 3, 8, 12), (100, 3, 8, 12)]
 
 
 def test_labels_of_classes_alone_and_of_none(tmp_path):

@@ -52,7 +52,7 @@ def make_again(folder: Path, spec: SampleSpec) -> tuple[SampleSpec, np.ndarray]:
     low, high = spec.range
     source = Source("folder", [path.name for path in paths], lambda i: read(paths[i]), has_paths=True)
     if paths[0].suffix == ".png":
-        words = ("--dtype", spec.dtype, "--channels", spec.channels, "--range", f"{low!r},{high!r}", "--jobs", 1)
+        words = ("--dtype", spec.dtype, "--channels", spec.channels, f"--range={low!r},{high!r}", "--jobs", 1)
         assert shards.main([str(word) for word in ("make", folder, folder / "set", *words)]) == 0
     else:
         make.make(source, folder / "set", make.Options(range=f"{low!r},{high!r}"), jobs=1)

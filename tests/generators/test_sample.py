@@ -13,8 +13,8 @@ import distgan
 import distgan.commands.sample
 import distgan.images
 from distgan.generators.sampling import slerp
-from distgan.samples import SampleSpec
-from helpers import ROOT, TINY, train
+from distgan.samples import Condition, SampleSpec
+from helpers import ROOT, TINY, save_generator, train
 
 MANUAL = ROOT / "distgan" / "generators" / "README.md"
 
@@ -196,6 +196,18 @@ def test_exports(run, tmp_path, monkeypatch):
     session = onnxruntime.InferenceSession("G.onnx", providers=["CPUExecutionProvider"])
     (images,) = session.run(None, {"z": z.numpy(), "labels": labels.numpy()})
     torch.testing.assert_close(torch.tensor(images), G(z, labels), atol=1e-5, rtol=0)
+
+
+@pytest.mark.filterwarnings("default")  # of the exporter
+def test_export_with_conditions(tmp_path):
+    """Labels of numbers are an input as classes are, of rectangles of many channels too."""
+    spec = SampleSpec(8, 12, 5, 2, (Condition("energy", "number", 40.0, 20.0, 1.0, 100.0),))
+    G = distgan.load(save_generator(tmp_path / "G.safetensors", spec, ["a", "b"]))
+    n = torch.export.Dim("n")
+    inputs = G.draw(2), G.labels([0, 1], {"energy": 50})
+    program = torch.export.export(G, inputs, dynamic_shapes=({0: n}, {0: n})).module()
+    z, labels = G.draw(5, seed=3), G.labels([0, 1, 0, 1, 1], {"energy": [1, 2, 30, 40, 50]})
+    torch.testing.assert_close(program(z, labels), G(z, labels))
 
 
 def test_load(run):

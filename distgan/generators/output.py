@@ -78,7 +78,7 @@ def save_files(G: PretrainedGenerator, inputs: Inputs, out: Path, format: str) -
     names = [f"{i:06d}.{format}" for i in range(len(inputs.z))]
     stored = batches(G, inputs.z, inputs.labels(G), lambda images: to_stored(images, G.spec))
     for name, image in zip(names, (image for batch in stored for image in batch), strict=True):
-        save_image(np.ascontiguousarray(image), out / name)
+        save_image(image, out / name)
     if inputs.values:
         atomic_write(out / LABELS_FILE, label_table(G, inputs, names).encode())
 

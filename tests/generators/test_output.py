@@ -43,7 +43,12 @@ def read(path: Path) -> np.ndarray:
     if path.suffix == ".png":
         with Image.open(path) as image:
             return np.asarray(image)
-    return np.load(path) if path.suffix == ".npy" else tifffile.imread(path)
+    if path.suffix == ".npy":
+        return np.load(path)
+    with tifffile.TiffFile(path) as tiff:
+        (page,) = tiff.pages  # of several, each would be a row
+        assert page.axes in ("YX", "YXS")
+        return page.asarray()
 
 
 def make_again(folder: Path, spec: SampleSpec) -> tuple[SampleSpec, np.ndarray]:

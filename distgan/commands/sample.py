@@ -108,9 +108,9 @@ def sample(file_or_run: str, options: Options) -> None:
     check_show(show, G.spec.channels)
     check_values(G.spec.conditions, conditions)
     format, remark = choose_format(G.spec, options.format) if not options.suffix else ("", "")
+    choices = Choices(choose_labels(G, options.label), conditions, show, format)
     for warning in values_outside(G.spec.conditions, conditions):
         print(f"warning: {warning}", file=sys.stderr)
-    choices = Choices(choose_labels(G, options.label), conditions, show, format)
     try:
         written = write(G, choices, options)
     except OSError as error:

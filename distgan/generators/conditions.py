@@ -84,11 +84,13 @@ def values_outside(conditions: Sequence[Condition], given: Mapping[str, np.ndarr
 
 
 def describe(conditions: Sequence[Condition], given: Mapping[str, np.ndarray]) -> str:
-    """The conditions of images in words: `energy=50, angle spread over 0 to 3.1`."""
+    """The conditions of images in words: `energy=50, angle spread over 0 to 3.1, forward 0 or 1`."""
     words = []
     for condition in conditions:
         values = given.get(condition.name)
-        if values is None:
+        if values is None and condition.kind == "flag":
+            words.append(f"{condition.name} 0 or 1")
+        elif values is None:
             words.append(f"{condition.name} spread over {condition.low:g} to {condition.high:g}")
         elif len(values) == 1:
             words.append(f"{condition.name}={values[0]:g}")

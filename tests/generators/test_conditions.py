@@ -151,10 +151,13 @@ def test_a_range_of_a_condition(numbers, tmp_path, capsys):
         np.testing.assert_array_equal(np.asarray(image), grid(to_picture(images.numpy()), 4))
 
 
-def test_a_range_with_classes_and_flags(mixed):
+def test_a_range_with_classes_and_flags(mixed, capsys):
     found = arrays(mixed, "--condition", "smiling=0:1:2,energy=7", "--label", "b,a", "--count", 4)
     assert found["smiling"].tolist() == [0, 1] * 4 and found["labels"].tolist() == [1, 1, 0, 0] * 2
     assert found["energy"].tolist() == [7] * 8
+    assert capsys.readouterr().out.endswith("; energy=7, smiling from 0 to 1\n")
+    arrays(mixed, "--condition", "energy=7")
+    assert capsys.readouterr().out.endswith("; energy=7, smiling 0 or 1\n")
 
 
 def test_conditions_of_rows_and_loops(mixed, tmp_path):
@@ -211,7 +214,7 @@ def test_a_bound_that_was_stored_as_float32_is_inside(tmp_path, capsys):
             ["--condition", "energy=1:2:3", "--columns", "4"],
             "columns: the range of energy has a column for each of its",
         ),
-        (["--label", "c"], "label: unknown class 'c'; choose from a, b (or 0 to 1)"),
+        (["--label", "c", "--condition", "energy=500"], "label: unknown class 'c'; choose from a, b (or 0 to 1)"),
     ],
 )
 def test_refusals(mixed, words, message, capsys, tmp_path, monkeypatch):

@@ -30,6 +30,7 @@ def make(
     src: str,
     dest: str,
     labels: str = "auto",
+    label_columns: str | None = None,
     split: Literal["train", "test"] = "train",
     source: str | None = None,
     samples: int = 128_000,
@@ -44,6 +45,8 @@ def make(
         src: A folder, a class-folder tree, a .zip, or digits, fashion-mnist, mnist, stacked-mnist, cifar10.
         dest: The folder to write; re-run the same command to resume an unfinished one.
         labels: auto (dataset.json inside, else class folders), none, or a CSV, JSONL or dataset.json file.
+        label_columns: The columns of the file of labels to take, such as energy,angle:number,species:class,blond:flag;
+            those of a CSV without a header have numbers, from 1. Default: the only column.
         split: Of the built-in datasets.
         source: Folder with the files of fashion-mnist, mnist, stacked-mnist or cifar10; default: download.
         samples: Images of stacked-mnist.
@@ -56,7 +59,15 @@ def make(
     options = Options(**conversion)
     which = parse_part(part)
     check_numbers(options, jobs, samples)
-    opened = open_source(src, split=split, files=source, labels=labels, samples=samples, seed=options.seed)
+    opened = open_source(
+        src,
+        split=split,
+        files=source,
+        labels=labels,
+        samples=samples,
+        seed=options.seed,
+        label_columns=label_columns,
+    )
     options = resolve_options(opened, options)
     if warning := distgan.dataset_tool.make.size_warning(options.shape[0]):
         print(warning, file=sys.stderr)

@@ -12,7 +12,8 @@ from distgan.data.index_file import write_index
 from distgan.data.schema import FORMAT, Label, Manifest, Shard
 from distgan.data.shardset import class_rows, decode_manifest, write_manifest
 from distgan.dataset_tool.check import Progress
-from distgan.dataset_tool.labels import labels_beside, number_labels
+from distgan.dataset_tool.label_files import labels_beside
+from distgan.dataset_tool.labels import number_labels
 from distgan.dataset_tool.scan import Kind, Scan
 from distgan.errors import CorruptDataError, UsageError
 from distgan.files import sha256_file

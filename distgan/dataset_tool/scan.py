@@ -13,7 +13,7 @@ from PIL import Image
 from distgan.data.index_file import COLUMNS, read_npy_header
 from distgan.data.schema import MAX_SIZE, Label
 from distgan.data.tar import Member, members, split_key
-from distgan.dataset_tool.labels import read_label
+from distgan.dataset_tool.label_files import read_label
 from distgan.errors import CorruptDataError
 from distgan.images import ENCODINGS, SHARD_PIL_FORMATS
 

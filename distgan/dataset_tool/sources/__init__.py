@@ -9,15 +9,24 @@ from distgan.dataset_tool.sources.source import Source
 from distgan.errors import UsageError
 
 
-def open_source(source: str, *, split: str, files: str | None, labels: str, samples: int, seed: int) -> Source:
+def open_source(
+    source: str,
+    *,
+    split: str,
+    files: str | None,
+    labels: str,
+    samples: int,
+    seed: int,
+    label_columns: str | None = None,
+) -> Source:
     """Open SRC of `shards make`; the options are those of the command. Raises UsageError."""
     if source in BUILTIN:
         return BUILTIN[source](split=split, files=Path(files) if files else None, samples=samples, seed=seed)
     path = Path(source)
     if path.is_dir():
-        return open_folder(path, labels)
+        return open_folder(path, labels, label_columns)
     if path.suffix.lower() == ".zip" and path.is_file():
-        return open_zip(path, labels)
+        return open_zip(path, labels, label_columns)
     raise UsageError(f"{source} is not a folder, .zip or built-in dataset; choose from {', '.join(BUILTIN)}")
 
 

@@ -16,7 +16,7 @@ from distgan.errors import UsageError
 MAX_ZIP_MEMBER = 1 << 28
 
 
-def open_folder(folder: Path, labels: str) -> Source:
+def open_folder(folder: Path, labels: str, label_columns: str | None = None) -> Source:
     paths = sorted(find_images(folder))
     stats = [path.stat() if path.exists() else path.lstat() for path in paths]
     source = Source(
@@ -26,10 +26,10 @@ def open_folder(folder: Path, labels: str) -> Source:
         has_paths=True,
         fingerprint=[(stat.st_size, stat.st_mtime_ns) for stat in stats],
     )
-    return add_labels(source, labels, lambda name: (folder / name).read_bytes())
+    return add_labels(source, labels, lambda name: (folder / name).read_bytes(), label_columns)
 
 
-def open_zip(path: Path, labels: str) -> Source:
+def open_zip(path: Path, labels: str, label_columns: str | None = None) -> Source:
     # One for each process, since forked ones would share a file position; opening it reads the list of all members.
     archives = functools.cache(lambda pid: zipfile.ZipFile(path))
     try:
@@ -45,7 +45,7 @@ def open_zip(path: Path, labels: str) -> Source:
         has_paths=True,
         fingerprint=[member.CRC for member in members],
     )
-    return add_labels(source, labels, archive.read)
+    return add_labels(source, labels, archive.read, label_columns)
 
 
 def find_images(folder: Path, parents: tuple[str, ...] = ()) -> Iterator[Path]:

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from distgan.data.schema import Label
-from distgan.dataset_tool.labels import number_labels, parse_labels
+from distgan.dataset_tool.label_files import labels_of_table, read_table
+from distgan.dataset_tool.labels import Labels
 from distgan.errors import UsageError
 from distgan.images import PIL_FORMATS
 
@@ -19,13 +19,19 @@ FORMATS = tuple(dict.fromkeys(PIL_FORMATS.values()))
 
 @dataclass
 class Source:
-    """Images by index. `load` returns a PIL image, or uint8 [size, size, channels] to be stored unchanged."""
+    """Images by index, and their labels."""
 
     name: str
+    """Recorded in the manifest."""
     names: list[str]
+    """One for each image, unique."""
     load: Callable[[int], Image.Image | np.ndarray]
+    """A PIL image, or an array [H, W] or [H, W, C] of uint8, uint16, float16 or float32, neither cropped nor resized.
+
+    It is called from many forked processes, in any order.
+    """
     labels: np.ndarray | None = None
-    """int64 [images]"""
+    """The class, int64 [images]."""
     classes: list[str] = field(default_factory=list)
     size: int | None = None
     channels: int = 3
@@ -33,6 +39,12 @@ class Source:
     """Whether `names` are the paths of files, relative to the folder or zip."""
     fingerprint: list[Any] = field(default_factory=list)
     """Per file, what changes with its content: an interrupted `make` is resumed only if it is the same."""
+    numbers: np.ndarray | None = None
+    """Conditions beside or instead of the class, float64 [images, K]."""
+    number_names: list[str] = field(default_factory=list)
+    """K names."""
+    groups: Sequence[int] | None = None
+    """Per image: those of one group are cheap to read together, as of one Parquet row group."""
 
     def __len__(self) -> int:
         return len(self.names)
@@ -53,24 +65,34 @@ def is_hidden(name: str) -> bool:
     return name.startswith(".") or name == "__MACOSX"
 
 
-def add_labels(source: Source, labels: str, read: Callable[[str], bytes]) -> Source:
+def add_labels(source: Source, labels: str, read: Callable[[str], bytes], columns: str | None = None) -> Source:
     """Add labels: `auto` (dataset.json inside, else class folders, else none), `none`, or from the file `labels`.
 
-    `read` returns a file of the source by name, or raises OSError or KeyError. Raises UsageError.
+    `read` returns a file of the source by name, or raises OSError or KeyError. `columns` is the value of
+    `--label_columns`. Raises UsageError.
     """
     if not source.names:
         raise UsageError(f"there is no image in the source; images end in {', '.join(sorted(PIL_FORMATS))}")
     if labels == "none":
+        if columns is not None:
+            raise UsageError("--label_columns: --labels none takes no labels; leave out one of the two")
         return source
     if labels != "auto":
         path = Path(labels)
         if not path.is_file():
             raise UsageError(f"--labels: there is no file {labels}; give a file, auto or none")
-        return assign_labels(source, parse_labels(path.suffix.lower(), path.read_bytes(), labels), labels)
+        return add_table(source, path.suffix.lower(), path.read_bytes(), columns, labels)
     try:
-        return assign_labels(source, parse_labels(".json", read("dataset.json"), "dataset.json"), "dataset.json")
+        data = read("dataset.json")
     except (OSError, KeyError):
-        pass
+        if columns is not None:
+            raise UsageError("--label_columns: there is no dataset.json in the source; give --labels FILE") from None
+        return add_class_folders(source)
+    return add_table(source, ".json", data, columns, "dataset.json")
+
+
+def add_class_folders(source: Source) -> Source:
+    """Take the topmost folders for classes, if there are several and every image is in one."""
     tops = [PurePosixPath(name).parts[0] if "/" in name else None for name in source.names]
     folders = sorted({top for top in tops if top is not None})
     if None in tops or len(folders) < 2:
@@ -84,17 +106,20 @@ def add_labels(source: Source, labels: str, read: Callable[[str], bytes]) -> Sou
     return source
 
 
-def assign_labels(source: Source, rows: dict[str, Label], where: str) -> Source:
-    if not rows:
-        return source
-    missing = [name for name in source.names if name not in rows]
-    if missing:
-        raise UsageError(f"{where}: {len(missing)} images have no label, the first is {missing[0]}")
-    try:
-        source.labels, source.classes = number_labels([rows[name] for name in source.names])
-    except ValueError as error:
-        raise UsageError(f"{where}: {error}") from None
+def add_table(source: Source, suffix: str, data: bytes, columns: str | None, where: str) -> Source:
+    """Add the labels in a file of labels, by the names of the images. Raises UsageError."""
+    table = read_table(suffix, data, where, set(source.names))
+    if table.names:
+        take_labels(source, labels_of_table(table, source.names, columns, where))
     return source
+
+
+def take_labels(source: Source, labels: Labels) -> None:
+    """Make `labels` those of the source."""
+    source.labels = labels.labels
+    source.classes = labels.classes
+    source.numbers = labels.numbers
+    source.number_names = labels.number_names
 
 
 def from_arrays(name: str, images: np.ndarray, labels: np.ndarray, classes: Sequence[str]) -> Source:

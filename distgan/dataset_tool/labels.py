@@ -7,7 +7,7 @@ import numpy as np
 
 from distgan.data.schema import MAX_CLASSES, Label
 from distgan.dataset_tool.cells import KINDS, Column, Kind, as_label, check_filled, infer_kind, read_numbers
-from distgan.dataset_tool.notes import note
+from distgan.dataset_tool.notes import note, warn
 from distgan.errors import UsageError
 
 MANY_CLASSES = 20
@@ -169,7 +169,7 @@ def number_labels(labels: Sequence[Label], names: Sequence[str] = (), where: str
         if unknown is not None:
             raise ValueError(f"the label {unknown!r} is not one of the {len(names)} classes")
         if len(names) >= MANY_CLASSES and len(names) > len(labels) / 2:
-            note(f"{where or 'labels'}: {len(names):,} classes for {len(labels):,} images, such as {names[0]!r}")
+            warn(f"{where or 'labels'}: {len(names):,} classes for {len(labels):,} images, such as {names[0]!r}")
         return np.array([index[str(label)] for label in labels], np.int64), list(names)
     limit = len(names) or MAX_CLASSES
     numbers = np.array([int(label) if len(str(label)) < 19 else limit for label in labels], np.int64)

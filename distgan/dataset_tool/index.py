@@ -12,6 +12,7 @@ from distgan.data.index_file import write_index
 from distgan.data.schema import FORMAT, Label, Manifest, Shard
 from distgan.data.shardset import class_rows, decode_manifest, write_manifest
 from distgan.dataset_tool.check import Progress
+from distgan.dataset_tool.foreign import find_tars
 from distgan.dataset_tool.label_files import labels_beside
 from distgan.dataset_tool.labels import number_labels
 from distgan.dataset_tool.scan import Kind, Scan
@@ -42,11 +43,11 @@ def index(folder: Path, progress: Progress = iter, label_key: str = "label") -> 
     tars = scan_folder(folder, progress, label_key, labels)
     if None in tars.labels and label_key != "label" and not any(label is not None for label in tars.labels):
         raise UsageError(f"--label_key: no .json in {folder} has a {label_key!r}")
+    made = read_manifest_of_make(folder)
     try:
-        tars.columns["label"], names = number_all(tars.labels, names)
+        tars.columns["label"], names = number_all(tars.labels, [row.name for row in made.classes] if made else names)
     except ValueError as error:
         raise CorruptDataError(f"{folder}: {error}") from None
-    made = read_manifest_of_make(folder)
     if made:
         check_same(folder, made, tars)
         manifest = msgspec.structs.replace(made, index=write_index(folder, tars.columns))
@@ -106,9 +107,7 @@ def check_same(folder: Path, made: Manifest, tars: Tars) -> None:
 
 def scan_folder(folder: Path, progress: Progress, label_key: str, beside: dict[str, Label]) -> Tars:
     """What is in the tars of a folder; samples without a label have theirs in `beside`, by member, if it has any."""
-    paths = sorted(folder.rglob("*.tar")) if folder.is_dir() else []
-    if not paths:
-        raise UsageError(f"{folder}: there is no .tar in it")
+    paths = find_tars(folder)
     shards: list[Shard] = []
     parts: list[dict[str, np.ndarray]] = []
     labels: list[Label | None] = []

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import re
 from collections import Counter
 from collections.abc import Container, Sequence
 from pathlib import Path, PurePosixPath
@@ -11,7 +12,6 @@ from typing import Any, NamedTuple
 from msgspec import Struct
 
 from distgan.data.schema import ClassCount, ClassNames, Label, LabelFile, decode
-from distgan.dataset_tool.cells import INTEGER
 from distgan.dataset_tool.labels import Labels, labels_of_columns
 from distgan.dataset_tool.notes import note
 from distgan.errors import UsageError, shorten
@@ -132,8 +132,10 @@ def read_label(fields: dict[str, bytes], key: str = "label") -> Label | None:
     """The class in a sample's .cls, or under `key` in its .json; None if it has none. Raises ValueError."""
     label: Any = None
     if key == "label" and "cls" in fields:
-        text = fields["cls"].decode().strip()
-        label = int(text) if INTEGER.fullmatch(text) else text
+        text = fields["cls"].strip()
+        if not re.fullmatch(rb"[+-]?[0-9]{1,18}", text):
+            raise ValueError(f"its .cls is {shorten(repr(text))}, not a number")
+        label = int(text)
     elif "json" in fields:
         row = json.loads(fields["json"])
         if not isinstance(row, dict):
@@ -142,7 +144,7 @@ def read_label(fields: dict[str, bytes], key: str = "label") -> Label | None:
     if isinstance(label, float | list):
         fix = f"--label_columns {key}:number takes it as a condition"
         raise ValueError(f"the label {shorten(repr(label))} is no class; {fix}")
-    if isinstance(label, bool) or not isinstance(label, int | str | None) or label == "":
+    if isinstance(label, bool) or not isinstance(label, int | str | None):
         raise ValueError(f"the label {label!r} is neither a number nor a name")
     return None if label == -1 else label
 

@@ -13,6 +13,7 @@ from PIL import Image
 from distgan.data.index_file import COLUMNS, read_npy_header
 from distgan.data.schema import MAX_SIZE, Label
 from distgan.data.tar import Member, members, split_key
+from distgan.dataset_tool.foreign import check_uncompressed, explain_images
 from distgan.dataset_tool.label_files import read_label
 from distgan.errors import CorruptDataError
 from distgan.images import ENCODINGS, SHARD_PIL_FORMATS
@@ -29,6 +30,7 @@ class Scan:
     """
 
     def __init__(self, path: Path, label_key: str = "label") -> None:
+        check_uncompressed(path)
         self.path = path
         self.label_key = label_key
         self.columns: dict[str, list[int]] = {name: [] for name in COLUMNS if name != "label"}
@@ -62,10 +64,9 @@ class Scan:
         """Append a sample, its members by extension, to the columns. Raises CorruptDataError."""
         if key is None:
             return
+        if reason := explain_images(sample):
+            raise CorruptDataError(f"{self.path}: key {key} {reason}")
         images = [extension for extension in sample if extension in ENCODINGS]
-        if len(images) != 1:
-            has = ", ".join(f".{extension}" for extension in sample)
-            raise CorruptDataError(f"{self.path}: key {key} needs one image (.npy, .png, .jpg), it has {has}")
         encoding = ENCODINGS[images[0]]
         name, offset, size = sample[images[0]]
         try:

@@ -17,6 +17,8 @@ from distgan.errors import UsageError
 from distgan.images import PIL_FORMATS
 
 FORMATS = tuple(dict.fromkeys(PIL_FORMATS.values()))
+MOST_SUFFIXES = 12
+"""That a line lists."""
 LABEL_FILES = ("dataset.json", "classes.json")
 
 
@@ -65,7 +67,9 @@ def is_hidden(name: str) -> bool:
 def count_suffixes(names: Iterable[str]) -> str:
     """How many names have which suffix, the most frequent first: ".heic 3, .txt 1, no suffix 2"; "" for no names."""
     counts = Counter(PurePosixPath(name).suffix.lower() or "no suffix" for name in names)
-    return ", ".join(f"{escape_name(suffix)} {count:,}" for suffix, count in counts.most_common(12))
+    shown = sorted(counts, key=lambda suffix: (-counts[suffix], suffix))
+    more = [f"and {len(shown) - MOST_SUFFIXES} more suffixes"] if len(shown) > MOST_SUFFIXES else []
+    return ", ".join([f"{escape_name(suffix)} {counts[suffix]:,}" for suffix in shown[:MOST_SUFFIXES]] + more)
 
 
 def check_images(source: Source, skipped: Sequence[str]) -> None:

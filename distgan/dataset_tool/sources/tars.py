@@ -12,14 +12,12 @@ from distgan.data.index_file import read_npy_header
 from distgan.data.tar import Member, members_of
 from distgan.dataset_tool.label_files import class_names, made_class_names
 from distgan.dataset_tool.notes import escape_name, note
-from distgan.dataset_tool.sources.archives import Archives, Place
+from distgan.dataset_tool.sources.archives import TAR_SUFFIXES, Archives, Place
 from distgan.dataset_tool.sources.folders import check_splits
 from distgan.dataset_tool.sources.source import FORMATS, Source, add_labels, count_suffixes, take_labels
 from distgan.dataset_tool.sources.tar_labels import TarLabels
 from distgan.dataset_tool.sources.tar_samples import LeftOut, TarImage, find_images
 from distgan.errors import UsageError
-
-TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 
 
 def is_tar(name: str) -> bool:

@@ -9,13 +9,14 @@ import numpy as np
 
 from distgan import __version__
 from distgan.data.index_file import write_index
-from distgan.data.schema import FORMAT, Label, Manifest, Shard
-from distgan.data.shardset import class_rows, decode_manifest, write_manifest
+from distgan.data.manifest import class_rows, decode_manifest, write_manifest
+from distgan.data.schema import FORMAT, Fields, ImageField, Label, Manifest, Shard
 from distgan.dataset_tool.check import Progress
 from distgan.dataset_tool.foreign import find_tars
 from distgan.dataset_tool.label_files import labels_beside
 from distgan.dataset_tool.labels import number_labels
-from distgan.dataset_tool.scan import Kind, Scan
+from distgan.dataset_tool.scan import ALL_ALIKE, Kind, Scan
+from distgan.dataset_tool.value_range import PixelValues, resolve_range
 from distgan.errors import CorruptDataError, UsageError
 from distgan.files import sha256_file
 
@@ -29,15 +30,17 @@ class Tars(NamedTuple):
     labels: list[Label | None]
     """None: without a label."""
     kind: Kind
+    values: list[PixelValues]
+    """Of each shard, where the range of pixels is not that of their dtype."""
 
 
-def index(folder: Path, progress: Progress = iter, label_key: str = "label") -> Manifest:
+def index(folder: Path, progress: Progress = iter, label_key: str = "label", range: str | None = None) -> Manifest:
     """Write manifest.json and index.npz for the tars in `folder`; returns the manifest.
 
     Labels are those of .cls members, of .json members under `label_key`, or of a dataset.json in the folder; names of
     classes those of its classes.json, or the labels themselves. In a dataset that `shards make` wrote, only index.npz
     is written. Raises UsageError for a folder without tars or a dataset.json without one of their images, and
-    CorruptDataError if their images are not square or differ in size, channels or encoding.
+    CorruptDataError if their images differ in size, channels, dtype or encoding, or are not read as they are.
     """
     labels, names = labels_beside(folder)
     tars = scan_folder(folder, progress, label_key, labels)
@@ -52,13 +55,12 @@ def index(folder: Path, progress: Progress = iter, label_key: str = "label") -> 
         check_same(folder, made, tars)
         manifest = msgspec.structs.replace(made, index=write_index(folder, tars.columns))
     else:
-        size, channels, encoding = tars.kind
+        height, width, channels, dtype, encoding = tars.kind
+        limits = resolve_range(range, dtype, tars.values)
         manifest = Manifest(
             format=FORMAT,
             samples=len(tars.labels),
-            size=size,
-            channels=channels,
-            encoding=encoding,
+            fields=Fields(ImageField(height, width, channels, dtype, limits, encoding)),
             classes=class_rows(names, tars.columns["label"]) if names else [],
             shards=tars.shards,
             made_by=f"distgan {__version__}, index",
@@ -100,7 +102,9 @@ def check_same(folder: Path, made: Manifest, tars: Tars) -> None:
     """Raises UsageError unless the tars are those of the manifest that `shards make` wrote."""
     labels = tars.columns["label"]
     samples = np.bincount(labels[labels >= 0], minlength=len(made.classes)).tolist()
-    same = made.shards == tars.shards and (made.size, made.channels, made.encoding) == tars.kind
+    image = made.fields.image
+    kind = Kind(image.height, image.width, image.channels, image.dtype, image.encoding)
+    same = made.shards == tars.shards and kind == tars.kind
     if not same or (made.classes and samples != [row.samples for row in made.classes]):
         raise UsageError(f"{folder}: its shards are not those of `shards make`; re-create the dataset")
 
@@ -112,16 +116,15 @@ def scan_folder(folder: Path, progress: Progress, label_key: str, beside: dict[s
     parts: list[dict[str, np.ndarray]] = []
     labels: list[Label | None] = []
     kind: Kind | None = None
+    values: list[PixelValues] = []
     for path in progress(paths):
         scan = Scan(path, label_key)
         if scan.kind is None:
             raise CorruptDataError(f"{path}: holds no image")
         if kind not in (None, scan.kind):
-            raise CorruptDataError(
-                f"{path}: its images are {scan.kind}, those of {paths[0]} {kind}; "
-                "all images of a dataset have the same size, channels and encoding"
-            )
+            raise CorruptDataError(f"{path}: its images are {scan.kind}, those of {paths[0]} {kind}; {ALL_ALIKE}")
         kind = scan.kind
+        values.append(scan.values)
         parts.append(scan.arrays())
         for label, member in zip(scan.labels, scan.names, strict=True):
             if label is None and beside and member not in beside:
@@ -131,4 +134,5 @@ def scan_folder(folder: Path, progress: Progress, label_key: str, beside: dict[s
         name = path.relative_to(folder).as_posix()
         shards.append(Shard(name, len(scan.labels), path.stat().st_size, sha256_file(path)))
     assert kind is not None
-    return Tars(shards, {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}, labels, kind)
+    columns = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    return Tars(shards, columns, labels, kind, values)

@@ -148,5 +148,11 @@ def from_arrays(name: str, images: np.ndarray, labels: np.ndarray, classes: Sequ
     images = images[..., None] if images.ndim == 3 else images
     names = [f"{i:06d}" for i in range(len(images))]
     return Source(
-        name, names, images.__getitem__, labels.astype(np.int64), list(classes), images.shape[1], images.shape[3]
+        name,
+        names,
+        images.__getitem__,
+        labels.astype(np.int64),
+        list(classes),
+        size=images.shape[1],
+        channels=images.shape[3],
     )

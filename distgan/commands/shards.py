@@ -129,18 +129,20 @@ def join(dest: str) -> None:
     print_made(dest, distgan.dataset_tool.make.join(Path(dest)))
 
 
-def index(dest: str, label_key: str = "label", range: str | None = None) -> None:
+def index(dest: str, label_key: str = "label", label_columns: str | None = None, range: str | None = None) -> None:
     """Write the manifest and the index of tars that another program wrote.
 
     Args:
         dest: A folder of .tar files, with .npy, .png or .jpg images and .cls or .json labels, or a dataset.json of
             labels; a classes.json names the classes.
-        label_key: The key of a .json that holds the label, a number or a name.
+        label_key: The key of a .json that holds the class, a number or a name.
+        label_columns: The keys of .json, or numbers in the lists of a dataset.json, to take as labels, such as
+            energy,angle:number,species:class,blond:flag; "cls" is the .cls.
         range: LOW,HIGH: the values that networks see as -1 and 1, of .npy images; default: 0,255 for uint8, else the
             least and the greatest value.
     """
     parse_range(range)
-    manifest = distgan.dataset_tool.index.index(Path(dest), progress, label_key, range)
+    manifest = distgan.dataset_tool.index.index(Path(dest), progress, label_key, range, label_columns)
     print(f"{dest}: {summary(manifest)}")
 
 

@@ -16,8 +16,9 @@ from distgan.data.tar import Member, members, split_key
 from distgan.dataset_tool.convert import conversion_needed
 from distgan.dataset_tool.foreign import check_uncompressed, explain_images
 from distgan.dataset_tool.label_files import read_label
+from distgan.dataset_tool.tar_labels import TarLabels
 from distgan.dataset_tool.value_range import PixelValues
-from distgan.errors import CorruptDataError
+from distgan.errors import CorruptDataError, UsageError
 from distgan.images import ENCODINGS, SHARD_PIL_FORMATS
 
 NPY_DTYPES = {"|u1": "uint8", "<u2": "uint16", "<f2": "float16", "<f4": "float32"}
@@ -47,10 +48,12 @@ class Scan:
     in kind, and images that `shards make` would convert: they are not read as they are.
     """
 
-    def __init__(self, path: Path, label_key: str = "label") -> None:
+    def __init__(self, path: Path, label_key: str = "label", rows: TarLabels | None = None) -> None:
         check_uncompressed(path)
         self.path = path
         self.label_key = label_key
+        self.rows = rows
+        """What takes columns of .cls and .json; None: they have the class alone."""
         self.columns: dict[str, list[int]] = {name: [] for name in COLUMNS if name != "label"}
         self.labels: list[Label | None] = []
         self.names: list[str] = []
@@ -92,7 +95,11 @@ class Scan:
         try:
             kind, header = read_image_header(data[offset : offset + size], encoding)
             fields = {e: data[o : o + n] for e, (_, o, n) in sample.items() if e in ("cls", "json")}
-            self.labels.append(read_label(fields, self.label_key))
+            if self.rows is not None:
+                self.rows.add(f"{self.path.name}/{name}", {f".{e}": field for e, field in fields.items()})
+            self.labels.append(None if self.rows is not None else read_label(fields, self.label_key))
+        except UsageError:
+            raise
         except Exception as error:  # decoders document no exceptions
             raise CorruptDataError(f"{self.path}: key {key}: {error}") from None
         if max(kind.height, kind.width) > MAX_SIZE or not 1 <= kind.channels <= MAX_CHANNELS:

@@ -21,6 +21,7 @@ import pytest
 from PIL import Image
 
 from distgan.commands import shards
+from distgan.data.index_file import NUMBERS
 from distgan.data.stream import Reader
 from distgan.dataset_tool.sources import open_source
 from distgan.dataset_tool.sources.source import Source
@@ -404,3 +405,60 @@ def test_options_of_tars_are_refused_for_other_sources(folder_of_images, tmp_pat
     for source in (folder_of_images, "digits"):
         error = refused(capsys, "make", source, tmp_path / "dataset", option, "x")
         assert f"{option}: {source} has nothing that it could choose from" in error
+
+
+COLUMNS = "energy,kind,on"
+SAMPLES = dict(sorted((IMAGES | JSONS).items()))
+"""The members of a sample one after another, as `index` needs them."""
+
+
+def check_columns(folder: Path) -> None:
+    """Of `ROWS`."""
+    dataset = shards.open_dataset(str(folder), None)
+    assert [row.name for row in dataset.classes] == ["a", "b"]
+    assert [(one.name, one.kind) for one in dataset.spec.conditions] == [("energy", "number"), ("on", "flag")]
+    columns = zip(dataset.columns["label"], dataset.columns[NUMBERS], strict=True)
+    rows = [(int(label), *numbers) for label, numbers in columns]
+    assert sorted(rows) == [(0, 0, 0), (0, 1, 0), (1, 0.5, 1), (1, 1.5, 0)]
+
+
+def test_make_and_index_take_the_same_columns(tmp_path):
+    folder = write_tars(tmp_path / "tars", {"0.tar": SAMPLES})
+    assert command("make", folder, tmp_path / "made", "--label_columns", COLUMNS) == 0
+    check_columns(tmp_path / "made")
+    assert command("index", folder, "--label_columns", COLUMNS) == 0
+    check_columns(folder)
+    assert command("verify", folder) == 0
+
+
+def test_index_takes_numbers_of_a_dataset_json(tmp_path):
+    folder = write_tars(tmp_path / "tars", {"0.tar": IMAGES})
+    rows = [[f"{i}.png", [i / 2, i % 2]] for i in range(4)]
+    (folder / "dataset.json").write_text(json.dumps({"labels": rows}))
+    (folder / "classes.json").write_text('["even", "odd"]')
+    assert command("index", folder, "--label_columns", "label_0,label_1:class") == 0
+    dataset = shards.open_dataset(str(folder), None)
+    assert [row.name for row in dataset.classes] == ["even", "odd"]
+    assert dataset.columns["label"].tolist() == [0, 1, 0, 1]
+    assert dataset.columns[NUMBERS].tolist() == [[0], [0.5], [1], [1.5]]
+
+
+def test_index_restores_the_numbers_of_a_made_dataset(tmp_path, capsys):
+    folder = write_tars(tmp_path / "tars", {"0.tar": SAMPLES})
+    assert command("make", folder, tmp_path / "made", "--label_columns", COLUMNS) == 0
+    before = {path.name: path.read_bytes() for path in (tmp_path / "made").iterdir()}
+    (tmp_path / "made" / "index.npz").unlink()
+    assert command("index", tmp_path / "made") == 0
+    assert {path.name: path.read_bytes() for path in (tmp_path / "made").iterdir()} == before
+    error = refused(capsys, "index", tmp_path / "made", "--label_columns", "on")
+    assert "--label_columns: `shards make` wrote " in error
+
+
+def test_columns_that_index_does_not_find_are_refused(tmp_path, capsys):
+    folder = write_tars(tmp_path / "tars", {"0.tar": SAMPLES})
+    assert "has no column 'mass'" in refused(capsys, "index", folder, "--label_columns", "mass")
+    write_tars(folder, {"0.tar": SAMPLES | {"1.json": b"{}"}})
+    assert "0.tar/1.png, column 'energy': an empty cell" in refused(
+        capsys, "index", folder, "--label_columns", "energy"
+    )
+    assert not (folder / "manifest.json").exists()

@@ -15,8 +15,8 @@ from distgan.dataset_tool.notes import escape_name, note
 from distgan.dataset_tool.sources.archives import TAR_SUFFIXES, Archives, Place
 from distgan.dataset_tool.sources.folders import check_splits
 from distgan.dataset_tool.sources.source import FORMATS, Source, add_labels, count_suffixes, take_labels
-from distgan.dataset_tool.sources.tar_labels import TarLabels
 from distgan.dataset_tool.sources.tar_samples import LeftOut, TarImage, find_images
+from distgan.dataset_tool.tar_labels import TarLabels
 from distgan.errors import UsageError
 
 
@@ -51,13 +51,13 @@ def open_tars(
         if label_key != "label":
             given = "dataset.json" if labels == "auto" else f"--labels {labels}"
             raise UsageError(f"--label_key: labels come from {given}, not from .json members; leave it out")
-        return add_tar_labels(source, members, labels, columns, table)
+        return add_tar_labels(source, members, labels, columns, files_beside(root, table))
     in_tars = TarLabels(columns, label_key)
     for name, (place, image) in zip(source.names, images, strict=True):
         in_tars.add(name, read_labels(archives, place.tar, image))
     found = in_tars.labels(where, class_names(root) or made_class_names(root))
     if found is None:
-        return add_tar_labels(source, members, "auto", None, None)
+        return add_tar_labels(source, members, "auto", None, {})
     take_labels(source, found)
     return source
 
@@ -105,13 +105,22 @@ def read_labels(archives: Archives, tar: int, image: TarImage) -> dict[str, byte
     return fields
 
 
-def add_tar_labels(source: Source, members: list[str], labels: str, columns: str | None, table: bytes | None) -> Source:
+def files_beside(root: Path, table: bytes | None) -> dict[str, bytes]:
+    """The dataset.json `table`, if there is one, and the classes.json in the folder."""
+    names = root / "classes.json"
+    found = {"classes.json": names.read_bytes()} if names.is_file() else {}
+    return found if table is None else found | {"dataset.json": table}
+
+
+def add_tar_labels(
+    source: Source, members: list[str], labels: str, columns: str | None, read: dict[str, bytes]
+) -> Source:
     """Add labels of class folders in the tars, or of a file that lists TAR/MEMBER, MEMBER or MEMBER without suffix.
 
-    The latter two name an image if no other tar has them too. `table` is the dataset.json. Raises UsageError.
+    The latter two name an image if no other tar has them too. `read` are the dataset.json and classes.json. Raises
+    UsageError.
     """
-    read = {} if table is None else {"dataset.json": table}
-    if labels == "folders" or (labels == "auto" and table is None):
+    if labels == "folders" or (labels == "auto" and "dataset.json" not in read):
         by_member = add_labels(Source("tars", members, source.load), labels, read.__getitem__, columns)
         source.labels = by_member.labels
         source.classes = by_member.classes

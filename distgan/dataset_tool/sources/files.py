@@ -2,34 +2,35 @@
 
 import errno
 import functools
-import io
 import os
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
-from PIL import Image
-
-from distgan.dataset_tool.sources.source import FORMATS, Source, add_labels, is_hidden, is_image
+from distgan.dataset_tool.sources.encoded import open_bytes, open_image
+from distgan.dataset_tool.sources.pixels import Layout
+from distgan.dataset_tool.sources.source import Source, add_labels, is_hidden, is_image
+from distgan.dataset_tool.sources.tiff import announce_bands
 from distgan.errors import UsageError
 
 MAX_ZIP_MEMBER = 1 << 28
 
 
-def open_folder(folder: Path, labels: str, label_columns: str | None = None) -> Source:
+def open_folder(folder: Path, labels: str, label_columns: str | None = None, layout: Layout | None = None) -> Source:
     paths = sorted(find_images(folder))
     stats = [path.stat() if path.exists() else path.lstat() for path in paths]
     source = Source(
         "folder",
         [path.relative_to(folder).as_posix() for path in paths],
-        lambda i: Image.open(paths[i], formats=FORMATS),
+        lambda i: open_image(paths[i], layout),
         has_paths=True,
         fingerprint=[(stat.st_size, stat.st_mtime_ns) for stat in stats],
     )
+    announce_bands(source)
     return add_labels(source, labels, lambda name: (folder / name).read_bytes(), label_columns)
 
 
-def open_zip(path: Path, labels: str, label_columns: str | None = None) -> Source:
+def open_zip(path: Path, labels: str, label_columns: str | None = None, layout: Layout | None = None) -> Source:
     # One for each process, since forked ones would share a file position; opening it reads the list of all members.
     archives = functools.cache(lambda pid: zipfile.ZipFile(path))
     try:
@@ -41,10 +42,11 @@ def open_zip(path: Path, labels: str, label_columns: str | None = None) -> Sourc
     source = Source(
         "zip",
         [member.filename for member in members],
-        lambda i: Image.open(io.BytesIO(read_zip_member(archives(os.getpid()), members[i])), formats=FORMATS),
+        lambda i: open_bytes(read_zip_member(archives(os.getpid()), members[i]), layout),
         has_paths=True,
         fingerprint=[member.CRC for member in members],
     )
+    announce_bands(source)
     return add_labels(source, labels, archive.read, label_columns)
 
 

@@ -15,6 +15,8 @@ from distgan.errors import UsageError
 from distgan.images import PIL_FORMATS
 
 FORMATS = tuple(dict.fromkeys(PIL_FORMATS.values()))
+IMAGE_SUFFIXES = (*PIL_FORMATS, ".npy")
+"""Of the files that hold an image."""
 
 
 @dataclass
@@ -57,7 +59,7 @@ def escape_name(name: str) -> str:
 
 
 def is_image(name: str) -> bool:
-    return Path(name).suffix.lower() in PIL_FORMATS
+    return Path(name).suffix.lower() in IMAGE_SUFFIXES
 
 
 def is_hidden(name: str) -> bool:
@@ -72,7 +74,7 @@ def add_labels(source: Source, labels: str, read: Callable[[str], bytes], column
     `--label_columns`. Raises UsageError.
     """
     if not source.names:
-        raise UsageError(f"there is no image in the source; images end in {', '.join(sorted(PIL_FORMATS))}")
+        raise UsageError(f"there is no image in the source; images end in {', '.join(sorted(IMAGE_SUFFIXES))}")
     if labels == "none":
         if columns is not None:
             raise UsageError("--label_columns: --labels none takes no labels; leave out one of the two")

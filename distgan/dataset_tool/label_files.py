@@ -8,7 +8,10 @@ from collections.abc import Container, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
-from distgan.data.schema import ClassNames, Label, LabelFile, decode
+from msgspec import Struct
+
+from distgan.data.schema import ClassCount, ClassNames, Label, LabelFile, decode
+from distgan.dataset_tool.cells import INTEGER
 from distgan.dataset_tool.labels import Labels, labels_of_columns
 from distgan.dataset_tool.notes import note
 from distgan.errors import UsageError, shorten
@@ -17,6 +20,13 @@ from distgan.images import PIL_FORMATS
 FILE_NAME = "file_name"
 """The column with the names of the images; a CSV without one has them in its first."""
 IMAGE_SUFFIXES = {*PIL_FORMATS, ".npy"}
+
+
+class ClassCounts(Struct, frozen=True):
+    """What tells a manifest.json of ours, and its classes."""
+
+    format: str
+    classes: list[ClassCount]
 
 
 class Table(NamedTuple):
@@ -47,10 +57,14 @@ def read_table(suffix: str, data: bytes, where: str, known: Container[str] = ())
             table = Table([name for name, _ in rows], {"label": [label for _, label in rows]} if rows else {}, places)
     except (ValueError, csv.Error) as error:
         raise UsageError(f"{where}: not a list of file names and labels ({error})") from None
-    if len(set(table.names)) < len(table.names):
-        twice = Counter(table.names).most_common(1)[0][0]
-        raise UsageError(f"{where}: more than one label of {twice!r}; keep one")
     return table
+
+
+def check_once(names: Sequence[str], where: str) -> None:
+    """Raises UsageError if a name is in the list twice."""
+    if len(set(names)) < len(names):
+        twice = Counter(names).most_common(1)[0][0]
+        raise UsageError(f"{where}: more than one label of {twice!r}; keep one")
 
 
 def read_csv(text: str, known: Container[str]) -> Table:
@@ -99,13 +113,14 @@ def read_jsonl(data: bytes) -> Table:
 
 def labels_of_table(table: Table, names: Sequence[str], wanted: str | None, where: str) -> Labels:
     """The labels of the images `names`. Raises UsageError if one is not in the table; a note names what else is."""
+    check_once(table.names, where)
     places = {name: i for i, name in enumerate(table.names)}
     missing = [name for name in names if name not in places]
     if missing:
         raise UsageError(f"{where}: {len(missing)} images have no label, the first is {missing[0]}")
-    absent = len(table.names) - len(names)
+    there = set(names)
+    absent = sum(name not in there for name in table.names)
     if absent:
-        there = set(names)
         first = next(name for name in table.names if name not in there)
         note(f"{where}: {absent:,} files that it lists are not in the source, the first is {shorten(first)}")
     order = [places[name] for name in names]
@@ -114,13 +129,20 @@ def labels_of_table(table: Table, names: Sequence[str], wanted: str | None, wher
 
 
 def read_label(fields: dict[str, bytes], key: str = "label") -> Label | None:
-    """The label in a sample's .cls, or under `key` in its .json; None if it has none. Raises ValueError."""
+    """The class in a sample's .cls, or under `key` in its .json; None if it has none. Raises ValueError."""
     label: Any = None
     if key == "label" and "cls" in fields:
-        label = int(fields["cls"])
+        text = fields["cls"].decode().strip()
+        label = int(text) if INTEGER.fullmatch(text) else text
     elif "json" in fields:
-        label = json.loads(fields["json"]).get(key)
-    if isinstance(label, bool) or not isinstance(label, int | str | None):
+        row = json.loads(fields["json"])
+        if not isinstance(row, dict):
+            raise ValueError("its .json is no object")
+        label = row.get(key)
+    if isinstance(label, float | list):
+        fix = f"--label_columns {key}:number takes it as a condition"
+        raise ValueError(f"the label {shorten(repr(label))} is no class; {fix}")
+    if isinstance(label, bool) or not isinstance(label, int | str | None) or label == "":
         raise ValueError(f"the label {label!r} is neither a number nor a name")
     return None if label == -1 else label
 
@@ -131,7 +153,7 @@ def labels_beside(folder: Path) -> tuple[dict[str, Label], list[str]]:
     Raises UsageError.
     """
     path = folder / "dataset.json"
-    names = class_names(folder / "classes.json")
+    names = class_names(folder)
     if not path.exists():
         return {}, names
     table = read_table(".json", path.read_bytes(), str(path))
@@ -141,11 +163,12 @@ def labels_beside(folder: Path) -> tuple[dict[str, Label], list[str]]:
     return dict(zip(table.names, table.columns.get("label", []), strict=True)), names
 
 
-def class_names(path: Path) -> list[str]:
-    """The names of classes, by number, in a classes.json: a list of names, or {name: number}; [] if there is none.
+def class_names(folder: Path) -> list[str]:
+    """The names of classes, by number, in a folder's classes.json: a list of names, or {name: number}; [] without one.
 
     Raises UsageError.
     """
+    path = folder / "classes.json"
     if not path.exists():
         return []
     try:
@@ -159,3 +182,15 @@ def class_names(path: Path) -> list[str]:
     except ValueError as error:
         raise UsageError(f"{path}: not the names of classes ({error})") from None
     return classes
+
+
+def made_class_names(folder: Path) -> list[str]:
+    """The names of classes in the manifest.json of a dataset of ours; [] without one."""
+    path = folder / "manifest.json"
+    if not path.exists():
+        return []
+    try:
+        manifest = decode(path.read_bytes(), ClassCounts)
+    except ValueError:  # of another program
+        return []
+    return [row.name for row in manifest.classes] if manifest.format.startswith("distgan-") else []

@@ -7,7 +7,7 @@ import numpy as np
 
 from distgan.data.schema import MAX_CLASSES, Label
 from distgan.dataset_tool.cells import KINDS, Column, Kind, as_label, check_filled, infer_kind, read_numbers
-from distgan.dataset_tool.notes import note
+from distgan.dataset_tool.notes import note, warn
 from distgan.errors import UsageError
 
 MANY_CLASSES = 20
@@ -42,20 +42,22 @@ def labels_of_columns(
     `columns` are the candidates by name, [N] values each: str, int, float, bool, a list of numbers, or None for an
     empty cell. `wanted` is the value of `--label_columns`: `a,b:class,c:number,d:flag`; None: the only candidate.
     Text is a class, and so are integers alone; fractions are numbers; 0 and 1 (-1 and 1, true and false) are flags
-    beside other columns. `names` are class names by column, which its integers index: of several candidates the only
-    one in `names`, or else `label`, is taken; None: the table knows no class names. `where` names the table in errors
-    and `rows` its rows (default: "row 1", ...).
+    beside other columns. `names` are class names by column, which its integers index, and which is a class: of several
+    candidates the only one in `names`, or else `label`, is taken; None: the table knows no class names. `where` names
+    the table in errors and `rows` its rows (default: "row 1", ...).
 
     Raises UsageError for an unknown column, an empty cell, NaN, a column that may be a class or a number, and two
     classes.
     """
     chosen = choose_columns(columns, wanted, where, names)
     several = len(chosen) > 1
+    named = names or {}
     classes: list[Column] = []
     numbers: dict[str, list[float]] = {}
     for column in chosen:
         check_filled(column, where, rows)
-        kind = column.kind or infer_kind(column, several, wanted is None, where)
+        known = "class" if column.name in named else None
+        kind = column.kind or known or infer_kind(column, several, wanted is None, where)
         if kind == "class":
             classes.append(column)
         else:
@@ -70,7 +72,7 @@ def labels_of_columns(
     column = classes[0]
     try:
         cells = [as_label(value) for value in column.values]
-        labels, class_names = number_labels(cells, (names or {}).get(column.name, ()), where)
+        labels, class_names = number_labels(cells, named.get(column.name, ()), where)
     except ValueError as error:
         raise UsageError(f"{where}: column {column.name!r}: {error}") from None
     return Labels(labels, class_names, matrix, list(numbers))
@@ -169,7 +171,7 @@ def number_labels(labels: Sequence[Label], names: Sequence[str] = (), where: str
         if unknown is not None:
             raise ValueError(f"the label {unknown!r} is not one of the {len(names)} classes")
         if len(names) >= MANY_CLASSES and len(names) > len(labels) / 2:
-            note(f"{where or 'labels'}: {len(names):,} classes for {len(labels):,} images, such as {names[0]!r}")
+            warn(f"{where or 'labels'}: {len(names):,} classes for {len(labels):,} images, such as {names[0]!r}")
         return np.array([index[str(label)] for label in labels], np.int64), list(names)
     limit = len(names) or MAX_CLASSES
     numbers = np.array([int(label) if len(str(label)) < 19 else limit for label in labels], np.int64)

@@ -7,4 +7,15 @@ from distgan.errors import shorten_values
 
 def note(line: str) -> None:
     """Print a line that does not stop the command; long names in it are shortened."""
-    print(f"note: {shorten_values(' '.join(line.splitlines()))}", file=sys.stderr)
+    print(f"note: {shorten_values(line)}", file=sys.stderr)
+
+
+def warn(line: str) -> None:
+    """Print a line on what may be wrong."""
+    print(f"warning: {shorten_values(line)}", file=sys.stderr)
+
+
+def escape_name(name: str) -> str:
+    """A file name as one line of UTF-8: backslashes, line breaks and bytes that are not UTF-8 are escaped."""
+    name = name.replace("\\", "\\\\").replace("\n", "\\n").replace("\r", "\\r")
+    return name.encode(errors="backslashreplace").decode()

@@ -169,7 +169,7 @@ def test_lists_of_numbers_are_a_column_each():
 
 def test_captions_are_many_classes_and_said(capsys):
     labels_of_columns({"text": [f"picture {i}" for i in range(30)]}, None, "here")
-    assert "note: here: 30 classes for 30 images, such as 'picture 0'" in capsys.readouterr().err
+    assert "warning: here: 30 classes for 30 images, such as 'picture 0'" in capsys.readouterr().err
 
 
 def test_csv_of_several_columns(images, capsys):
@@ -280,7 +280,7 @@ def test_a_key_without_a_suffix_is_no_header():
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--labels", "none", "--label_columns", "a"], "--labels none takes no labels"),
+        (["--labels", "none", "--label_columns", "a"], "--labels none reads no columns"),
         (["--label_columns", "a"], "--label_columns: there is no dataset.json in the source; give --labels FILE"),
     ],
 )

@@ -1,7 +1,7 @@
 """A source of images for a dataset, and its labels."""
 
-import sys
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -9,14 +9,15 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from distgan.dataset_tool.label_files import labels_of_table, read_table
+from distgan.dataset_tool.label_files import IMAGE_SUFFIXES, labels_of_table, read_table
 from distgan.dataset_tool.labels import Labels
+from distgan.dataset_tool.notes import escape_name, note
+from distgan.dataset_tool.sources.folders import class_folders
 from distgan.errors import UsageError
 from distgan.images import PIL_FORMATS
 
 FORMATS = tuple(dict.fromkeys(PIL_FORMATS.values()))
-IMAGE_SUFFIXES = (*PIL_FORMATS, ".npy")
-"""Of the files that hold an image."""
+LABEL_FILES = ("dataset.json", "classes.json")
 
 
 @dataclass
@@ -52,12 +53,6 @@ class Source:
         return len(self.names)
 
 
-def escape_name(name: str) -> str:
-    """A file name as one line of UTF-8: backslashes, line breaks and bytes that are not UTF-8 are escaped."""
-    name = name.replace("\\", "\\\\").replace("\n", "\\n").replace("\r", "\\r")
-    return name.encode(errors="backslashreplace").decode()
-
-
 def is_image(name: str) -> bool:
     return Path(name).suffix.lower() in IMAGE_SUFFIXES
 
@@ -67,52 +62,72 @@ def is_hidden(name: str) -> bool:
     return name.startswith(".") or name == "__MACOSX"
 
 
-def add_labels(source: Source, labels: str, read: Callable[[str], bytes], columns: str | None = None) -> Source:
-    """Add labels: `auto` (dataset.json inside, else class folders, else none), `none`, or from the file `labels`.
+def count_suffixes(names: Iterable[str]) -> str:
+    """How many names have which suffix, the most frequent first: ".heic 3, .txt 1, no suffix 2"; "" for no names."""
+    counts = Counter(PurePosixPath(name).suffix.lower() or "no suffix" for name in names)
+    return ", ".join(f"{escape_name(suffix)} {count:,}" for suffix, count in counts.most_common(12))
+
+
+def check_images(source: Source, skipped: Sequence[str]) -> None:
+    """Say which files are no images, by their names `skipped`. Raises UsageError if the source has no image."""
+    others = count_suffixes(name for name in skipped if PurePosixPath(name).name not in LABEL_FILES)
+    if not source.names:
+        has = f"; there are {others}" if others else ""
+        suffixes = ", ".join(sorted(IMAGE_SUFFIXES))
+        raise UsageError(f"there is no image in the source{has}; images end in {suffixes}")
+    if others:
+        note(f"left out, since they are no images: {others}")
+
+
+def add_labels(
+    source: Source,
+    labels: str,
+    read: Callable[[str], bytes],
+    columns: str | None = None,
+    aliases: Mapping[str, str] | None = None,
+) -> Source:
+    """Add labels: `auto` (dataset.json inside, else class folders, else none), `folders`, `none`, or the file `labels`.
 
     `read` returns a file of the source by name, or raises OSError or KeyError. `columns` is the value of
-    `--label_columns`. Raises UsageError.
+    `--label_columns`, and `aliases` are other names of images that a file of labels may list. Raises UsageError.
     """
-    if not source.names:
-        raise UsageError(f"there is no image in the source; images end in {', '.join(sorted(IMAGE_SUFFIXES))}")
-    if labels == "none":
+    if labels in ("none", "folders"):
         if columns is not None:
-            raise UsageError("--label_columns: --labels none takes no labels; leave out one of the two")
-        return source
+            raise UsageError(f"--label_columns: --labels {labels} reads no columns; leave out one of the two")
+        return source if labels == "none" else add_class_folders(source, forced=True)
     if labels != "auto":
         path = Path(labels)
         if not path.is_file():
-            raise UsageError(f"--labels: there is no file {labels}; give a file, auto or none")
-        return add_table(source, path.suffix.lower(), path.read_bytes(), columns, labels)
+            raise UsageError(f"--labels: there is no file {labels}; give a file, auto, folders or none")
+        return add_table(source, path.suffix.lower(), path.read_bytes(), columns, labels, aliases or {})
     try:
         data = read("dataset.json")
     except (OSError, KeyError):
         if columns is not None:
             raise UsageError("--label_columns: there is no dataset.json in the source; give --labels FILE") from None
-        return add_class_folders(source)
-    return add_table(source, ".json", data, columns, "dataset.json")
+        return add_class_folders(source, forced=False)
+    return add_table(source, ".json", data, columns, "dataset.json", aliases or {})
 
 
-def add_class_folders(source: Source) -> Source:
-    """Take the topmost folders for classes, if there are several and every image is in one."""
-    tops = [PurePosixPath(name).parts[0] if "/" in name else None for name in source.names]
-    folders = sorted({top for top in tops if top is not None})
-    if None in tops or len(folders) < 2:
-        if len(folders) > 1:
-            stray = source.names[tops.index(None)]
-            print(f"warning: no labels: {stray} is not in a class folder", file=sys.stderr)
-        return source
-    index = {name: i for i, name in enumerate(folders)}
-    source.classes = [escape_name(folder) for folder in folders]
-    source.labels = np.array([index[str(top)] for top in tops])
+def add_table(
+    source: Source, suffix: str, data: bytes, columns: str | None, where: str, aliases: Mapping[str, str]
+) -> Source:
+    """Add the labels in a file of labels, by the names of the images. Raises UsageError."""
+    table = read_table(suffix, data, where, {*source.names, *aliases})
+    if table.names:
+        table = table._replace(names=[aliases.get(name, name) for name in table.names])
+        take_labels(source, labels_of_table(table, source.names, columns, where))
     return source
 
 
-def add_table(source: Source, suffix: str, data: bytes, columns: str | None, where: str) -> Source:
-    """Add the labels in a file of labels, by the names of the images. Raises UsageError."""
-    table = read_table(suffix, data, where, set(source.names))
-    if table.names:
-        take_labels(source, labels_of_table(table, source.names, columns, where))
+def add_class_folders(source: Source, forced: bool) -> Source:
+    """Take the folders of the images for classes, where they have some. Raises UsageError where that may be wrong."""
+    folders = class_folders(source.names, forced)
+    if folders is not None:
+        names = sorted(set(folders))
+        index = {name: i for i, name in enumerate(names)}
+        source.classes = [escape_name(name) for name in names]
+        source.labels = np.array([index[folder] for folder in folders])
     return source
 
 

@@ -6,8 +6,7 @@ from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 from distgan.dataset_tool.sources.extras import extra
-from distgan.dataset_tool.sources.files import find_images
-from distgan.dataset_tool.sources.parquet_files import HUB, find_parquets
+from distgan.dataset_tool.sources.parquet_files import HUB
 from distgan.dataset_tool.sources.pixels import Layout
 from distgan.dataset_tool.sources.source import Source, is_image
 from distgan.errors import UsageError
@@ -18,7 +17,7 @@ SUFFIXES = {
     **{".npy": "npy", ".npz": "npz", ".tfrecord": "tfrecord", ".tfrecords": "tfrecord"},
 }
 """Suffix of a file -> the kind of table."""
-KINDS = "a .parquet, hf://OWNER/NAME, a folder with data.mdb (LMDB), .h5, .npy or .npz"
+KINDS = ".parquet, hf://OWNER/NAME, LMDB, .h5, .npy, .npz"
 """What can be opened here, in words."""
 
 
@@ -32,32 +31,28 @@ class TableOptions(NamedTuple):
     layout: Layout | None
 
 
-def kind_of_table(source: str) -> str | None:
-    """parquet, lmdb, hdf5, npy, npz or tfrecord; None for everything else, such as a folder with images."""
+def kind_of_table(source: str, files: list[Path]) -> str | None:
+    """parquet, lmdb, hdf5, npy, npz or tfrecord; None for everything else, such as a folder with images.
+
+    `files` are those in the folder SRC, if it is one.
+    """
     path = Path(source)
     if source.startswith(HUB):
         return "parquet"
     if path.is_file():
         return "lmdb" if path.name == LMDB_FILE else SUFFIXES.get(path.suffix.lower())
-    if not path.is_dir():
-        return None
-    if (path / LMDB_FILE).is_file():
+    if path / LMDB_FILE in files:
         return "lmdb"
-    if list(find_images(path)):
+    if any(is_image(file.name) for file in files):
         return None
-    if find_parquets(path):
-        return "parquet"
-    return "tfrecord" if list(path.rglob("*.tfrecord*")) else None
+    found = {SUFFIXES.get(file.suffix.lower()) for file in files}
+    return next((kind for kind in ("parquet", "tfrecord") if kind in found), None)
 
 
-def open_table(source: str, options: TableOptions) -> Source | None:
-    """Open SRC if it is a table or a database; None if it is something else. Raises UsageError."""
-    kind = kind_of_table(source)
-    if kind is None:
-        refuse_zipped_table(Path(source))
-        return None
+def open_table(kind: str, source: str, options: TableOptions) -> Source:
+    """Open SRC, a table of this kind. Raises UsageError."""
     if options.image_key is not None and kind in ("lmdb", "npy"):
-        raise UsageError(f"--image_key: {source} has nothing to choose from; leave it out")
+        raise UsageError(f"--image_key: {source} has nothing that it could choose from; leave it out")
     return OPENERS[kind](source, options)
 
 
@@ -105,13 +100,11 @@ def refuse_tfrecord(source: str, options: TableOptions) -> Source:
 
 
 def refuse_zipped_table(path: Path) -> None:
-    """Raises UsageError for a zip with a table or a database and no images: it has to be unpacked."""
-    if path.suffix.lower() != ".zip" or not path.is_file():
-        return
+    """Raises UsageError for a zip that has a table and no images: it has to be unpacked."""
     try:
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()
-    except (OSError, zipfile.BadZipFile):  # a zip is opened once more by those who report that
+    except (OSError, zipfile.BadZipFile):
         return
     tables = [
         n for n in names if PurePosixPath(n).name == LMDB_FILE or n.lower().endswith((".parquet", ".h5", ".hdf5"))

@@ -28,5 +28,5 @@ def open_bytes(data: bytes, layout: Layout | None = None) -> Image.Image | np.nd
     if data.startswith(NPY):
         return to_image(decode_array(data), layout)
     if is_tiff(data):
-        return open_tiff(io.BytesIO(data))
+        return open_tiff(data)
     return Image.open(io.BytesIO(data), formats=FORMATS)

@@ -34,13 +34,13 @@ def is_tiff(data: bytes) -> bool:
     return data.startswith(MAGIC)
 
 
-def open_tiff(file: Path | io.BytesIO) -> Image.Image | np.ndarray:
+def open_tiff(file: Path | bytes) -> Image.Image | np.ndarray:
     """The first image of a TIFF: what Pillow opens if it reads it as it is, else an array [H, W, bands].
 
     Raises ValueError, OSError, and UsageError if tifffile is needed and not installed.
     """
     try:
-        image = Image.open(file, formats=FORMATS)
+        image = Image.open(stream(file), formats=FORMATS)
     except UnidentifiedImageError:
         if not is_tiff(read_start(file)):
             raise
@@ -51,9 +51,13 @@ def open_tiff(file: Path | io.BytesIO) -> Image.Image | np.ndarray:
     return read_bands(file)
 
 
-def read_start(file: Path | io.BytesIO) -> bytes:
-    if isinstance(file, io.BytesIO):
-        return file.getvalue()[:4]
+def stream(file: Path | bytes) -> Path | io.BytesIO:
+    return io.BytesIO(file) if isinstance(file, bytes) else file
+
+
+def read_start(file: Path | bytes) -> bytes:
+    if isinstance(file, bytes):
+        return file[:4]
     with open(file, "rb") as opened:
         return opened.read(4)
 
@@ -71,27 +75,29 @@ def is_ordinary(image: Any) -> bool:
     return tagged and max(tags.get(BITS_PER_SAMPLE, (1,))) <= 8
 
 
-def read_bands(file: Path | io.BytesIO) -> np.ndarray:
+def read_bands(file: Path | bytes) -> np.ndarray:
     """[H, W] or [H, W, bands] of the first image of a TIFF. Raises ValueError, and UsageError without tifffile."""
     with extra("tiff", "a TIFF of four or more bands, of 16 bits or of floats"):
         import tifffile
     tifffile.logger().setLevel(logging.CRITICAL)  # of damaged files it logs lines beside what it raises
-    if isinstance(file, io.BytesIO):
-        file.seek(0)
-    with tifffile.TiffFile(file) as tiff:
-        page: Any = tiff.pages.first
-        axes = page.axes
-        if axes not in ("YX", "YXS", "SYX"):
-            raise ValueError(f"a TIFF with the axes {axes}; images are YX, YXS or SYX (S: bands)")
-        if page.size > Image.MAX_IMAGE_PIXELS:
-            raise ValueError(f"{page.size:,} values; images have at most {Image.MAX_IMAGE_PIXELS:,}")
-        if (orientation := page.tags.valueof("Orientation", 1)) != 1:
-            raise ValueError(f"bands with the tag Orientation {int(orientation)}; save them upright")
-        try:
-            values = page.asarray(maxworkers=1)
-        except (KeyError, ImportError) as error:  # of a codec that is not installed
-            raise ValueError(f"its compression cannot be read: {error}; pip install 'distgan[tiff]'") from None
-    return to_image(values, "CHW" if axes == "SYX" else "HWC")
+    try:
+        with tifffile.TiffFile(stream(file)) as tiff:
+            return read_page(tiff.pages.first)
+    except Exception as error:  # tifffile documents no exceptions
+        missing = "; pip install 'distgan[tiff]'" if "imagecodecs" in str(error) else ""
+        raise ValueError(f"a TIFF that cannot be read: {error}{missing}") from None
+
+
+def read_page(page: Any) -> np.ndarray:
+    """[H, W] or [H, W, bands] of a page that tifffile has opened. Raises ValueError, and what tifffile raises."""
+    axes = page.axes
+    if axes not in ("YX", "YXS", "SYX"):
+        raise ValueError(f"its axes are {axes}; those of images are YX, YXS or SYX (S: bands)")
+    if page.size > Image.MAX_IMAGE_PIXELS:
+        raise ValueError(f"it has {page.size:,} values; images have at most {Image.MAX_IMAGE_PIXELS:,}")
+    if (orientation := page.tags.valueof("Orientation", 1)) != 1:
+        raise ValueError(f"it has the tag Orientation {int(orientation)}; save it upright")
+    return to_image(page.asarray(maxworkers=1), "CHW" if axes == "SYX" else "HWC")
 
 
 def announce_bands(source: Source) -> None:

@@ -18,7 +18,7 @@ def call_apart(function: Callable[[], T], where: str) -> T:
     """
     context = multiprocessing.get_context("fork")
     receiver, sender = context.Pipe(duplex=False)
-    process = context.Process(target=send_result, args=(function, sender), daemon=True)
+    process = context.Process(target=send_result, args=(function, sender))
     process.start()
     sender.close()  # else `recv` waits for it forever
     try:

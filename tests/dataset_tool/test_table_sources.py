@@ -22,7 +22,7 @@ from distgan.commands import shards
 from distgan.data.stream import Reader
 from distgan.dataset_tool.convert import Options, resolve_options
 from distgan.dataset_tool.plan import plan_dataset
-from distgan.dataset_tool.sources import arrays, open_source, parquet
+from distgan.dataset_tool.sources import arrays, hdf5, open_source, parquet
 from distgan.dataset_tool.sources.apart import call_apart
 from distgan.dataset_tool.sources.source import Source
 from distgan.errors import UsageError
@@ -390,6 +390,20 @@ def test_hdf5_images_and_labels(tmp_path):
     assert masks.groups is None and array(masks, 3).shape == (8, 8)
     chunked = opened(write_hdf5(tmp_path / "chunks.h5", chunks=(4, 8, 8, 3), images=IMAGES))
     assert chunked.groups == [0, 0, 0, 0, 1, 1, 1, 1, 2, 2]
+
+
+def test_hdf5_keeps_the_chunks_of_an_image(tmp_path, monkeypatch, capsys):
+    path = write_hdf5(tmp_path / "x.h5", chunks=(10, 4, 8, 2), images=IMAGES)
+    cached: list[int] = []
+    file = h5py.File
+    monkeypatch.setattr(hdf5.h5py, "File", lambda *a, **o: (cached.append(o.get("rdcc_nbytes")), file(*a, **o))[1])
+    monkeypatch.setattr(hdf5, "CACHE_BYTES", 1 << 21)
+    assert np.array_equal(array(opened(path), 3), IMAGES[3])
+    assert cached[-1] == 1 << 20 and capsys.readouterr().err == ""
+    big = write_hdf5(tmp_path / "y.h5", chunks=(10, 512, 512, 1), images=np.zeros((10, 512, 600), "uint8")[..., None])
+    opened(big).load(0)
+    assert cached[-1] == 1 << 21
+    assert "chunks of 5,242,880 bytes, of which 2,097,152 are kept: reading is slow" in capsys.readouterr().err
 
 
 def test_hdf5_values_in_other_files_are_not_read(tmp_path):

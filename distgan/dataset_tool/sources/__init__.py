@@ -33,7 +33,9 @@ def open_source(
     path = Path(source)
     of_tars = {"label_key": None if label_key == "label" else label_key, "image_key": image_key}
     if source in BUILTIN:
-        refuse(source, label_columns=label_columns, **of_tars)
+        refuse(source, label_columns=label_columns, layout=layout, **of_tars)
+        if split not in ("train", "test"):
+            raise UsageError(f"--split: {source} has the splits train and test")
         return BUILTIN[source](split=split, files=Path(files) if files else None, samples=samples, seed=seed)
     found = list(find_files(path)) if path.is_dir() else []
     kind = kind_of_table(source, found)

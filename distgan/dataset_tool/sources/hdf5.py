@@ -21,6 +21,8 @@ from distgan.errors import UsageError
 
 CACHE_BYTES = 256 << 20
 """The most that a process keeps of chunks that it has read."""
+CACHE_SLOTS = 10_007
+"""Of HDF5's hash table of chunks, a prime."""
 
 
 @dataclass(frozen=True)
@@ -28,11 +30,12 @@ class Contents:
     """What an HDF5 file holds."""
 
     images: str
-    count: int
+    shape: tuple[int, ...]
+    """Of the images: [N, H, W] or [N, H, W, C], or with the channels first."""
     dtype: np.dtype
     chunks: tuple[int, ...] | None
     columns: Mapping[str, list[Any]]
-    """[count] values each."""
+    """[N] values each."""
 
 
 def open_hdf5(
@@ -43,19 +46,26 @@ def open_hdf5(
     The HDF5 library can crash on damaged files: what there is is listed in a process of its own.
     """
     contents = call_apart(lambda: list_contents(path, image_key, layout), str(path))
+    count = contents.shape[0]
     cache = cache_bytes(contents)
+    if cache > CACHE_BYTES:
+        note(f"{path}: an image is in chunks of {cache:,} bytes, of which {CACHE_BYTES:,} are kept: reading is slow")
     if contents.dtype.name != kept_dtype(contents.dtype).name:
         note(f"{path}: images of {contents.dtype.name} become {kept_dtype(contents.dtype).name}")
-    files = functools.cache(lambda pid: h5py.File(path, "r", rdcc_nbytes=cache, locking="best-effort"))
+    files = functools.cache(
+        lambda pid: h5py.File(
+            path, "r", rdcc_nbytes=min(cache, CACHE_BYTES), rdcc_nslots=CACHE_SLOTS, locking="best-effort"
+        )
+    )
     stat = path.stat()
     per_chunk = contents.chunks[0] if contents.chunks else 1
     source = Source(
         "hdf5",
-        [f"{path.name}:{i}" for i in range(contents.count)],
+        [f"{path.name}:{i}" for i in range(count)],
         lambda i: to_image(dataset_of(files(os.getpid()), contents.images)[i], layout),
         has_paths=True,
         fingerprint=[contents.images, layout, stat.st_size, stat.st_mtime_ns],
-        groups=(np.arange(contents.count) // per_chunk).tolist() if per_chunk > 1 else None,
+        groups=(np.arange(count) // per_chunk).tolist() if per_chunk > 1 else None,
     )
     read = contents.columns.__getitem__
     where = str(path)
@@ -88,7 +98,7 @@ def list_contents(path: Path, image_key: str | None, layout: Layout | None) -> C
                 for other, dataset in datasets.items()
                 if shapes[other][:1] == (count,) and len(shapes[other]) == 1 and other != name
             }
-            return Contents(name, count, images.dtype, images.chunks, columns)
+            return Contents(name, shapes[name], images.dtype, images.chunks, columns)
     except UsageError:
         raise
     except Exception as error:  # h5py documents no exceptions
@@ -118,7 +128,9 @@ def read_column(dataset: h5py.Dataset) -> list[Any]:
 
 
 def cache_bytes(contents: Contents) -> int:
-    """Of HDF5's cache of chunks: those of one image, or more. Without it, a chunk is read anew for each image."""
+    """Of the chunks that an image is in, at least 1 MB: if they are not kept, each is read anew for its next image."""
     if contents.chunks is None:
         return 1 << 20
-    return min(CACHE_BYTES, max(1 << 20, 4 * math.prod(contents.chunks) * contents.dtype.itemsize))
+    sides = zip(contents.shape[1:], contents.chunks[1:], strict=True)
+    chunks = math.prod(-(-side // chunk) for side, chunk in sides)
+    return max(1 << 20, chunks * math.prod(contents.chunks) * contents.dtype.itemsize)

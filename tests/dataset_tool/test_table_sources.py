@@ -394,7 +394,7 @@ def test_hdf5_images_and_labels(tmp_path):
 
 def test_hdf5_keeps_the_chunks_of_an_image(tmp_path, monkeypatch, capsys):
     path = write_hdf5(tmp_path / "x.h5", chunks=(10, 4, 8, 2), images=IMAGES)
-    cached: list[int] = []
+    cached: list[int | None] = []
     file = h5py.File
     monkeypatch.setattr(hdf5.h5py, "File", lambda *a, **o: (cached.append(o.get("rdcc_nbytes")), file(*a, **o))[1])
     monkeypatch.setattr(hdf5, "CACHE_BYTES", 1 << 21)

@@ -77,7 +77,7 @@ def test_a_config_is_not_refused(path):
     with torch.device("meta"):
         _, D = models.build(
             config.model.name,
-            SampleSpec(size, channels, classes if config.data.labels else 0),
+            SampleSpec(size, size, channels, classes if config.data.labels else 0),
             z_dim=config.model.latent,
             options=config.model.options,
             seed=0,

@@ -139,7 +139,7 @@ class Originals:
         (folder / "labels" / "labels.jsonl").write_text("\n".join(lines))
         (folder / "labels" / "labels.csv").write_text("file_name,label\n" + "".join(f"{n},{i}\n" for n, i in rows))
         options = {"width": 2, "norm": "group"}
-        G, _ = models.build("dcgan", SampleSpec(8, 3, 2), z_dim=4, options=options, seed=0)
+        G, _ = models.build("dcgan", SampleSpec(8, 8, 3, 2), z_dim=4, options=options, seed=0)
         model = {"name": "dcgan", "latent": 4, "options": options}
         metadata = {"config": {"model": model}, "size": 8, "channels": 3, "classes": ["a", "b"], "images": 16}
         state = {"images": 16, "config": {"model": model}, "manifest": "0" * 64, "skipped": 0, "rollbacks": 0}

@@ -123,7 +123,7 @@ for loss, penalties, norm, augment, labels in rows:
     if norm in ("batch", "spectral") and micro_batches > 1:
         continue  # statistics are those of a micro-batch; a power iteration belongs to a forward pass
     options = {"width": 4, "norm": "none" if norm == "spectral" else norm, "d_norm": norm}
-    G, D = models.build("dcgan", SampleSpec(16, 3, 3 * labels), z_dim=8, options=options, seed=0)
+    G, D = models.build("dcgan", SampleSpec(16, 16, 3, 3 * labels), z_dim=8, options=options, seed=0)
     G, D = G.double(), D.double()
     if world > 1:
         G, D = batchnorm.convert(G), batchnorm.convert(D)

@@ -70,7 +70,7 @@ def test_the_grid_of_real_images(trained, tiny):
     found = open_shardset(LocalStorage(tiny), "tiny")
     originals = {image.tobytes() for image in noise(80)}
     tiles = {picture[2 + 10 * y : 10 + 10 * y, 2 + 10 * x : 10 + 10 * x].tobytes() for x in range(4) for y in range(4)}
-    assert len(tiles) == 16 and tiles <= originals and found.size == 8
+    assert len(tiles) == 16 and tiles <= originals and found.spec.height == 8
 
 
 def test_the_same_config_gives_the_same_run(trained):
@@ -116,7 +116,7 @@ def test_the_ema_of_g_and_its_grid(trained):
     """After an iteration of 16 images with a half-life of 16 it is halfway between G before and after."""
     run = trained("--images", 16, "--ema.half_life_images", 16, "--ema.warmup", 0)
     files, _ = load(run / "checkpoints" / "16")
-    G, _ = models.build("dcgan", SampleSpec(8, 3, 0), z_dim=8, options={"width": 4}, seed=0)
+    G, _ = models.build("dcgan", SampleSpec(8, 8, 3, 0), z_dim=8, options={"width": 4}, seed=0)
     for name, before in G.named_parameters():
         torch.testing.assert_close(files["ema"][name], (before.data + files["generator"][name]) / 2)
     run = trained("--epochs", 1, name="grid")
@@ -144,7 +144,7 @@ def test_old_checkpoints_are_removed(trained):
 def test_learning_rates_reach_the_optimizers(trained):
     slow = trained("--epochs", 1, "--g_optimizer.lr", 1e-9, name="slow")
     files, _ = load(slow / "checkpoints" / "80")
-    G, _ = models.build("dcgan", SampleSpec(8, 3, 0), z_dim=8, options={"width": 4}, seed=0)
+    G, _ = models.build("dcgan", SampleSpec(8, 8, 3, 0), z_dim=8, options={"width": 4}, seed=0)
     for name, parameter in G.named_parameters():
         torch.testing.assert_close(files["generator"][name], parameter.data, atol=1e-7, rtol=0)
 

@@ -114,7 +114,7 @@ def evaluate_generator(run_or_file: str, options: Options) -> None:
     evaluator = Evaluator(processes, dataset, path=data, **options.evaluator_arguments())
     about = {"images": images, "ema": G.path.stem == "ema", "file": str(G.path)}
     with readable_errors(processes):
-        card = evaluator(G, z_dim=G.z_dim, conditional=bool(G.classes), **about)
+        card = evaluator(G, z_dim=G.z_dim, conditional=G.spec.conditional, **about)
         if processes.is_main_process:
             print(card.line(), flush=True)
         if out is None and run is not None:
@@ -126,11 +126,10 @@ def evaluate_generator(run_or_file: str, options: Options) -> None:
 
 def check_data(G: "PretrainedGenerator", dataset: "ShardSet", address: str) -> None:
     """Raises UsageError for a dataset of other images or classes than those of the generator."""
-    if (G.size, G.channels) != (dataset.size, dataset.channels):
-        raise UsageError(
-            f"data: {address} has images {dataset.size}x{dataset.size}x{dataset.channels}, the generator makes "
-            f"{G.size}x{G.size}x{G.channels}"
-        )
+    if not G.spec.same_images(dataset.spec):
+        raise UsageError(f"data: {address} has images {dataset.spec}, the generator makes {G.spec}")
+    if G.spec.conditions and G.spec.conditions != dataset.spec.conditions:
+        raise UsageError(f"data: the conditions of {address} are not those that the generator was trained with")
     if G.classes and G.classes != [label.name for label in dataset.classes]:
         raise UsageError(f"data: the classes of {address} are not those that the generator was trained with")
 

@@ -16,12 +16,15 @@ import distgan.dataset_tool.make
 from distgan.commands.run import run_command
 from distgan.config.keys import default_lanes
 from distgan.config.parser import Parser
+from distgan.data.manifest import spec_of
 from distgan.data.order import Lanes, rank_rows
 from distgan.data.remote.cache import open_storage
 from distgan.data.schema import Manifest
 from distgan.data.shardset import ShardSet, open_shardset
 from distgan.dataset_tool.convert import Options, resolve_options
+from distgan.dataset_tool.fit import parse_size
 from distgan.dataset_tool.sources import open_source
+from distgan.dataset_tool.value_range import parse_range
 from distgan.errors import CorruptDataError, UsageError
 from distgan.images import grid, save_picture
 
@@ -84,7 +87,8 @@ def make(
         layout=layout,
     )
     options = resolve_options(opened, options)
-    if warning := distgan.dataset_tool.make.size_warning(options.shape[0]):
+    height, width, _ = options.shape
+    if height == width and (warning := distgan.dataset_tool.make.size_warning(height)):
         print(warning, file=sys.stderr)
     jobs = jobs or len(os.sched_getaffinity(0))
     manifest = distgan.dataset_tool.make.make(opened, Path(dest), options, jobs, record_paths, which)
@@ -96,8 +100,9 @@ def make(
 
 def check_numbers(options: Options, jobs: int | None, samples: int) -> None:
     """Raises UsageError for an option out of range."""
-    if options.size is not None and not 4 <= options.size <= 4096:
-        raise UsageError(f"--size: {options.size} is not between 4 and 4096")
+    if options.size is not None:
+        parse_size(options.size)
+    parse_range(options.range)
     if not 1 <= options.quality <= 95:
         raise UsageError(f"--quality: {options.quality} is not between 1 and 95")
     for name, value in (("shard_mb", options.shard_mb), ("jobs", jobs), ("samples", samples)):
@@ -130,15 +135,20 @@ def join(dest: str) -> None:
     print_made(dest, distgan.dataset_tool.make.join(Path(dest)))
 
 
-def index(dest: str, label_key: str = "label") -> None:
+def index(dest: str, label_key: str = "label", label_columns: str | None = None, range: str | None = None) -> None:
     """Write the manifest and the index of tars that another program wrote.
 
     Args:
         dest: A folder of .tar files, with .npy, .png or .jpg images and .cls or .json labels, or a dataset.json of
             labels; a classes.json names the classes.
-        label_key: The key of a .json that holds the label, a number or a name.
+        label_key: The key of a .json that holds the class, a number or a name.
+        label_columns: The keys of .json, or numbers in the lists of a dataset.json, to take as labels, such as
+            energy,angle:number,species:class,blond:flag; "cls" is the .cls.
+        range: LOW,HIGH: the values that networks see as -1 and 1, of .npy images; default: 0,255 for uint8, else the
+            least and the greatest value.
     """
-    manifest = distgan.dataset_tool.index.index(Path(dest), progress, label_key)
+    parse_range(range)
+    manifest = distgan.dataset_tool.index.index(Path(dest), progress, label_key, range, label_columns)
     print(f"{dest}: {summary(manifest)}")
 
 
@@ -156,12 +166,19 @@ def verify(dest: str, cache_dir: str | None = None) -> None:
     print(f"{dest}: {summary(shards.manifest)}; verified")
 
 
-def stats(dest: str, out: str | None = None, duplicates: int = 20, cache_dir: str | None = None) -> None:
+def stats(
+    dest: str,
+    out: str | None = None,
+    show: str | None = None,
+    duplicates: int = 20,
+    cache_dir: str | None = None,
+) -> None:
     """Print samples per class, mean and std per channel, and the duplicate images.
 
     Args:
         dest: A folder, or an http(s)://, s3://, gs:// or az:// address.
         out: PNG file for a grid of the first 64 images.
+        show: Channels of the grid, from 1: 3,2,1 as red, green and blue, or 1 as grey. Default: the first.
         duplicates: Groups of equal images to list, by source file, or by key if sources are not recorded.
         cache_dir: Folder for the shards of a remote dataset.
     """
@@ -177,7 +194,12 @@ def stats(dest: str, out: str | None = None, duplicates: int = 20, cache_dir: st
         print(f"class {label.name}: {label.samples}")
     print(f"samples per shard: {shards.counts.min()} to {shards.counts.max()}")
     if out:
-        save_picture(grid(statistics.images), Path(out))
+        import torch  # --help does not wait for it
+
+        from distgan.pixels import normalize, parse_show, to_picture
+
+        images = normalize(torch.from_numpy(statistics.images), shards.spec).numpy()
+        save_picture(grid(to_picture(images, parse_show(show, shards.spec.channels))), Path(out))
         print(f"wrote {out}")
 
 
@@ -237,10 +259,12 @@ def open_dataset(dest: str, cache_dir: str | None) -> ShardSet:
 
 
 def summary(manifest: Manifest) -> str:
-    labels = f"{len(manifest.classes)} classes" if manifest.classes else "no labels"
+    classes = [f"{len(manifest.classes)} classes"] if manifest.classes else []
+    numbers = [f"{row.name} ({row.kind}, {row.low:g} to {row.high:g})" for row in manifest.conditions]
+    labels = ", ".join([*classes, *numbers]) or "no labels"
     megabytes = sum(shard.bytes for shard in manifest.shards) / 1e6
     shards = f"{len(manifest.shards)} shard{'s' if len(manifest.shards) > 1 else ''}"
-    kind = f"{manifest.size}x{manifest.size}x{manifest.channels} {manifest.encoding}"
+    kind = f"{spec_of(manifest).unconditional()} {manifest.fields.image.encoding}"
     return f"{manifest.samples:,} images {kind}, {labels}, {shards}, {megabytes:.1f} MB"
 
 
@@ -257,7 +281,7 @@ def details(manifest: Manifest) -> Iterator[str]:
     if resized:
         yield f"resized: {resized:,}" + (f", of which enlarged: {enlarged:,}" if enlarged else "")
     if cropped:
-        yield f"cropped to a square: {cropped:,}"
+        yield f"cropped: {cropped:,}"
 
 
 def progress(items: Any) -> Any:

@@ -45,7 +45,7 @@ class DataConfig:
     flip: bool = False
     """Flip half of the real images horizontally."""
     labels: bool = False
-    """Condition G and D on the class labels of the dataset."""
+    """Condition G and D on the labels of the dataset: its classes, its numbers, or both."""
     lanes: PositiveInt | None = None
     """Interleaved partitions of an epoch: a divisor of `batch` and a multiple of the number of processes. null: the
     largest divisor of `batch` up to 64 and up to the number of images."""
@@ -113,6 +113,8 @@ class SamplesConfig:
     """Images per grid, real and generated."""
     every_epochs: PositiveFloat = 1
     """Epochs between grids, fractions allowed. One more is saved at the end of the run and at a stop."""
+    show: tuple[PositiveInt, ...] = ()
+    """Channels that grids show, from 1: three as red, green and blue, or one as grey. Default: the first."""
 
 
 @dataclass(frozen=True)

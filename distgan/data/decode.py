@@ -11,7 +11,7 @@ from distgan.images import SHARD_PIL_FORMATS
 
 
 def decode_pillow(data: bytes, out: np.ndarray) -> None:
-    """Decode into uint8 `out` [size, size, channels]. Raises ValueError and what Pillow raises."""
+    """Decode into uint8 `out` [height, width, channels]. Raises ValueError and what Pillow raises."""
     mode = "L" if out.shape[2] == 1 else "RGB"
     with Image.open(io.BytesIO(data), formats=SHARD_PIL_FORMATS) as image:
         if image.size != out.shape[1::-1]:  # before decoding: a small file can declare a huge image
@@ -21,7 +21,7 @@ def decode_pillow(data: bytes, out: np.ndarray) -> None:
 
 
 def decode_simplejpeg(data: bytes, out: np.ndarray) -> None:
-    """Decode a JPEG into contiguous uint8 `out` [size, size, channels]. Raises ValueError."""
+    """Decode a JPEG into contiguous uint8 `out` [height, width, channels]. Raises ValueError."""
     import simplejpeg
 
     height, width, *_ = simplejpeg.decode_jpeg_header(data)

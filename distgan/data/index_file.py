@@ -17,6 +17,8 @@ from distgan.files import atomic_write
 
 COLUMNS = {"offset": "<i8", "size": "<u4", "label": "<i4", "check": "<u8"}
 """Columns of index.npz, 24 bytes per image; `check` is the xxh3 of the image's bytes."""
+NUMBERS = "numbers"
+"""The column [samples, conditions], float32, of a dataset that has them."""
 INVALID_INDEX = (
     OSError,
     ValueError,
@@ -29,17 +31,20 @@ INVALID_INDEX = (
 """What zipfile and numpy raise for a file that is no index."""
 
 
-def map_columns(path: Path, samples: int) -> dict[str, np.ndarray]:
+def map_columns(path: Path, samples: int, conditions: int = 0) -> dict[str, np.ndarray]:
     """Memory-map the arrays of an uncompressed .npz (numpy maps only single .npy files). Raises INVALID_INDEX."""
     columns = {}
+    kinds: dict[str, tuple[str, tuple[int, ...]]] = {name: (dtype, (samples,)) for name, dtype in COLUMNS.items()}
+    if conditions:
+        kinds[NUMBERS] = ("<f4", (samples, conditions))
     with zipfile.ZipFile(path) as archive, open(path, "rb") as file:
-        for name, dtype in COLUMNS.items():
+        for name, (dtype, expected) in kinds.items():
             member = archive.getinfo(f"{name}.npy")
             seek_member(file, member)
-            shape, _, stored = read_npy_header(file)
-            if (stored, shape) != (dtype, (samples,)) or member.compress_type != zipfile.ZIP_STORED:
-                raise ValueError(f"column {name} is {stored} {shape}; the manifest needs {dtype} {(samples,)}, stored")
-            columns[name] = np.memmap(file, dtype, "r", file.tell(), (samples,))
+            shape, fortran, stored = read_npy_header(file)
+            if (stored, shape, fortran) != (dtype, expected, False) or member.compress_type != zipfile.ZIP_STORED:
+                raise ValueError(f"column {name} is {stored} {shape}; the manifest needs {dtype} {expected}, stored")
+            columns[name] = np.memmap(file, dtype, "r", file.tell(), expected)
     return columns
 
 
@@ -77,6 +82,8 @@ def write_index(folder: Path, columns: dict[str, np.ndarray]) -> File:
     """Write index.npz atomically; returns what the manifest records of it."""
     buffer = io.BytesIO()
     arrays = {name: np.asarray(columns[name], dtype) for name, dtype in COLUMNS.items()}
+    if NUMBERS in columns:
+        arrays[NUMBERS] = np.ascontiguousarray(columns[NUMBERS], "<f4")
     np.savez(buffer, **arrays)  # type: ignore[arg-type]
     atomic_write(folder / "index.npz", buffer.getvalue())
     return File(buffer.tell(), hashlib.sha256(buffer.getvalue()).hexdigest())

@@ -8,7 +8,11 @@ from typing import Annotated, Any, Literal, TypeVar
 import msgspec
 from msgspec import Meta, Struct
 
-FORMAT = "distgan-shards-1"
+from distgan.samples import DType
+
+FORMAT = "distgan-shards-2"
+FORMAT_1 = "distgan-shards-1"
+"""Of square images of 8 bits, without conditions; read for ever."""
 MAX_CLASSES = 1_000_000
 MAX_SIZE = 4096
 """Side of an image, in pixels."""
@@ -19,7 +23,8 @@ Positive = Annotated[int, Meta(ge=1, le=2**63 - 1)]
 Sha256 = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}\Z")]
 ShardName = Annotated[str, Meta(pattern=r"(?s)^(?!/|(.*/)?\.\./)[^\0]+\.tar\Z")]
 """A path below the dataset's folder."""
-Channels = Literal[1, 3]
+MAX_CHANNELS = 64
+Channels = Annotated[int, Meta(ge=1, le=MAX_CHANNELS)]
 Size = Annotated[int, Meta(ge=1, le=MAX_SIZE)]
 Label = int | str
 ClassNames = list[str] | dict[str, int]
@@ -43,10 +48,33 @@ class ClassCount(Struct, frozen=True):
     samples: Count
 
 
-class Format(Struct, frozen=True):
-    """What manifest.json of any version has."""
+class ImageField(Struct, frozen=True):
+    """The images of a dataset, all alike."""
 
-    format: str
+    height: Size
+    width: Size
+    channels: Channels
+    dtype: DType
+    range: tuple[float, float]
+    """The stored values that networks see as -1 and 1."""
+    encoding: Literal["npy", "png", "jpg"]
+
+
+class Fields(Struct, frozen=True):
+    """What a sample consists of, beside its label."""
+
+    image: ImageField
+
+
+class ConditionRow(Struct, frozen=True):
+    """A number that every sample has: `distgan.samples.Condition`."""
+
+    name: str
+    kind: Literal["number", "flag"]
+    mean: float
+    std: Annotated[float, Meta(gt=0)]
+    low: float
+    high: float
 
 
 class Manifest(Struct, kw_only=True, omit_defaults=True):
@@ -54,13 +82,13 @@ class Manifest(Struct, kw_only=True, omit_defaults=True):
 
     format: str = ""
     samples: Positive
-    size: Size
-    channels: Channels
-    encoding: Literal["npy", "png", "jpg"]
+    fields: Fields
     classes: list[ClassCount]
-    """[] for a dataset without labels."""
+    """[] for a dataset without classes."""
+    conditions: list[ConditionRow] = []
+    """[] for a dataset without numbers."""
     mean: list[float] | None = None
-    """Per channel, of pixels in [0, 255]."""
+    """Per channel, of the stored pixels."""
     std: list[float] | None = None
     shards: list[Shard]
     options: dict[str, Any] | None = None

@@ -1,21 +1,22 @@
 """A dataset on disk: manifest.json (shards, counts, hashes), index.npz (where each image is), and the tars."""
 
 import bisect
+import functools
 import hashlib
-import json
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-import msgspec
 import numpy as np
 
-from distgan.data.index_file import INVALID_INDEX, map_columns
-from distgan.data.schema import FORMAT, ClassCount, Format, Manifest, decode
+from distgan.data.index_file import INVALID_INDEX, NUMBERS, map_columns
+from distgan.data.manifest import decode_manifest, spec_of
+from distgan.data.schema import ClassCount, Manifest
 from distgan.data.tar import members, split_key
 from distgan.errors import CorruptDataError, UsageError
-from distgan.files import atomic_write, sha256_file
+from distgan.files import sha256_file
 from distgan.samples import SampleSpec
 
 SOURCES = "sources.txt"
@@ -61,27 +62,39 @@ class ShardSet:
     counts: np.ndarray
     """Samples of each shard."""
 
-    @property
+    @functools.cached_property
     def spec(self) -> SampleSpec:
         """What its samples are."""
-        return SampleSpec(self.manifest.size, self.manifest.channels, len(self.manifest.classes))
-
-    @property
-    def size(self) -> int:
-        return self.manifest.size
-
-    @property
-    def channels(self) -> int:
-        return self.manifest.channels
+        return spec_of(self.manifest)
 
     @property
     def encoding(self) -> str:
-        return self.manifest.encoding
+        return self.manifest.fields.image.encoding
 
     @property
     def classes(self) -> list[ClassCount]:
         """Names and numbers of samples, by label; [] for a dataset without labels."""
         return self.manifest.classes
+
+    def labels(self, ids: np.ndarray) -> np.ndarray:
+        """What networks are given of samples `ids` [N]: int64 [N], the class, or -1 without classes.
+
+        With conditions float32 [N, label_width]: a one-hot vector of the class, if there are classes, and the numbers.
+        """
+        classes = self.columns["label"][ids].astype(np.int64)
+        if not self.spec.conditions:
+            return classes
+        means, stds = (np.array([getattr(one, name) for one in self.spec.conditions]) for name in ("mean", "std"))
+        numbers = (self.columns[NUMBERS][ids] - means) / stds
+        one_hot = classes[:, None] == np.arange(self.spec.num_classes)
+        return np.concatenate([one_hot, numbers], axis=1, dtype=np.float32)
+
+    def draw_labels(self, uniform: np.ndarray) -> np.ndarray:
+        """Labels at the frequencies of the dataset, as `labels` has them, for numbers [N] in [0, 1)."""
+        if self.spec.conditions:
+            return self.labels((uniform * self.manifest.samples).astype(np.int64))
+        counts = np.cumsum([each.samples for each in self.classes])
+        return np.searchsorted(counts, uniform * counts[-1], side="right")
 
     def check_index(self) -> None:
         """Raises UsageError if index.npz is not the one in the manifest, or is invalid; reads all of it."""
@@ -96,6 +109,7 @@ class ShardSet:
     def check_bounds(self) -> None:
         """Raises UsageError unless all images are inside of their shards, and all labels are among the classes."""
         manifest = self.manifest
+        image_bytes = np.dtype(self.spec.dtype).itemsize * math.prod(self.spec.shape)
         starts = np.concatenate([[0], np.cumsum(self.counts)])
         lengths = np.array([shard.bytes for shard in manifest.shards])
         fault = None
@@ -106,10 +120,12 @@ class ShardSet:
             ends = np.repeat(lengths[shards], self.counts[shards])
             if offsets.min() < 0 or (offsets > ends - sizes).any():
                 fault = "an image is outside of its shard"
-            elif manifest.encoding == "npy" and (sizes != manifest.size**2 * manifest.channels).any():
+            elif self.encoding == "npy" and (sizes != image_bytes).any():
                 fault = "an image does not have the size in the manifest"
             elif manifest.classes and (labels.min() < 0 or labels.max() >= len(manifest.classes)):
                 fault = f"a label is not one of the {len(manifest.classes)} classes"
+            elif manifest.conditions and not np.isfinite(self.columns[NUMBERS][samples]).all():
+                fault = "a number of a condition is not finite"
             if fault:
                 path = self.storage.path("index.npz", manifest.index.bytes, manifest.index.sha256)
                 raise UsageError(f"data.shards: {path}: {fault}; re-create it with `distgan shards index`")
@@ -178,7 +194,7 @@ def open_shardset(storage: Storage, name: str) -> ShardSet:
         raise UsageError(f"{name}: {error}; restore it, or re-create the dataset") from None
     try:
         path = storage.path("index.npz", manifest.index.bytes, manifest.index.sha256)
-        columns = map_columns(path, manifest.samples)
+        columns = map_columns(path, manifest.samples, len(manifest.conditions))
         counts = np.array([shard.samples for shard in manifest.shards], dtype=np.int64)
     except UsageError:
         raise
@@ -187,36 +203,3 @@ def open_shardset(storage: Storage, name: str) -> ShardSet:
             f"{name}: index.npz is missing or corrupt ({error}); re-create it with `distgan shards index`"
         ) from None
     return ShardSet(storage, manifest, hashlib.sha256(data).hexdigest(), columns, counts)
-
-
-def decode_manifest(data: bytes) -> Manifest:
-    """Raises ValueError, with one line about what is wrong."""
-    try:
-        format = decode(data, Format).format
-        manifest = decode(data, Manifest) if format == FORMAT else None
-    except ValueError as error:
-        raise ValueError(f"manifest.json is corrupt ({error})") from None
-    if manifest is None:
-        raise ValueError(f"manifest.json has format {format!r}; this version reads {FORMAT!r}")
-    for key, rows in (("shards", manifest.shards), ("classes", manifest.classes)):
-        if (rows or key == "shards") and sum(row.samples for row in rows) != manifest.samples:
-            raise ValueError(f"manifest.json is corrupt (its {key} do not have {manifest.samples} samples)")
-    return manifest
-
-
-def write_manifest(folder: Path, manifest: Manifest) -> None:
-    """Write manifest.json atomically; it completes the dataset, so that it is written last."""
-    atomic_write(folder / "manifest.json", (json.dumps(msgspec.to_builtins(manifest), indent=1) + "\n").encode())
-
-
-def class_rows(names: Sequence[str], labels: np.ndarray) -> list[ClassCount]:
-    """The manifest's `classes`."""
-    counts = np.bincount(labels, minlength=len(names)) if len(names) else []
-    return [ClassCount(name, int(count)) for name, count in zip(names, counts, strict=True)]
-
-
-def channel_stats(sums: np.ndarray, squares: np.ndarray, count: int) -> dict[str, list[float]]:
-    """The manifest's `mean` and `std` per channel (0 to 255), from sums over `count` pixels."""
-    mean = np.asarray(sums) / count
-    std = np.sqrt(np.maximum(np.asarray(squares) / count - mean**2, 0))
-    return {name: [round(float(value), 4) for value in values] for name, values in (("mean", mean), ("std", std))}

@@ -1,4 +1,4 @@
-"""Minibatches: the sample ids come from the data order, threads read and decode, uint8 arrays come out."""
+"""Minibatches: the sample ids come from the data order, threads read and decode, arrays of pixels come out."""
 
 import contextlib
 import functools
@@ -26,9 +26,9 @@ LOCATION = ("offset", "size", "check")
 
 class ImageBatch(NamedTuple):
     images: Any
-    """uint8 [N, size, size, channels], a NumPy array or what the reader's `allocate` returned."""
+    """[N, height, width, channels] as they are stored, a NumPy array or what the reader's `allocate` returned."""
     labels: np.ndarray
-    """int64 [N]; -1 if the dataset has no labels."""
+    """As networks get them: `ShardSet.labels`."""
     corrupt: list[str]
     """Messages about the corrupt images that were replaced."""
     random_inputs: dict[str, Any]
@@ -56,7 +56,7 @@ class Reader:
         *,
         decoder: str = "pillow",
         skip_bad: int = 0,
-        allocate: Callable[[tuple[int, ...]], Any] = lambda shape: np.empty(shape, np.uint8),
+        allocate: Callable[[tuple[int, ...], str], Any] = np.empty,
     ) -> None:
         raise_file_limit()
         self.shards = shards
@@ -64,7 +64,7 @@ class Reader:
         self.allocate = allocate
         self.starts = np.concatenate([[0], np.cumsum(shards.counts)])
         """The first sample id of each shard, and the number of samples."""
-        self.shape = (shards.size, shards.size, shards.channels)
+        self.shape = (shards.spec.height, shards.spec.width, shards.spec.channels)
         self.decode = DECODERS[decoder]
         self.raw = shards.encoding == "npy"
         self.fetcher = FetchAhead(shards, shards.storage) if isinstance(shards.storage, RemoteStorage) else None
@@ -82,8 +82,8 @@ class Reader:
 
     def read(self, ids: np.ndarray) -> ImageBatch:
         """The images of `ids` [N], in that order."""
-        images = self.allocate((len(ids), *self.shape))
-        array = np.asarray(images)  # shares memory with `images`
+        images = self.allocate((len(ids), *self.shape), self.shards.spec.dtype)
+        array = np.asarray(images).view(np.uint8)  # shares memory with `images`
         columns = self.shards.columns
         shards = (np.searchsorted(self.starts, ids, side="right") - 1).tolist()
         if self.fetcher:
@@ -97,7 +97,7 @@ class Reader:
                 self._count(error, corrupt)
                 ids = ids.copy()
                 ids[place] = self._replace(array[place], int(ids[place]), corrupt)
-        return ImageBatch(images, columns["label"][ids].astype(np.int64), corrupt, {})
+        return ImageBatch(images, self.shards.labels(ids), corrupt, {})
 
     def _read_image(self, out: np.ndarray, shard: int, offset: int, size: int, xxh3: int) -> None:
         """Read, check and decode one image into `out`. Raises CorruptDataError."""

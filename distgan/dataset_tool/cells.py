@@ -14,6 +14,8 @@ Kind = Literal["class", "number", "flag"]
 KINDS: tuple[Kind, ...] = ("class", "number", "flag")
 INTEGER = re.compile(r"[+-]?[0-9]+")
 NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
+FLOAT32_MAX = 3.4028234663852886e38
+"""Datasets keep float32."""
 TRUTH = {"true": 1, "false": 0}
 
 
@@ -84,13 +86,13 @@ def as_label(value: Any) -> Label:
 
 
 def read_numbers(column: Column, kind: Kind, where: str, rows: Sequence[str]) -> list[float]:
-    """A column as finite numbers, [N]; one of flags as 0 and 1. Raises UsageError."""
+    """A column as finite numbers of float32, [N]; one of flags as 0 and 1. Raises UsageError."""
     numbers: list[float] = []
     for i, value in enumerate(column.values):
         text = cell_text(value)
         number = float(TRUTH.get(text, text)) if text in TRUTH or NUMBER.fullmatch(text) else math.nan
-        if not math.isfinite(number) or (kind == "flag" and number not in (-1, 0, 1)):
-            what = "0 or 1" if kind == "flag" else "a number"
+        if not abs(number) <= FLOAT32_MAX or (kind == "flag" and number not in (-1, 0, 1)):
+            what = "0 or 1" if kind == "flag" else "a number of float32"
             raise UsageError(f"{where}: {row_name(rows, i)}, column {column.name!r}: {text!r} is not {what}")
         numbers.append(number)
     if kind == "flag" and {-1, 0} <= set(numbers):

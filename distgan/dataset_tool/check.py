@@ -7,12 +7,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from distgan.data.manifest import channel_stats
 from distgan.data.order import Lanes
 from distgan.data.remote.cache import UnavailableError
-from distgan.data.shardset import (
-    ShardSet,
-    channel_stats,
-)
+from distgan.data.shardset import ShardSet
 from distgan.data.stream import Reader
 from distgan.dataset_tool.scan import Scan
 from distgan.errors import CorruptDataError
@@ -86,19 +84,20 @@ def verify_image(reader: Reader, id: int, sources: list[str] | None) -> None:
 
 class Statistics(NamedTuple):
     values: dict[str, Any]
-    """Mean and std per channel (0 to 255), and the number of images that are equal to an earlier one."""
+    """Mean and std per channel, of stored pixels, and the number of images that are equal to an earlier one."""
     duplicates: list[list[int]]
     """Groups of sample ids with equal images, ascending."""
     images: np.ndarray
-    """The first images, uint8 [at most `preview`, size, size, channels]."""
+    """The first images, [at most `preview`, height, width, channels] as they are stored."""
 
 
 def statistics(shards: ShardSet, progress: Progress = iter, preview: int = 64) -> Statistics:
     """Read all images once. Raises CorruptDataError."""
     reader = Reader(shards)
     start = 0
-    sums = np.zeros(shards.channels)
-    squares = np.zeros(shards.channels)
+    spec = shards.spec
+    sums = np.zeros(spec.channels)
+    squares = np.zeros(spec.channels)
     first_ids: dict[bytes, int] = {}
     groups: dict[int, list[int]] = {}
     first: list[np.ndarray] = []
@@ -106,7 +105,7 @@ def statistics(shards: ShardSet, progress: Progress = iter, preview: int = 64) -
         stop = start + shard.samples
         for at in range(start, stop, 256):
             images = reader.read(np.arange(at, min(at + 256, stop))).images
-            flat = images.reshape(-1, shards.channels).astype(np.float64)
+            flat = images.reshape(-1, spec.channels).astype(np.float64)
             sums += flat.sum(0)
             squares += (flat**2).sum(0)
             first += list(images[: max(0, preview - len(first))])
@@ -115,7 +114,7 @@ def statistics(shards: ShardSet, progress: Progress = iter, preview: int = 64) -
                 if (earlier := first_ids.setdefault(digest, id)) != id:
                     groups.setdefault(earlier, [earlier]).append(id)
         start = stop
-    stats = channel_stats(sums, squares, start * shards.size**2)
+    stats = channel_stats(sums, squares, start * spec.height * spec.width, spec.dtype)
     return Statistics(stats | {"duplicate_images": start - len(first_ids)}, sorted(groups.values()), np.stack(first))
 
 

@@ -1,36 +1,46 @@
-"""Images as they are put into shards: cropped, resized, converted, encoded."""
+"""Images as they are put into shards: converted, cropped or padded, resized, encoded."""
 
 import dataclasses
 import io
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal, NamedTuple, cast
 
 import numpy as np
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
+from distgan.dataset_tool.arrays import array_dtype, check_array, convert_values, fit_array
+from distgan.dataset_tool.fit import fit_image, parse_size
 from distgan.dataset_tool.sources.source import Source, escape_name
 from distgan.errors import UsageError
+from distgan.samples import DType
 
-RESIZES = {
-    "lanczos": Image.Resampling.LANCZOS,
-    "bicubic": Image.Resampling.BICUBIC,
-    "box": Image.Resampling.BOX,
-}
+MODES = {1: "L", 3: "RGB", 4: "RGBA"}
+"""Pillow's mode of an 8-bit image by its channels."""
+MODES_16_BIT = ("I;16", "I;16B", "I;16L", "I")
 
 
 @dataclass(frozen=True)
 class Options:
     """How images become samples: options of `shards make`, recorded in the manifest in this order."""
 
-    size: int | None = None
-    """Side of the square images in pixels; default: that of the images, which must be the same for all."""
-    channels: Literal["auto", 1, 3] = "auto"
-    """1 (grey) or 3 (RGB); auto: those of a built-in dataset, and 3 for folders and zips."""
-    crop: Literal["center", "none"] = "center"
-    """For images that are not square: center crop, or fail."""
+    size: str | None = None
+    """N, or HxW: height and width of the images in pixels; default: those of the images, which must be the same for
+    all."""
+    channels: Literal["auto"] | int = "auto"
+    """1 (grey), 3 (RGB) or 4 (RGB and alpha) of picture files, or those of arrays; auto: those of arrays and built-in
+    datasets, and 3 for pictures (1 with 16 bits)."""
+    dtype: Literal["auto", "uint8", "uint16", "float16", "float32"] = "auto"
+    """Of the stored pixels; auto: that of arrays, and uint8 for pictures."""
+    range: str | None = None
+    """LOW,HIGH: the values that networks see as -1 and 1; values outside are clipped in training. Percentiles such as
+    0.1%,99.9% are taken of the stored pixels. Default: 0,255 for uint8, else the least and the greatest value."""
+    fit: Literal["crop", "pad", "stretch", "none"] = "crop"
+    """For images of another aspect ratio than the samples: crop (the centre), pad, stretch, or none (fail)."""
     resize: Literal["lanczos", "bicubic", "box"] = "lanczos"
     """Filter, always antialiased; recorded in the manifest, since it changes FID."""
+    pad_color: str = "black"
+    """Of --fit pad: a colour of pictures by name or #rrggbb, or a number for all channels."""
     background: Literal["white", "black"] = "white"
     """Colour behind transparent pixels."""
     format: Literal["npy", "png", "jpg"] = "npy"
@@ -48,33 +58,72 @@ class Options:
     def shape(self) -> tuple[int, int, int]:
         """Of a sample: height, width, channels. For options that are resolved."""
         assert self.size is not None and self.channels != "auto"
-        return self.size, self.size, self.channels
+        return *parse_size(self.size), self.channels
+
+    @property
+    def pixel_type(self) -> DType:
+        """Of stored pixels. For options that are resolved."""
+        return cast(DType, self.dtype)
+
+
+class Kind(NamedTuple):
+    """What an image of a source is, before its conversion."""
+
+    size: str
+    """HxW"""
+    channels: int
+    array: np.ndarray | None
+    """None for a picture."""
 
 
 def resolve_options(source: Source, options: Options) -> Options:
-    """Fill in what the source decides: channels, and the size if none is given, and then `resize` is "none".
+    """Fill in what the source or its first image decides: size, channels and dtype; without a size, `resize` is "none".
 
-    Options that are resolved stay as they are. Raises UsageError if the first image has no size to take.
+    Options that are resolved stay as they are. Raises UsageError if the first image has no such thing to take.
     """
-    size = options.size or source.size
-    if size is None:
-        try:
-            image = load_image(source, 0)
-        except Exception as error:
+    try:
+        first = kind_of(source.load(0))
+    except Exception as error:
+        if not options.size and not source.size:
             name = escape_name(source.names[0])
             raise UsageError(f"{name}: {reason(error)}; give --size N to get a list of all bad images") from None
-        with image:
-            if image.width != image.height:
-                raise UsageError(f"{source.names[0]} is {image.width}x{image.height}; give --size N to crop and resize")
-            size = image.width
+        first = Kind("", source.channels, None)  # it is listed with the others
+    channels = options.channels
+    dtype = options.dtype
+    if channels == "auto" and first.array is None:
+        channels = source.channels if dtype in ("auto", "uint8") else 1
+    elif channels == "auto":
+        channels = first.channels
+    if dtype == "auto":
+        dtype = "uint8" if first.array is None else array_dtype(first.array)
+    height, width = parse_size(options.size or (str(source.size) if source.size else first.size))
     resize = options.resize if options.size else "none"
-    channels = source.channels if options.channels == "auto" else options.channels
-    return dataclasses.replace(options, size=size, resize=resize, channels=channels)
+    resolved = dataclasses.replace(options, size=f"{height}x{width}", resize=resize, channels=channels, dtype=dtype)
+    check_options(resolved)
+    return resolved
 
 
-def load_image(source: Source, index: int) -> Image.Image:
-    image = source.load(index)
-    return image if isinstance(image, Image.Image) else Image.fromarray(image.squeeze())
+def kind_of(image: Image.Image | np.ndarray) -> Kind:
+    """Raises ValueError."""
+    if isinstance(image, np.ndarray):
+        height, width, channels = check_array(image).shape
+        return Kind(f"{height}x{width}", channels, image)
+    with image:
+        rotated = image.getexif().get(ExifTags.Base.Orientation) in range(5, 9)
+        width, height = image.size[::-1] if rotated else image.size
+    return Kind(f"{height}x{width}", 0, None)
+
+
+def check_options(options: Options) -> None:
+    """Raises UsageError for resolved options that contradict each other."""
+    channels = options.shape[2]
+    if not 1 <= channels <= 64:
+        raise UsageError(f"--channels: {channels} is not between 1 and 64")
+    if options.format != "npy" and not (options.dtype == "uint8" and channels in (1, 3)):
+        raise UsageError(
+            f"--format {options.format} holds 1 or 3 channels of uint8; take --format npy for {channels} channels of "
+            f"{options.dtype}"
+        )
 
 
 def reason(error: Exception) -> str:
@@ -86,27 +135,76 @@ def reason(error: Exception) -> str:
 
 
 def prepare(image: Image.Image | np.ndarray, options: Options) -> tuple[np.ndarray, list[str]]:
-    """Any image as uint8 [size, size, channels]: EXIF-rotated, converted to 8-bit grey or RGB, center-cropped, resized.
+    """Any image as pixels [height, width, channels] of the options' dtype, and its conversions by name.
 
-    Also returns its conversions, by their names in the manifest's `converted`. An animation gives its first frame.
-    Resizing uses Pillow's antialiased filters. Raises ValueError for floating-point pixels, and for a wrong shape or
-    size if `crop` or `resize` is "none".
+    A picture is EXIF-rotated, converted to 8-bit grey or RGB (or kept in 16 bits), fitted and resized by Pillow's
+    antialiased filters; an animation gives its first frame. An array keeps its values, unless the options ask for
+    integers of another dtype. Raises ValueError for what cannot be converted without a guess, for NaN and Inf, and for
+    a wrong shape or size if `fit` or `resize` is "none".
     """
-    if isinstance(image, np.ndarray):
-        if image.shape == options.shape:
-            return image, []
-        image = Image.fromarray(image.squeeze())
     conversions: list[str] = []
+    if isinstance(image, np.ndarray) and image.dtype == options.dtype and image.shape == options.shape:
+        pixels = image
+    elif isinstance(image, np.ndarray):
+        pixels = fit_array(check_array(image), options, conversions.append)
+    else:
+        pixels = prepare_picture(image, options, conversions.append)
+    if pixels.shape != options.shape:
+        raise ValueError(f"{pixels.shape[2]} channels, the first image {options.shape[2]}; --channels N takes others")
+    return convert_values(pixels, options, conversions.append), conversions
+
+
+def prepare_picture(image: Image.Image, options: Options, count: Callable[[str], None]) -> np.ndarray:
+    """A picture as pixels [height, width, channels]: uint8, or what it holds where the options ask for more bits."""
     with image:
         # Asked first: loading a TIFF rotates it.
         if image.getexif().get(ExifTags.Base.Orientation) in range(2, 9):
-            conversions.append("EXIF-rotated")
+            count("EXIF-rotated")
+        deep = bits_dropped(image)
         upright = ImageOps.exif_transpose(image)  # a copy, of the first frame
         if is_animated(image):
-            conversions.append("animated, first frame")
-    converted = convert_mode(upright, "L" if options.channels == 1 else "RGB", options.background, conversions.append)
-    fitted = crop_and_resize(converted, options, conversions.append)
-    return np.array(fitted).reshape(options.shape), conversions
+            count("animated, first frame")
+    if options.dtype != "uint8":
+        if deep:
+            raise ValueError("16-bit colour, of which Pillow reads 8 bits; convert it to .npy or TIFF for --dtype")
+        if upright.mode in (*MODES_16_BIT, "F") and "transparency" not in upright.info:
+            values = np.array(upright)
+            if values.dtype.kind in "iu" and 0 <= values.min() and values.max() <= 65535:
+                values = values.astype(np.uint16)
+            return fit_array(check_array(values), options, count)
+        scale = 257 if options.dtype == "uint16" else 1
+        return to_8_bit(upright, options, count).astype(np.uint16) * scale
+    if deep:
+        count("16-bit")
+    return to_8_bit(upright, options, count)
+
+
+def bits_dropped(image: Image.Image) -> bool:
+    """Whether Pillow reads only 8 of the 16 bits of a colour image (asked before it is loaded)."""
+    tiles: list[Any] = getattr(image, "tile", [])
+    arguments = tiles[0][3] if tiles else None
+    rawmode = arguments[0] if isinstance(arguments, tuple) and arguments else arguments
+    return image.mode in ("RGB", "RGBA", "LA", "RGBX") and isinstance(rawmode, str) and ";16" in rawmode
+
+
+def conversion_needed(image: Image.Image) -> str | None:
+    """What `prepare` would do to a picture that reading it from a shard does not; None for nothing. Not loaded yet."""
+    if image.mode in MODES_16_BIT or bits_dropped(image):
+        return "16-bit"
+    if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
+        return "transparent"
+    if image.getexif().get(ExifTags.Base.Orientation) in range(2, 9):
+        return "EXIF-rotated"
+    return None
+
+
+def to_8_bit(image: Image.Image, options: Options, count: Callable[[str], None]) -> np.ndarray:
+    """uint8 [height, width, channels] of the options."""
+    channels = options.shape[2]
+    if channels not in MODES:
+        raise ValueError(f"a picture has 1, 3 or 4 channels, not {channels}; --channels N")
+    converted = convert_mode(image, MODES[channels], options.background, count)
+    return np.array(fit_image(converted, options, count)).reshape(options.shape)
 
 
 def is_animated(image: Image.Image) -> bool:
@@ -117,38 +215,21 @@ def is_animated(image: Image.Image) -> bool:
         return False
 
 
-def crop_and_resize(image: Image.Image, options: Options, count: Callable[[str], None]) -> Image.Image:
-    """The image in the size of the options; `count` is told what was done to it. Raises ValueError."""
-    size = options.shape[0]
-    if image.width != image.height:
-        if options.crop == "none":
-            raise ValueError(f"{image.width}x{image.height} is not square; --crop center crops it")
-        count("cropped")
-    if image.size == (size, size):
-        return image
-    if options.resize == "none":
-        raise ValueError(f"{image.width}x{image.height}, the first image {size}x{size}; --size N resizes all")
-    side = min(image.size)
-    if side != size:
-        count("resized")
-    if side < size:
-        count("enlarged")
-    return ImageOps.fit(image, (size, size), RESIZES[options.resize])
-
-
 def convert_mode(image: Image.Image, mode: str, background: str, count: Callable[[str], None]) -> Image.Image:
-    """The image in `mode`: 16-bit is divided by 257, transparency is composited onto the background colour, and CMYK,
-    palette and grey are converted by Pillow."""
-    if image.mode in ("I;16", "I;16B", "I;16L", "I"):
+    """The image in `mode`: 16-bit is divided by 257, transparency is composited onto the background colour unless the
+    mode has it, and CMYK, palette and grey are converted by Pillow."""
+    if image.mode in MODES_16_BIT:
         count("16-bit")
         values = np.asarray(image).astype(np.int64)
+        if values.min() < 0 or values.max() > 65535:
+            raise ValueError(f"32-bit values from {values.min()} to {values.max()}; --dtype float32 keeps them")
         transparent = image.info.get("transparency")
-        image = Image.fromarray((np.clip(values, 0, 65535) // 257).astype(np.uint8))
+        image = Image.fromarray((values // 257).astype(np.uint8))
         if transparent is not None:  # one grey value of 16 bits
             image.putalpha(Image.fromarray(np.where(values == transparent, 0, 255).astype(np.uint8)))
     elif image.mode == "F":
-        raise ValueError("floating-point pixels have no known range")
-    if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
+        raise ValueError("floating-point pixels have no known range; --dtype float32 keeps them")
+    if mode != "RGBA" and (image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info):
         count("transparent")
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, background), image)
@@ -162,7 +243,8 @@ def encode(pixels: np.ndarray, options: Options) -> bytes:
     if options.format == "npy":
         np.save(out, pixels)
     elif options.format == "png":
-        Image.fromarray(pixels.squeeze()).save(out, "PNG", compress_level=6)
+        Image.fromarray(pixels.squeeze(axis=2) if pixels.shape[2] == 1 else pixels).save(out, "PNG", compress_level=6)
     else:
-        Image.fromarray(pixels.squeeze()).save(out, "JPEG", quality=options.quality, subsampling=0)
+        picture = Image.fromarray(pixels.squeeze(axis=2) if pixels.shape[2] == 1 else pixels)
+        picture.save(out, "JPEG", quality=options.quality, subsampling=0)
     return out.getvalue()

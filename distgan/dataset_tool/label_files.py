@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import re
 from collections import Counter
 from collections.abc import Container, Sequence
 from pathlib import Path, PurePosixPath
@@ -11,7 +12,6 @@ from typing import Any, NamedTuple
 from msgspec import Struct
 
 from distgan.data.schema import ClassCount, ClassNames, Label, LabelFile, decode
-from distgan.dataset_tool.cells import INTEGER
 from distgan.dataset_tool.labels import Labels, labels_of_columns
 from distgan.dataset_tool.notes import note
 from distgan.errors import UsageError, shorten
@@ -111,8 +111,13 @@ def read_jsonl(data: bytes) -> Table:
     return Table([row[FILE_NAME] for row in objects], columns, places)
 
 
-def labels_of_table(table: Table, names: Sequence[str], wanted: str | None, where: str) -> Labels:
-    """The labels of the images `names`. Raises UsageError if one is not in the table; a note names what else is."""
+def labels_of_table(
+    table: Table, names: Sequence[str], wanted: str | None, where: str, classes: Sequence[str] = ()
+) -> Labels:
+    """The labels of the images `names`; `classes` are the names of classes, if they are known.
+
+    Raises UsageError if an image is not in the table; a note names what else is.
+    """
     check_once(table.names, where)
     places = {name: i for i, name in enumerate(table.names)}
     missing = [name for name in names if name not in places]
@@ -125,15 +130,18 @@ def labels_of_table(table: Table, names: Sequence[str], wanted: str | None, wher
         note(f"{where}: {absent:,} files that it lists are not in the source, the first is {shorten(first)}")
     order = [places[name] for name in names]
     columns = {name: [values[i] for i in order] for name, values in table.columns.items()}
-    return labels_of_columns(columns, wanted, where, rows=[f"{table.rows[i]} ({table.names[i]})" for i in order])
+    rows = [f"{table.rows[i]} ({table.names[i]})" for i in order]
+    return labels_of_columns(columns, wanted, where, rows=rows, class_names=classes)
 
 
 def read_label(fields: dict[str, bytes], key: str = "label") -> Label | None:
     """The class in a sample's .cls, or under `key` in its .json; None if it has none. Raises ValueError."""
     label: Any = None
     if key == "label" and "cls" in fields:
-        text = fields["cls"].decode().strip()
-        label = int(text) if INTEGER.fullmatch(text) else text
+        text = fields["cls"].strip()
+        if not re.fullmatch(rb"[+-]?[0-9]{1,18}", text):
+            raise ValueError(f"its .cls is {shorten(repr(text))}, not a number")
+        label = int(text)
     elif "json" in fields:
         row = json.loads(fields["json"])
         if not isinstance(row, dict):
@@ -142,7 +150,7 @@ def read_label(fields: dict[str, bytes], key: str = "label") -> Label | None:
     if isinstance(label, float | list):
         fix = f"--label_columns {key}:number takes it as a condition"
         raise ValueError(f"the label {shorten(repr(label))} is no class; {fix}")
-    if isinstance(label, bool) or not isinstance(label, int | str | None) or label == "":
+    if isinstance(label, bool) or not isinstance(label, int | str | None):
         raise ValueError(f"the label {label!r} is neither a number nor a name")
     return None if label == -1 else label
 
@@ -164,15 +172,15 @@ def labels_beside(folder: Path) -> tuple[dict[str, Label], list[str]]:
 
 
 def class_names(folder: Path) -> list[str]:
-    """The names of classes, by number, in a folder's classes.json: a list of names, or {name: number}; [] without one.
-
-    Raises UsageError.
-    """
+    """The names of classes, by number, in a folder's classes.json; [] without one. Raises UsageError."""
     path = folder / "classes.json"
-    if not path.exists():
-        return []
+    return parse_class_names(path.read_bytes(), str(path)) if path.exists() else []
+
+
+def parse_class_names(data: bytes, where: str) -> list[str]:
+    """The names of classes, by number, in a classes.json: a list of names, or {name: number}. Raises UsageError."""
     try:
-        classes: ClassNames = decode(path.read_bytes(), ClassNames)  # type: ignore[arg-type] - a union
+        classes: ClassNames = decode(data, ClassNames)  # type: ignore[arg-type] - a union
         if isinstance(classes, dict):
             if sorted(classes.values()) != list(range(len(classes))):
                 raise ValueError(f"its numbers are not 0 to {len(classes) - 1}")
@@ -180,7 +188,7 @@ def class_names(folder: Path) -> list[str]:
         if len(set(classes)) != len(classes) or not classes:
             raise ValueError("it has no names, or one of them twice")
     except ValueError as error:
-        raise UsageError(f"{path}: not the names of classes ({error})") from None
+        raise UsageError(f"{where}: not the names of classes ({error})") from None
     return classes
 
 

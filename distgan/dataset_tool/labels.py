@@ -36,6 +36,7 @@ def labels_of_columns(
     where: str,
     names: Mapping[str, Sequence[str]] | None = None,
     rows: Sequence[str] = (),
+    class_names: Sequence[str] = (),
 ) -> Labels:
     """The labels in a table of N rows.
 
@@ -44,7 +45,8 @@ def labels_of_columns(
     Text is a class, and so are integers alone; fractions are numbers; 0 and 1 (-1 and 1, true and false) are flags
     beside other columns. `names` are class names by column, which its integers index, and which is a class: of several
     candidates the only one in `names`, or else `label`, is taken; None: the table knows no class names. `where` names
-    the table in errors and `rows` its rows (default: "row 1", ...).
+    the table in errors and `rows` its rows (default: "row 1", ...). `class_names` are the names of classes of whatever
+    column is the class.
 
     Raises UsageError for an unknown column, an empty cell, NaN, a column that may be a class or a number, and two
     classes.
@@ -72,10 +74,10 @@ def labels_of_columns(
     column = classes[0]
     try:
         cells = [as_label(value) for value in column.values]
-        labels, class_names = number_labels(cells, named.get(column.name, ()), where)
+        labels, taken = number_labels(cells, named.get(column.name, class_names), where)
     except ValueError as error:
         raise UsageError(f"{where}: column {column.name!r}: {error}") from None
-    return Labels(labels, class_names, matrix, list(numbers))
+    return Labels(labels, taken, matrix, list(numbers))
 
 
 def choose_columns(

@@ -4,6 +4,7 @@ Every file is written whole under a name of its writer and then renamed, and wha
 alone: parts may be killed, run twice, or run twice at once. What is known of a shard is kept in DEST/.making.
 """
 
+import dataclasses
 import hashlib
 import io
 import os
@@ -12,17 +13,22 @@ import socket
 import zipfile
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
 
 from distgan import __version__
-from distgan.data.index_file import COLUMNS, write_index
-from distgan.data.schema import FORMAT, File, Manifest, Shard, decode
-from distgan.data.shardset import SOURCES, channel_stats, class_rows, decode_manifest, write_manifest
+from distgan.data.index_file import COLUMNS, NUMBERS, write_index
+from distgan.data.manifest import channel_stats, class_rows, condition_rows, decode_manifest, write_manifest
+from distgan.data.schema import FORMAT, FORMAT_1, Fields, File, ImageField, Manifest, Shard, decode
+from distgan.data.shardset import SOURCES
+from distgan.dataset_tool.convert import Options
 from distgan.dataset_tool.plan import Plan
+from distgan.dataset_tool.value_range import PixelValues, resolve_range
 from distgan.errors import UsageError
 from distgan.files import atomic_write
+from distgan.samples import LIMITS
 
 MAKING = ".making"
 PLAN = "plan.json"
@@ -39,10 +45,12 @@ class ShardInfo(msgspec.Struct):
     samples: int = 0
     bytes: int = 0
     sha256: str = ""
-    sums: list[int] = []
+    sums: list[int | float] = []
     """Of the pixels, per channel."""
-    squares: list[int] = []
+    squares: list[int | float] = []
     """Sums of the squared pixels, per channel."""
+    values: PixelValues = msgspec.field(default_factory=PixelValues)
+    """Of pixels whose range is not that of their dtype."""
     paths: list[str] = []
     """The lines of sources.txt."""
     bad: list[str] = []
@@ -50,10 +58,12 @@ class ShardInfo(msgspec.Struct):
     converted: dict[str, int] = {}
     """Images by conversion."""
 
-    def add(self, pixels: np.ndarray, conversions: list[str]) -> None:
-        """Count a sample, uint8 [size, size, channels]."""
+    def add(self, pixels: np.ndarray, conversions: list[str], kept: int) -> None:
+        """Count a sample [height, width, channels], of which `kept` values are kept for percentiles."""
         self.samples += 1
-        values = pixels.reshape(-1, pixels.shape[2]).astype(np.int64)
+        values = pixels.reshape(-1, pixels.shape[2]).astype(np.int64 if pixels.dtype.kind == "u" else np.float64)
+        if kept or pixels.dtype != np.uint8:
+            self.values.add(pixels, kept)
         self.sums = (values.sum(0) + self.sums).tolist()
         self.squares = ((values**2).sum(0) + self.squares).tolist()
         for name in conversions:
@@ -74,7 +84,7 @@ class DatasetWriter:
     def check_finished(self) -> Manifest:
         """The manifest of the finished dataset. Raises UsageError unless it is complete, and of this plan."""
         manifest = read_manifest(self.dest)
-        if (manifest.options, manifest.source) != (self.plan.options, self.plan.source):
+        if (options_of(manifest), manifest.source) != (self.plan.options, self.plan.source):
             raise UsageError(f"{self.dest} holds another dataset; use another folder, or delete this one first")
         path = self.dest / FINGERPRINT
         if path.exists() and path.read_text().strip() != self.plan.fingerprint:
@@ -123,7 +133,7 @@ class DatasetWriter:
         try:
             with np.load(path) as stored:
                 info = decode(str(stored["meta"]), ShardInfo)
-                columns = {key: stored[key] for key in COLUMNS}
+                columns = {key: stored[key] for key in [*COLUMNS, *([NUMBERS] if self.plan.numbers else [])]}
         except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
             raise UsageError(f"{path}: {error}; delete it, and run its part again") from None
         if info.plan != self.digest:
@@ -150,7 +160,7 @@ class DatasetWriter:
         """
         stored = [self.read_info(shard) for shard in range(self.plan.shards)]
         infos = [info for info, _ in stored]
-        columns = {name: np.concatenate([part[name] for _, part in stored]) for name in COLUMNS}
+        columns = {name: np.concatenate([part[name] for _, part in stored]) for name in stored[0][1]}
         try:
             left_out = self.check_images(infos)
         except UsageError:
@@ -159,34 +169,47 @@ class DatasetWriter:
         written = [info for info in infos if info.samples]
         paths = [path for info in written for path in info.paths]
         sources = write_sources(self.dest, paths) if self.plan.sources else None
-        manifest = self.describe(written, columns["label"], left_out, sources, write_index(self.dest, columns))
+        manifest = self.describe(written, columns, left_out, sources, write_index(self.dest, columns))
         atomic_write(self.dest / FINGERPRINT, (self.plan.fingerprint + "\n").encode())
         write_manifest(self.dest, manifest)
         self.clean_up(manifest)
         return manifest
 
     def describe(
-        self, written: list[ShardInfo], labels: np.ndarray, left_out: list[str], sources: File | None, index: File
+        self,
+        written: list[ShardInfo],
+        columns: dict[str, np.ndarray],
+        left_out: list[str],
+        sources: File | None,
+        index: File,
     ) -> Manifest:
-        """The manifest of the shards that were written; `labels` are those of their samples."""
+        """The manifest of the shards that were written, and of the columns of their index."""
         plan = self.plan
+        options = Options(**plan.options)
+        height, width, channels = options.shape
+        dtype = options.pixel_type
         samples = sum(info.samples for info in written)
-        sums = np.sum([info.sums for info in written], axis=0)
-        squares = np.sum([info.squares for info in written], axis=0)
-        stats = channel_stats(sums, squares, samples * plan.options["size"] ** 2)
+        converted = dict(sorted(sum((Counter(info.converted) for info in written), Counter()).items()))
+        scaled = sum(count for name, count in converted.items() if name.startswith("scaled from"))
+        if scaled not in (0, samples):
+            raise UsageError(f"--dtype {dtype}: {scaled} of {samples} arrays are of another dtype; make them one first")
+        limits = LIMITS[dtype] if scaled else resolve_range(options.range, dtype, [info.values for info in written])
+        # of Python's integers, which do not overflow
+        sums = [sum(channel) for channel in zip(*(info.sums for info in written), strict=True)]
+        squares = [sum(channel) for channel in zip(*(info.squares for info in written), strict=True)]
+        stats = channel_stats(sums, squares, samples * height * width, dtype)
         return Manifest(
             format=FORMAT,
             samples=samples,
-            size=plan.options["size"],
-            channels=plan.options["channels"],
-            encoding=plan.options["format"],
-            classes=[] if plan.classes is None else class_rows(plan.classes, labels),
+            fields=Fields(ImageField(height, width, channels, dtype, limits, options.format)),
+            classes=[] if plan.classes is None else class_rows(plan.classes, columns["label"]),
+            conditions=condition_rows(plan.numbers, columns[NUMBERS]) if plan.numbers else [],
             mean=stats["mean"],
             std=stats["std"],
             shards=[Shard(info.name, info.samples, info.bytes, info.sha256) for info in written],
             options=plan.options,
             source=plan.source,
-            converted=dict(sorted(sum((Counter(info.converted) for info in written), Counter()).items())),
+            converted=converted,
             left_out=left_out,
             made_by=f"distgan {__version__}",
             sources=sources,
@@ -226,6 +249,17 @@ def read_manifest(dest: Path) -> Manifest:
         return decode_manifest((dest / "manifest.json").read_bytes())
     except ValueError as error:
         raise UsageError(f"{dest}: {error}; delete the folder first") from None
+
+
+def options_of(manifest: Manifest) -> dict[str, Any] | None:
+    """The options of `make` of a dataset of any format."""
+    options = manifest.options
+    if manifest.format != FORMAT_1 or options is None:
+        return options
+    size = options.get("size")
+    changed = {"size": f"{size}x{size}", "dtype": "uint8", "fit": "crop" if options.get("crop") == "center" else "none"}
+    known = {field.name: field.default for field in dataclasses.fields(Options)}
+    return known | {name: value for name, value in options.items() if name in known} | changed
 
 
 def write_sources(dest: Path, lines: list[str]) -> File:

@@ -24,7 +24,9 @@ class Plan(msgspec.Struct, frozen=True):
     sources: bool
     """Whether sources.txt is written."""
     classes: list[str] | None
-    """None: without labels."""
+    """None: without classes."""
+    numbers: list[str]
+    """Names of the conditions."""
     shards: int
 
     def encode(self) -> bytes:
@@ -42,12 +44,15 @@ def plan_dataset(source: Source, options: Options, record_paths: bool) -> tuple[
     order = shuffled(source, options.seed)
     shards = split_into_shards(source, order, options)
     listing = [source.names, source.labels.tolist() if source.labels is not None else None, source.classes]
+    if source.numbers is not None:
+        listing += [source.number_names, source.numbers.tolist()]
     plan = Plan(
         options=asdict(options),
         source={"name": source.name, "images": len(source), "sha256": sha256_json(listing)},
         fingerprint=sha256_json(source.fingerprint),
         sources=record_paths and source.has_paths,
         classes=None if source.labels is None else source.classes,
+        numbers=source.number_names,
         shards=len(shards),
     )
     return plan, shards
@@ -67,8 +72,8 @@ def shuffled(source: Source, seed: int) -> list[int]:
 
 def split_into_shards(source: Source, order: list[int], options: Options) -> list[list[int]]:
     """The image indices of each shard: about `shard_mb`, and equal in number within one sample."""
-    pixels = math.prod(options.shape)
-    headers = 1024 + (1024 if source.labels is not None else 0)
+    pixels = math.prod(options.shape) * np.dtype(options.dtype).itemsize
+    headers = 1024 * (1 + (source.labels is not None) + (source.numbers is not None))
     sample = {"npy": 1.0, "png": 0.6, "jpg": 0.25}[options.format] * pixels + headers
     shards = max(1, min(len(order), round(len(order) * sample / (options.shard_mb * 1e6))))
     return [part.tolist() for part in np.array_split(np.array(order), shards)]

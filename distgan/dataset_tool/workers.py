@@ -1,6 +1,7 @@
 """The worker processes that write shards."""
 
 import contextlib
+import json
 import multiprocessing
 import os
 import signal
@@ -17,10 +18,12 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
+from distgan.data.index_file import NUMBERS
 from distgan.dataset_tool.convert import Options, encode, prepare, reason
 from distgan.dataset_tool.parts import DatasetWriter, ShardInfo, own_name, shard_name
 from distgan.dataset_tool.scan import Scan
 from distgan.dataset_tool.sources.source import Source, escape_name
+from distgan.dataset_tool.value_range import KEPT
 from distgan.errors import RunError
 from distgan.files import sha256_file
 
@@ -116,6 +119,7 @@ def write_shard(shard: int, indices: list[int]) -> None:
     source, writer, options = JOB
     channels = options.shape[2]
     info = ShardInfo(writer.digest, shard_name(shard), sums=[0] * channels, squares=[0] * channels)
+    kept_values = max(1, KEPT // len(indices)) if (options.range or "").endswith("%") else 0
     kept: list[int] = []
     temporary = own_name(writer.dest / info.name)
     with open(temporary, "wb") as file:
@@ -127,10 +131,12 @@ def write_shard(shard: int, indices: list[int]) -> None:
                     info.bad.append(f"{escape_name(source.names[index])}: {reason(error)}")
                     continue
                 kept.append(index)
-                info.add(pixels, conversions)
+                info.add(pixels, conversions, kept_values)
                 sample: dict[str, Any] = {"__key__": f"{index:09d}", options.format: encode(pixels, options)}
                 if source.labels is not None:
                     sample["cls"] = str(source.labels[index]).encode()
+                if source.numbers is not None:
+                    sample["json"] = numbers_json(source.number_names, source.numbers[index])
                 tar.write(sample)
         file.flush()
         os.fsync(file.fileno())
@@ -138,10 +144,17 @@ def write_shard(shard: int, indices: list[int]) -> None:
     info.sha256 = sha256_file(temporary)
     columns = Scan(temporary).arrays()
     columns["label"] = np.full(info.samples, -1) if source.labels is None else source.labels[kept]
+    if source.numbers is not None:
+        columns[NUMBERS] = source.numbers[kept].astype(np.float32)
     if source.has_paths:
         info.paths = [escape_name(source.names[index]) for index in kept]
     os.replace(temporary, writer.dest / info.name)
     writer.write_info(shard, info, columns)
+
+
+def numbers_json(names: list[str], numbers: np.ndarray) -> bytes:
+    """The .json member of a sample's conditions, with the values that the index holds."""
+    return json.dumps(dict(zip(names, numbers.astype(np.float32).tolist(), strict=True))).encode()
 
 
 def convert(source: Source, index: int, options: Options) -> tuple[np.ndarray, list[str]]:

@@ -78,7 +78,7 @@ class Classifier(nn.Module):
 
 def is_stacked(dataset: ShardSet) -> bool:
     """Whether a label is three digits, one a channel (StackedMNIST): the classifier then sees one channel at a time."""
-    return dataset.channels == 3 and [one.name for one in dataset.classes] == [f"{i:03d}" for i in range(1000)]
+    return dataset.spec.channels == 3 and [one.name for one in dataset.classes] == [f"{i:03d}" for i in range(1000)]
 
 
 def load_units(dataset: ShardSet, seed: int) -> tuple[Tensor, Tensor, list[str]]:
@@ -89,7 +89,7 @@ def load_units(dataset: ShardSet, seed: int) -> tuple[Tensor, Tensor, list[str]]
     labels = dataset.columns["label"]
     if len(dataset.classes) < 2 or (labels < 0).any():
         raise UsageError("train_extractor: the dataset has no labels, or fewer than two classes; make it with labels")
-    bytes_per_image = dataset.size**2 * dataset.channels
+    bytes_per_image = dataset.spec.height**2 * dataset.spec.channels
     count = min(len(labels), MAX_PIXEL_BYTES // bytes_per_image)
     ids = np.sort(rng(seed, "classifier-images").permutation(len(labels))[:count])
     batch = Reader(dataset).read(ids)
@@ -98,7 +98,7 @@ def load_units(dataset: ShardSet, seed: int) -> tuple[Tensor, Tensor, list[str]]
     if not is_stacked(dataset):
         return images, targets, [one.name for one in dataset.classes]
     digits = torch.stack([targets // 100, targets // 10 % 10, targets % 10], dim=1)
-    return images.reshape(-1, 1, dataset.size, dataset.size), digits.flatten(), [str(i) for i in range(10)]
+    return images.reshape(-1, 1, *dataset.spec.shape[1:]), digits.flatten(), [str(i) for i in range(10)]
 
 
 def held_out(images: Tensor) -> Tensor:
@@ -132,7 +132,7 @@ def train_classifier(
     steps = max(-(-(images or default_images(len(inputs))) // BATCH), 3)
     with torch.random.fork_rng():
         torch.manual_seed(derive_seed(seed, "classifier"))
-        network = Classifier(size=dataset.size, channels=inputs.shape[1], num_classes=len(classes)).to(device)
+        network = Classifier(size=dataset.spec.height, channels=inputs.shape[1], num_classes=len(classes)).to(device)
         network = network.to(memory_format=torch.channels_last)
         order = rng(seed, "classifier-order")
         fit(network, inputs, targets, train_ids, steps, order, lambda done: progress(done, steps * BATCH))
@@ -141,7 +141,7 @@ def train_classifier(
     right = [network(x.to(device))[1].argmax(1).cpu() == y for x, y in parts]
     info = ClassifierInfo(
         VERSION,
-        dataset.size,
+        dataset.spec.height,
         inputs.shape[1],
         classes,
         dataset.digest,

@@ -157,10 +157,8 @@ class Evaluator:
         z = torch.from_numpy(normal_rows(philox(self.seed, "evaluate"), first, count, z_dim)).to(device)
         if not conditional:
             return z, None
-        counts = torch.tensor([one.samples for one in self.dataset.classes], dtype=torch.float64)
-        uniform = torch.from_numpy(uniform_rows(philox(self.seed, "evaluate-labels"), first, count, 1)[:, 0])
-        labels = torch.searchsorted(counts.cumsum(0), uniform * counts.sum(), right=True)
-        return z, labels.to(device)
+        uniform = uniform_rows(philox(self.seed, "evaluate-labels"), first, count, 1)[:, 0]
+        return z, torch.from_numpy(self.dataset.draw_labels(uniform)).to(device)
 
     def card(self, generated: Statistics, generator: dict[str, Any], start: float) -> Card:
         """The card of an evaluation that began at `start`, of time.perf_counter; called on the main process."""

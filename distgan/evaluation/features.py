@@ -144,17 +144,17 @@ def open_classifier(dataset: ShardSet, path: Path) -> Extractor:
     network, info = load_classifier(path)
     per_channel = is_stacked(dataset) and info.channels == 1
     class_names = [str(i) for i in range(10)] if per_channel else [one.name for one in dataset.classes]
-    if (info.size, info.channels) != (dataset.size, 1 if per_channel else dataset.channels):
+    if (info.size, info.channels) != (dataset.spec.height, 1 if per_channel else dataset.spec.channels):
         raise UsageError(
             f"extractor: {path} takes images {info.size}x{info.size}x{info.channels}, the dataset has "
-            f"{dataset.size}x{dataset.size}x{dataset.channels}; train one with `distgan evaluate --train_extractor`"
+            f"{dataset.spec}; train one with `distgan evaluate --train_extractor`"
         )
     return Extractor(
         name="classifier",
         sha256=sha256_file(path),
         resize="none",
         network=ClassifierFeatures(network, per_channel),
-        num_features=network.num_features * (dataset.channels if per_channel else 1),
+        num_features=network.num_features * (dataset.spec.channels if per_channel else 1),
         gives=("features", "logits", "labels") if info.classes == class_names else ("features", "logits"),
         accuracy=info.accuracy,
         trained_on=info.manifest,

@@ -46,15 +46,6 @@ class PretrainedGenerator(nn.Module):
         """Why that one, of a run with evaluations; empty otherwise."""
         self.eval().requires_grad_(False)
 
-    @property
-    def size(self) -> int:
-        """Height and width of an image in pixels."""
-        return self.spec.size
-
-    @property
-    def channels(self) -> int:
-        return self.spec.channels
-
     def forward(self, z: Tensor, labels: Tensor | None = None) -> Tensor:
         if (labels is None) == bool(self.classes):
             need = "needs labels [N]" if self.classes else "takes no labels"
@@ -104,7 +95,10 @@ def load_generator(path: str | Path, device: str | torch.device = "cpu") -> Pret
     file, note = find_weights(Path(path))
     weights, metadata = load_weights(file)
     model = metadata.config.model
-    spec = SampleSpec(metadata.size, metadata.channels, len(metadata.classes))
+    try:
+        spec = metadata.spec
+    except ValueError as error:
+        raise UsageError(f"{file}: its metadata does not say what images it makes ({error})") from None
     arguments: dict[str, Any] = {"z_dim": model.latent, "options": model.options, "seed": 0}
     try:
         with torch.device("meta"):  # without memory: the metadata may name a network that no machine can hold

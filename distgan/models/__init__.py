@@ -4,7 +4,7 @@ import inspect
 from collections.abc import Callable
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from distgan.errors import UsageError
 from distgan.models import dcgan, mlp, r3gan, sngan
@@ -40,6 +40,19 @@ def build(name: str, spec: SampleSpec, *, z_dim: int, options: dict, seed: int) 
     if not (isinstance(networks, tuple) and [isinstance(network, nn.Module) for network in networks] == [True, True]):
         raise UsageError(f"model.name: the builder of {name} must return G and D, two modules")
     return networks
+
+
+def example_labels(spec: SampleSpec, count: int, device: torch.device, variant: int = 0) -> Tensor | None:
+    """Labels [count, ...] that networks for `spec` take, all alike; None if they take none."""
+    if not spec.conditional:
+        return None
+    if not spec.conditions:
+        return torch.full((count,), variant % spec.num_classes, device=device)
+    labels = torch.full((count, spec.label_width), float(variant), device=device)
+    if spec.num_classes:
+        labels[:, : spec.num_classes] = 0
+        labels[:, variant % spec.num_classes] = 1
+    return labels
 
 
 def count_parameters(network: nn.Module) -> int:

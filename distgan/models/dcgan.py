@@ -28,10 +28,10 @@ def build(
     (the paper's) or he, N(0, 2 / fan_in). Raises UsageError.
     """
     sizes = sorted(b * 2**n for b in (4, 5, 6, 7) for n in range(1, 7) if b * 2**n <= 256)
-    if spec.size not in sizes:
-        near = [*[s for s in sizes if s < spec.size][-1:], *[s for s in sizes if s > spec.size][:1]]
+    if spec.height not in sizes:
+        near = [*[s for s in sizes if s < spec.height][-1:], *[s for s in sizes if s > spec.height][:1]]
         raise UsageError(
-            f"model.name: dcgan does not support {spec.size}x{spec.size} images; "
+            f"model.name: dcgan does not support {spec.height}x{spec.height} images; "
             f"`distgan shards make --size {' or '.join(map(str, near))}` resizes them"
         )
     if norm == "spectral":
@@ -41,8 +41,8 @@ def build(
     check_choice("init", init, INITS, "initialization")
     check_positive(width=width)
     spectral = d_norm == "spectral"
-    G = Generator(spec.size, spec.channels, spec.num_classes, z_dim, width, norm)
-    D = Discriminator(spec.size, spec.channels, spec.num_classes, width, "none" if spectral else d_norm or norm)
+    G = Generator(spec.height, spec.channels, spec.num_classes, z_dim, width, norm)
+    D = Discriminator(spec.height, spec.channels, spec.num_classes, width, "none" if spectral else d_norm or norm)
     G, D = G.apply(INITS[init]), D.apply(INITS[init])
     return G, spectral_norm(D) if spectral else D
 

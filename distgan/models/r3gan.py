@@ -35,15 +35,15 @@ def build(
     Under autocast, the blocks at 4x4 pixels, all before them in G and all after them in D stay in float32. (The paper
     keeps the three lowest resolutions of its network for 256 pixels in float32, and one for 32 and for 64 pixels.)
     """
-    if spec.size not in SIZES:
+    if spec.height not in SIZES:
         raise UsageError(
-            f"model.name: r3gan does not support {spec.size}x{spec.size} images; "
+            f"model.name: r3gan does not support {spec.height}x{spec.height} images; "
             f"`distgan shards make --size N` resizes them, with N one of {', '.join(map(str, SIZES))}"
         )
     check_positive(group_width=group_width, blocks=blocks, expansion=expansion)
-    resolutions = SIZES.index(spec.size) + 2
+    resolutions = SIZES.index(spec.height) + 2
     widths = WIDTHS[:resolutions] if widths is None else widths
-    check_widths(widths, resolutions, spec.size, group_width, expansion)
+    check_widths(widths, resolutions, spec.height, group_width, expansion)
 
     def make_blocks(features: int) -> nn.Sequential:
         depth = blocks * resolutions

@@ -44,12 +44,12 @@ def build(spec: SampleSpec, *, z_dim: int, width: int | None = None) -> tuple[nn
     None: the `width` of the papers, see `SHAPES`. With labels, BatchNorm is conditional and D has a projection, as in
     Miyato & Koyama. Raises UsageError.
     """
-    if spec.size not in SHAPES:
+    if spec.height not in SHAPES:
         raise UsageError(
-            f"model.name: sngan does not support {spec.size}x{spec.size} images; "
+            f"model.name: sngan does not support {spec.height}x{spec.height} images; "
             f"`distgan shards make --size N` resizes them, with N one of {', '.join(map(str, SHAPES))}"
         )
-    shape = SHAPES[spec.size]
+    shape = SHAPES[spec.height]
     width = shape.width if width is None else width
     check_positive(width=width)
     G = Generator(spec.channels, spec.num_classes, z_dim, [width * k for k in shape.G])

@@ -1,10 +1,13 @@
 """What is read from a run's checkpoints, as typed structs."""
 
+from math import isfinite
 from typing import Annotated, Any
 
 from msgspec import Meta, Struct
 
-from distgan.data.schema import MAX_CLASSES, Channels, Count, Sha256, Size
+from distgan.data.manifest import conditions_of
+from distgan.data.schema import MAX_CLASSES, Channels, ConditionRow, Count, Sha256, Size
+from distgan.samples import LIMITS, DType, SampleSpec
 
 WeightsName = Annotated[str, Meta(pattern=r"^[A-Za-z0-9_-]+\.safetensors\Z")]
 
@@ -37,7 +40,25 @@ class WeightsMetadata(Struct, frozen=True):
     """What a generator is built from: the metadata of a .safetensors file of a checkpoint."""
 
     config: ConfigMetadata
-    size: Size
     channels: Channels
     classes: Annotated[list[str], Meta(max_length=MAX_CLASSES)]
+    height: Size | None = None
+    width: Size | None = None
+    size: Size | None = None
+    """Height and width in files of version 0.1."""
+    dtype: DType = "uint8"
+    range: tuple[float, float] = LIMITS["uint8"]
+    conditions: list[ConditionRow] = []
     images: Count | None = None
+
+    @property
+    def spec(self) -> SampleSpec:
+        """What the generator makes. Raises ValueError for a file that does not say how large."""
+        height = self.height or self.size
+        width = self.width or self.size
+        if height is None or width is None:
+            raise ValueError("neither height and width nor size")
+        if not (isfinite(self.range[0]) and isfinite(self.range[1]) and self.range[0] < self.range[1]):
+            raise ValueError(f"range {self.range}")
+        conditions = conditions_of(self.conditions)
+        return SampleSpec(height, width, self.channels, len(self.classes), conditions, self.dtype, self.range)

@@ -10,10 +10,11 @@ from torch import Tensor
 
 from distgan.config.keys import Config
 from distgan.data.order import Lanes
-from distgan.data.stream import ImageBatch, Reader, Stream
+from distgan.data.stream import ImageBatch, Stream
 from distgan.distributed.processes import Distributed
 from distgan.gan.penalties import PENALTIES
 from distgan.gan.step import GAN, Batches, Minibatch
+from distgan.pixels import normalize
 from distgan.rng import normal_rows, philox, random_rows, uniform_rows
 from distgan.training.build import Data, build_augment
 
@@ -40,10 +41,13 @@ class Draws:
     and a process draws its own rows only. The global table is ordered by lane, so that these are adjacent in it.
     """
 
-    def __init__(self, config: Config, order: Lanes, class_counts: Sequence[int], needs: Needs) -> None:
+    def __init__(
+        self, config: Config, order: Lanes, draw_labels: Callable[[np.ndarray], np.ndarray], needs: Needs
+    ) -> None:
+        """`draw_labels` maps numbers [rows] in [0, 1) to labels at the frequencies of the dataset."""
         self.config = config
         self.needs = needs
-        self.class_counts = np.cumsum(class_counts)
+        self.draw_labels = draw_labels
         self.lanes = len(order.local_lanes)
         self.slots = config.batch // order.lanes
         """Images of a lane in a minibatch."""
@@ -57,8 +61,7 @@ class Draws:
         if self.needs.paired:
             arrays["g_z"] = self.normal("latents of G", position, self.config.model.latent)
         if self.config.data.labels and not (self.needs.paired or self.needs.interpolates):
-            shares = self.uniform("labels", position)[:, 0]
-            arrays["fake_labels"] = np.searchsorted(self.class_counts, shares * self.class_counts[-1], side="right")
+            arrays["fake_labels"] = self.draw_labels(self.uniform("labels", position)[:, 0])
         if self.config.data.flip:
             arrays["flip"] = self.uniform("flips", position)[:, 0] < 0.5
         if self.needs.interpolates:
@@ -104,11 +107,10 @@ class LoadedBatch(NamedTuple):
 class Minibatches:
     """This process's rows of the minibatches of a run."""
 
-    def __init__(self, config: Config, processes: Distributed, reader: Reader, order: Lanes, draws: Draws) -> None:
+    def __init__(self, config: Config, processes: Distributed, data: Data, draws: Draws) -> None:
         self.config = config
         self.processes = processes
-        self.reader = reader
-        self.order = order
+        self.data = data
         self.draws = draws
 
     def iterations(
@@ -138,8 +140,8 @@ class Minibatches:
             return {name: self.processes.to_pinned(a) for name, a in self.draws(position, rollbacks).items()}
 
         batches = Stream(
-            self.order,
-            self.reader,
+            self.data.order,
+            self.data.reader,
             draw,
             batch=self.config.batch,
             position=images_seen,
@@ -154,7 +156,9 @@ class Minibatches:
         config = self.config
         device = self.processes.device
         inputs = {name: tensor.to(device, non_blocking=True) for name, tensor in batch.random_inputs.items()}
-        real = normalize(batch.images.to(device, non_blocking=True), config.channels_last)
+        real = normalize(batch.images.to(device, non_blocking=True), self.data.spec)
+        if not config.channels_last:
+            real = real.contiguous()
         if "flip" in inputs:
             real = torch.where(inputs["flip"][:, None, None, None], real.flip(3), real)
         labels = None
@@ -185,8 +189,8 @@ def minibatches_of(config: Config, processes: Distributed, data: Data, gan: GAN)
     interpolates = any(penalty.interpolates for penalty in penalties)
     perturbs = frozenset(penalty.perturbs for penalty in penalties if penalty.perturbs)
     needs = Needs(gan.loss.paired, interpolates, build_augment(config).columns, perturbs)
-    draws = Draws(config, data.order, [each.samples for each in data.dataset.classes], needs)
-    return Minibatches(config, processes, data.reader, data.order, draws)
+    draws = Draws(config, data.order, data.dataset.draw_labels, needs)
+    return Minibatches(config, processes, data, draws)
 
 
 def split(batch: Minibatch, size: int) -> list[Minibatch]:
@@ -200,9 +204,3 @@ def join_and_split(batches: Sequence[Minibatch], size: int) -> list[Minibatch]:
     """The same minibatch in micro-batches of another size."""
     columns: list = [torch.cat(column) if column[0] is not None else None for column in zip(*batches, strict=True)]
     return split(Minibatch(*columns), size)
-
-
-def normalize(images: Tensor, channels_last: bool) -> Tensor:
-    """uint8 [N, S, S, C] -> float32 [N, C, S, S] in [-1, 1]."""
-    images = images.permute(0, 3, 1, 2).float().div_(127.5).sub_(1)
-    return images if channels_last else images.contiguous()

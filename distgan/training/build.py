@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -26,6 +26,8 @@ from distgan.gan.ema import EMA
 from distgan.gan.losses import LOSSES
 from distgan.gan.schedules import value_at
 from distgan.gan.step import GAN, unaugmented
+from distgan.models import example_labels
+from distgan.pixels import check_show
 from distgan.samples import SampleSpec
 from distgan.training.checks import (
     check_compile,
@@ -52,8 +54,9 @@ class Data:
 
     def metadata(self) -> dict[str, Any]:
         """What a checkpoint's weights say of the samples that G makes."""
+        kind = {name: value for name, value in asdict(self.spec).items() if name != "num_classes"}
         names = [each.name for each in self.dataset.classes] if self.spec.num_classes else []
-        return {"size": self.spec.size, "channels": self.spec.channels, "classes": names}
+        return {"classes": names, **kind}
 
 
 def build(config: Config, processes: Distributed) -> tuple[Data, GAN]:
@@ -63,6 +66,7 @@ def build(config: Config, processes: Distributed) -> tuple[Data, GAN]:
     check_loss(config.loss)
     check_penalties(config.penalties)
     data = open_data(config, processes)
+    check_show(config.samples.show, data.spec.channels)
     return data, build_gan(config, processes, data.spec)
 
 
@@ -75,7 +79,7 @@ def open_data(config: Config, processes: Distributed) -> Data:
         dataset,
         decoder=config.data.decoder,
         skip_bad=config.data.skip_bad,
-        allocate=lambda shape: torch.empty(shape, dtype=torch.uint8, pin_memory=pin),
+        allocate=lambda shape, dtype: torch.empty(shape, dtype=getattr(torch, dtype), pin_memory=pin),
     )
     return Data(dataset, reader, order, dataset.spec if config.data.labels else dataset.spec.unconditional())
 
@@ -90,7 +94,7 @@ def open_lanes(config: Config, rank: int, world_size: int) -> tuple[ShardSet, La
     dataset = open_shardset(storage, data.shards)
     if rank == 0:
         check_complete(dataset, data.shards)
-    if data.labels and len(dataset.classes) < 2:
+    if data.labels and len(dataset.classes) < 2 and not dataset.spec.conditions:
         count = len(dataset.classes) or "no"
         raise UsageError(
             f"data.labels: {data.shards} has {count} classes; set data.labels false, or make a dataset with labels"
@@ -159,7 +163,7 @@ def wrap(
         return G, D
     G, D = accelerator.prepare(raw_G, raw_D)
     n = config.micro_batch or config.batch // processes.world_size
-    labels = torch.zeros(n, dtype=torch.long, device=processes.device) if spec.num_classes else None
+    labels = example_labels(spec, n, processes.device)
     processes.prepare_ddp(G, torch.zeros(n, config.model.latent, device=processes.device), labels)
     processes.prepare_ddp(D, torch.zeros(n, *spec.shape, device=processes.device), labels)
     return G, D

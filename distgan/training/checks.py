@@ -14,6 +14,7 @@ from distgan.gan.augment import AUGMENTATIONS
 from distgan.gan.finite_difference import LogitChange
 from distgan.gan.losses import LOSSES
 from distgan.gan.penalties import PENALTIES, DForward
+from distgan.models import example_labels
 from distgan.models.layers import has_torch_spectral_norm
 from distgan.samples import SampleSpec
 from distgan.training.noise_checks import check_perturbations
@@ -116,10 +117,9 @@ def check_networks(G: nn.Module, D: nn.Module, spec: SampleSpec, *, z_dim: int) 
         training = network.training
         network.eval()
         outputs = []
-        for label in range(min(spec.num_classes, 2) or 1):
-            labels = torch.full((2,), label, device=device) if spec.num_classes else None
+        for variant in range(2 if spec.conditional else 1):
             try:
-                outputs.append(network(input, labels))
+                outputs.append(network(input, example_labels(spec, 2, device, variant)))
             except Exception as error:  # a user's network may raise anything
                 message = (str(error).splitlines() or [""])[0]
                 call = "G(z, labels)" if name == "G" else "D(images, labels)"
@@ -128,18 +128,18 @@ def check_networks(G: nn.Module, D: nn.Module, spec: SampleSpec, *, z_dim: int) 
         if not isinstance(output, Tensor) or output.shape != expected:
             returned = list(output.shape) if isinstance(output, Tensor) else type(output).__name__
             raise UsageError(f"model.name: for 2 inputs {name} returns {returned}; it must return {list(expected)}")
-        if len(outputs) > 1 and torch.equal(*outputs) and ignores_labels(network, input):
+        if len(outputs) > 1 and torch.equal(*outputs) and ignores_labels(network, input, spec):
             raise UsageError(f"data.labels: {name} ignores labels")
         network.train(training)
 
 
-def ignores_labels(network: nn.Module, input: Tensor) -> bool:
+def ignores_labels(network: nn.Module, input: Tensor, spec: SampleSpec) -> bool:
     """Whether two labels change nothing for other weights: at initialization classes may be alike, as in BatchNorm."""
     other = copy.deepcopy(network)
     for parameter in other.parameters():
         parameter.add_(torch.randn_like(parameter), alpha=0.1)
-    labels = torch.zeros(len(input), dtype=torch.long, device=input.device)
-    return torch.equal(other(input, labels), other(input, labels + 1))
+    first, second = (other(input, example_labels(spec, len(input), input.device, variant)) for variant in (0, 1))
+    return torch.equal(first, second)
 
 
 def check_penalties(names: Iterable[str]) -> None:

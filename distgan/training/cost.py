@@ -14,6 +14,7 @@ from distgan import models
 from distgan.config.keys import Config
 from distgan.gan.losses import LOSSES
 from distgan.gan.step import GAN, Batches, Minibatch, train_step, unaugmented
+from distgan.models import example_labels
 from distgan.samples import SampleSpec
 from distgan.training.batches import split
 from distgan.training.build import adam, build_augment
@@ -181,9 +182,9 @@ def mixed_precision(network: nn.Module, precision: str) -> nn.Module:
 
 def fake_minibatch(config: Config, spec: SampleSpec, n: int) -> list[Minibatch]:
     """A minibatch of `n` images, as micro-batches."""
-    real = torch.empty(n, spec.size, spec.size, spec.channels).permute(0, 3, 1, 2)
+    real = torch.empty(n, spec.height, spec.width, spec.channels).permute(0, 3, 1, 2)
     real = real if config.channels_last else real.contiguous()
-    labels = torch.zeros(n, dtype=torch.long) if spec.num_classes else None
+    labels = example_labels(spec, n, torch.device("cpu"))
     u = torch.empty(n, build_augment(config).columns)
     keys = torch.zeros(n, dtype=torch.long)
     batch = Minibatch(real, torch.empty(n, config.model.latent), labels, labels, u, u, u, torch.empty(n), keys, keys)

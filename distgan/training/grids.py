@@ -1,41 +1,50 @@
 """Grids of images: of fixed latents, and of the first images that a run trains on."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from distgan.config.keys import Config
-from distgan.data.order import Lanes
-from distgan.data.stream import Reader
 from distgan.gan.step import generate
-from distgan.images import grid, to_uint8
+from distgan.images import grid
+from distgan.pixels import normalize, to_picture
 from distgan.rng import rng
-from distgan.samples import SampleSpec
-from distgan.training.batches import normalize
+from distgan.training.build import Data
 
 LEAST_IMAGES = 16
 """Images that a spread is taken of."""
 
 
-def fixed_samples(G: nn.Module, spec: SampleSpec, config: Config, device: torch.device) -> Tensor:
-    """`samples.count` images [N, C, S, S] of latents that depend on the seed alone, the classes in turn; on the CPU."""
-    shape = (config.samples.count, config.model.latent)
-    z = torch.from_numpy(rng(config.seed, "samples").standard_normal(shape, np.float32)).to(device)
-    labels = torch.arange(len(z), device=device) % spec.num_classes if spec.num_classes else None
-    return generate(G, z, labels)
+def fixed_samples(G: nn.Module, data: Data, config: Config, device: torch.device) -> Tensor:
+    """`samples.count` images [N, C, H, W] of latents that depend on the seed alone; on the CPU.
+
+    Of the classes in turn, or with labels of the dataset, in the order of their first number.
+    """
+    count = config.samples.count
+    z = torch.from_numpy(rng(config.seed, "samples").standard_normal((count, config.model.latent), np.float32))
+    labels = None
+    if data.spec.conditions:
+        drawn = data.dataset.draw_labels(rng(config.seed, "labels of samples").random(count))
+        labels = torch.from_numpy(drawn[np.argsort(drawn[:, data.spec.num_classes], kind="stable")]).to(device)
+    elif data.spec.num_classes:
+        labels = torch.arange(count, device=device) % data.spec.num_classes
+    return generate(G, z.to(device), labels)
 
 
-def first_images(reader: Reader, order: Lanes, count: int) -> Tensor:
-    """Up to `count` of the first images that this process trains on, [N, C, S, S] in [-1, 1], on the CPU."""
+def first_images(data: Data, count: int) -> Tensor:
+    """Up to `count` of the first images that this process trains on, [N, C, H, W] in [-1, 1], on the CPU."""
+    order = data.order
     count = min(count, order.epoch_images)
     slots = min(-(-count // len(order.local_lanes)), order.length)
-    images = reader.read(order.ids(0, slots * order.lanes)[:count]).images
-    return normalize(images, channels_last=False)
+    images = data.reader.read(order.ids(0, slots * order.lanes)[:count]).images
+    return normalize(images, data.spec)
 
 
-def to_grid(images: Tensor) -> np.ndarray:
-    """Images [N, C, S, S] in [-1, 1] as one picture, uint8 [H, W, 3]."""
-    return grid(to_uint8(images.float().cpu().numpy()))
+def to_grid(images: Tensor, show: Sequence[int]) -> np.ndarray:
+    """The channels `show` of images [N, C, H, W] in [-1, 1] as one picture, uint8 [H', W', 3]."""
+    return grid(to_picture(images.float().cpu().numpy(), show))
 
 
 def grid_name(epochs: float) -> str:

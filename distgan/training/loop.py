@@ -262,7 +262,7 @@ class Trainer:
     def evaluate(self) -> bool:
         """Evaluate the generator; returns whether it came to its end, which a stop prevents."""
         start = time.monotonic()
-        conditional = self.data.spec.num_classes > 0
+        conditional = self.data.spec.conditional
         done = self.evaluations.evaluate(
             self.G_for_sampling,
             self.state.images_seen,
@@ -289,17 +289,18 @@ class Trainer:
         if not self.processes.is_main_process:
             return
         images_seen = self.state.images_seen
-        images = fixed_samples(self.G_for_sampling, self.data.spec, self.config, self.processes.device)
-        self.log.grid(grid_name(images_seen / self.clock.epoch_images), to_grid(images), images_seen)
+        images = fixed_samples(self.G_for_sampling, self.data, self.config, self.processes.device)
+        picture = to_grid(images, self.config.samples.show)
+        self.log.grid(grid_name(images_seen / self.clock.epoch_images), picture, images_seen)
         # the grid of an end or a stop between two others is not in the log: an uninterrupted run has none there
         if self.clock.crossed(self.config.samples.every_epochs, images_seen) and len(images) >= LEAST_IMAGES:
-            real = first_images(self.data.reader, self.data.order, len(images))
+            real = first_images(self.data, len(images))
             self.reporter.add_diversity(spread(images) / max(spread(real), 1e-6))
 
     def save_real_grid(self) -> None:
         """The first images that the main process trains on, as samples/real.png; on the main process."""
-        images = first_images(self.data.reader, self.data.order, self.config.samples.count)
-        self.log.grid("real", to_grid(images), self.state.images_seen)
+        images = first_images(self.data, self.config.samples.count)
+        self.log.grid("real", to_grid(images, self.config.samples.show), self.state.images_seen)
 
     def write_page(self) -> None:
         """Write report.html, on the main process."""

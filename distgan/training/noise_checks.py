@@ -9,6 +9,7 @@ from distgan.config.keys import Config
 from distgan.errors import UsageError
 from distgan.gan.finite_difference import FiniteDifference
 from distgan.gan.penalties import PENALTIES
+from distgan.models import example_labels
 from distgan.samples import SampleSpec
 
 SIGMAS = {"bf16": 0.1, "fp16": 0.03}
@@ -78,7 +79,7 @@ def check_perturbed_d(config: Config, D: nn.Module, spec: SampleSpec) -> None:
     device = next(D.parameters()).device
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         x, y, z = torch.rand(3, 1, *spec.shape, device=device) * 2 - 1
-        labels = torch.zeros(4, dtype=torch.long, device=device) if spec.num_classes else None
+        labels = example_labels(spec, 4, device)
         before = generator_state(device)
         first, second = (copy.deepcopy(D).train()(torch.cat([x, x, other, other]), labels) for other in (y, z))
         draws = not torch.equal(before, generator_state(device))

@@ -82,7 +82,7 @@ def minibatch(mixture: Mixture, rng: torch.Generator) -> Minibatch:
 
 def train(mixture: Mixture, loss: str, penalties: Iterable[str], seed: int) -> tuple[nn.Module, nn.Module]:
     """G and its EMA. The real points are drawn on the fly; a paired loss updates G on minibatches of its own."""
-    G, D = models.build("mlp", SampleSpec(1, 2, 0), z_dim=Z_DIM, options={}, seed=seed)
+    G, D = models.build("mlp", SampleSpec(1, 1, 2, 0), z_dim=Z_DIM, options={}, seed=seed)
     adam = [torch.optim.Adam(network.parameters(), mixture.lr, mixture.betas, fused=True) for network in (G, D)]
     gan = GAN(G, D, G, D, *adam, loss=LOSSES[loss])
     weights = {"r1": mixture.gamma, "r2": mixture.gamma, "wgan_gp": 10.0}

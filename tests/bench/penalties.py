@@ -54,7 +54,7 @@ def iterations(
 ) -> Iterator[None]:
     """Yields after each iteration."""
     options = {"width": width, "norm": "none", "d_norm": d_norm}
-    networks = models.build("dcgan", SampleSpec(32, 3, 0), z_dim=64, options=options, seed=0)
+    networks = models.build("dcgan", SampleSpec(32, 32, 3, 0), z_dim=64, options=options, seed=0)
     G, D = (network.to(memory_format=torch.channels_last) for network in networks)  # type: ignore[call-overload]
     adam = [torch.optim.Adam(network.parameters(), 2e-4, (0.5, 0.999), fused=True) for network in (G, D)]
     pipeline = Pipeline([(name, 1.0) for name in augment])

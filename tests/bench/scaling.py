@@ -55,8 +55,8 @@ class Case(NamedTuple):
     captured: bool = False
 
 
-DCGAN = ("dcgan-64", SampleSpec(64, 3))
-FFHQ = ("r3gan-ffhq-64", SampleSpec(64, 3))
+DCGAN = ("dcgan-64", SampleSpec(64, 64, 3))
+FFHQ = ("r3gan-ffhq-64", SampleSpec(64, 64, 3))
 LOCAL = ("--sync_batchnorm", "false")
 CASES = (
     Case("DCGAN-64, 64 images per GPU, eager", *DCGAN, 64),
@@ -67,7 +67,7 @@ CASES = (
     Case("R3GAN FFHQ-64, 32 images per GPU, eager", *FFHQ, 32),
     Case("R3GAN FFHQ-64, 4 images per GPU, eager", *FFHQ, 4),
     Case("the same, captured", *FFHQ, 4, captured=True),
-    Case("R3GAN ImageNet-64, 32 images per GPU, eager", "r3gan-imagenet-64", SampleSpec(64, 3, 1000), 32),
+    Case("R3GAN ImageNet-64, 32 images per GPU, eager", "r3gan-imagenet-64", SampleSpec(64, 64, 3, 1000), 32),
 )
 
 

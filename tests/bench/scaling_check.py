@@ -73,7 +73,7 @@ def median_seconds(
 
 def step(norm: str, *, synchronized: bool) -> Callable[[], object]:
     """An iteration of the runs' networks, without data, log and other processes."""
-    spec = SampleSpec(64, 3)
+    spec = SampleSpec(64, 64, 3)
     networks = models.build("dcgan", spec, z_dim=LATENT, options={"width": WIDTH, "norm": norm}, seed=0)
     if synchronized:
         networks = tuple(batchnorm.convert(network) for network in networks)

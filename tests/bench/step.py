@@ -46,7 +46,7 @@ def textbook(folder: Path) -> Iterator[None]:
     steps = [transforms.ToTensor(), transforms.Normalize((0.5,) * 3, (0.5,) * 3)]
     dataset = torchvision.datasets.ImageFolder(str(folder), transforms.Compose(steps))
     loader = torch.utils.data.DataLoader(dataset, batch_size=64, shuffle=True, num_workers=2, drop_last=True)
-    G, D = models.build("dcgan", SampleSpec(64, 3, 0), z_dim=100, options={"width": 64}, seed=0)
+    G, D = models.build("dcgan", SampleSpec(64, 64, 3, 0), z_dim=100, options={"width": 64}, seed=0)
     criterion = nn.BCEWithLogitsLoss()
     g_optimizer, d_optimizer = (torch.optim.Adam(n.parameters(), lr=2e-4, betas=(0.5, 0.999)) for n in (G, D))
     while True:

@@ -1,5 +1,6 @@
 """What enters from outside: manifests, indexes, checkpoints and tars with values that no program of ours writes."""
 
+import hashlib
 import io
 import json
 import shutil
@@ -42,11 +43,17 @@ def folder(tiny, tmp_path) -> Path:
         (["shards", 0, "name"], "/x.tar", "at `$.shards[0].name`"),
         (["shards", 0, "name"], "x\0.tar", "at `$.shards[0].name`"),
         (["shards", 0, "name"], "x.zip", "at `$.shards[0].name`"),
-        (["size"], 8.0, "Expected `int`, got `float` - at `$.size`"),
-        (["size"], True, "Expected `int`, got `bool` - at `$.size`"),
-        (["size"], 10**6, "Expected `int` <= 4096 - at `$.size`"),
-        (["channels"], 2, "at `$.channels`"),
-        (["encoding"], "webp", "at `$.encoding`"),
+        (["fields", "image", "height"], 8.5, "Expected `int`, got `float` - at `$.fields.image.height`"),
+        (["fields", "image", "width"], True, "Expected `int`, got `bool` - at `$.fields.image.width`"),
+        (["fields", "image", "height"], 10**6, "Expected `int` <= 4096 - at `$.fields.image.height`"),
+        (["fields", "image", "channels"], 65, "at `$.fields.image.channels`"),
+        (["fields", "image", "encoding"], "webp", "at `$.fields.image.encoding`"),
+        (["fields", "image", "dtype"], "int64", "at `$.fields.image.dtype`"),
+        (["fields", "image", "range"], [0, 256], "its range (0.0, 256.0) is none of uint8 pixels"),
+        (["fields", "image", "range"], [5, 5], "its range (5.0, 5.0) is none of uint8 pixels"),
+        (["fields", "image"], {}, "missing required field `height` - at `$.fields.image`"),
+        (["conditions"], [{"name": "energy"}], "missing required field `kind` - at `$.conditions[0]`"),
+        (["format"], 1, "manifest.json has format 1; this version reads 'distgan-shards-1' and 'distgan-shards-2'"),
         (["classes", 0, "samples"], 0, "its classes do not have 80 samples"),
         (["index"], {}, "missing required field `bytes` - at `$.index`"),
     ],
@@ -55,7 +62,38 @@ def test_a_manifest_out_of_range_is_bad_input(folder, keys, value, message):
     edit(folder, keys, value)
     with pytest.raises(UsageError) as error:
         shards.open_dataset(str(folder), None)
-    assert "manifest.json is corrupt" in str(error.value) and message in str(error.value)
+    assert ("manifest.json is corrupt" in str(error.value) or keys == ["format"]) and message in str(error.value)
+
+
+def as_format_1(folder: Path) -> bytes:
+    """The folder's manifest as version 0.1 wrote it; its bytes."""
+    manifest = json.loads((folder / "manifest.json").read_text())
+    image = manifest.pop("fields")["image"]
+    rest = {name: value for name, value in manifest.items() if name not in ("format", "samples")}
+    first = {"format": "distgan-shards-1", "samples": manifest["samples"], "size": image["height"]}
+    old = first | {"channels": image["channels"], "encoding": image["encoding"]} | rest
+    old["options"] = {"size": image["height"], "channels": image["channels"], "crop": "center", "resize": "none"}
+    (folder / "manifest.json").write_text(json.dumps(old, indent=1) + "\n")
+    return (folder / "manifest.json").read_bytes()
+
+
+def test_a_dataset_of_format_1_is_read_on(folder):
+    spec = shards.open_dataset(str(folder), None).spec
+    before = as_format_1(folder)
+    dataset = shards.open_dataset(str(folder), None)
+    assert dataset.spec == spec and dataset.digest == hashlib.sha256(before).hexdigest()
+    (folder / "index.npz").unlink()
+    shards.index(str(folder))
+    assert (folder / "manifest.json").read_bytes() == before  # runs on it go on
+    shards.verify(str(folder))
+
+
+@pytest.mark.parametrize(("key", "value"), [("channels", 2), ("size", 0), ("size", None), ("encoding", "webp")])
+def test_a_manifest_of_format_1_out_of_range_is_bad_input(folder, key, value):
+    as_format_1(folder)
+    edit(folder, [key], value)
+    with pytest.raises(UsageError, match="manifest.json is corrupt"):
+        shards.open_dataset(str(folder), None)
 
 
 @pytest.mark.parametrize(

@@ -193,7 +193,7 @@ def test_stacked_mnist(tmp_path):
 def test_digits_are_complete(tmp_path):
     assert command("make", "digits", tmp_path / "dataset", "--format", "png") == 0
     dataset = open_dataset(tmp_path / "dataset")
-    assert (dataset.size, dataset.channels, len(dataset.columns["label"]), len(dataset.classes)) == (32, 1, 1797, 10)
+    assert (dataset.spec, len(dataset.columns["label"])) == (SampleSpec(32, 32, 1, 10), 1797)
 
 
 def make_one(tmp_path: Path, image: Image.Image, suffix: str = "png", **save) -> np.ndarray:
@@ -280,8 +280,8 @@ def test_crop_and_antialiased_resize(tmp_path):
     pixels = make_one(tmp_path, Image.fromarray(stripes))
     assert 115 < pixels.mean() < 140 and pixels.std() < 20  # aliasing would give 0 and 255
     recorded = read_manifest(tmp_path / "dataset")["options"]
-    assert recorded["resize"] == "lanczos" and recorded["crop"] == "center"
-    assert command("make", tmp_path / "one", tmp_path / "other", "--size", 8, "--crop", "none") == 2
+    assert recorded["resize"] == "lanczos" and recorded["fit"] == "crop"
+    assert command("make", tmp_path / "one", tmp_path / "other", "--size", 8, "--fit", "none") == 2
 
 
 def test_corrupt_images_are_listed(folder_of_images, tmp_path, capsys):
@@ -327,7 +327,7 @@ def test_make_prints_what_it_did_to_the_images(folder_of_images, tmp_path, capsy
         f"left out: 6 ({first}; and 3 more in manifest.json)",
         "converted: from L (1)",
         "resized: 3, of which enlarged: 1",
-        "cropped to a square: 2",
+        "cropped: 2",
     ]
     assert manifest["converted"] == {"cropped": 2, "enlarged": 1, "from L": 1, "resized": 3}
     assert command("make", folder_of_images, tmp_path / "dataset", "--size", 8, "--skip_bad") == 0
@@ -368,7 +368,7 @@ def test_size_that_no_network_takes_gives_a_warning(folder_of_images, tmp_path, 
 def test_networks_take_the_sizes_that_the_warning_names():
     def accepted(size: int) -> bool:
         try:
-            models.build("dcgan", SampleSpec(size, 1), z_dim=2, options={"width": 1}, seed=0)
+            models.build("dcgan", SampleSpec(size, size, 1), z_dim=2, options={"width": 1}, seed=0)
         except UsageError:
             return False
         return True
@@ -475,7 +475,7 @@ def test_links_are_followed_and_broken_ones_are_reported(folder_of_images, tmp_p
 def test_images_of_different_size_need_the_size_option(folder_of_images, tmp_path, capsys):
     Image.fromarray(noise(1, size=16)[0]).save(folder_of_images / "b" / "z.png")
     assert command("make", folder_of_images, tmp_path / "dataset") == 2
-    assert "b/z.png: 16x16, the first image 8x8; --size N resizes all" in capsys.readouterr().err
+    assert "b/z.png: 16x16, the first image 8x8; --size N or HxW resizes all" in capsys.readouterr().err
     assert command("make", folder_of_images, tmp_path / "dataset", "--size", 8) == 0
 
 

@@ -62,7 +62,7 @@ def test_the_gradient_of_the_weights_tends_to_that_of_r1():
 
 def test_spectral_norm_sees_both_in_one_pass():
     """Each pass of D in training mode is a power iteration, and changes D: without noise the logits must be equal."""
-    _, D = models.build("dcgan", SampleSpec(16, 3, 0), z_dim=8, options={"width": 4, "d_norm": "spectral"}, seed=0)
+    _, D = models.build("dcgan", SampleSpec(16, 16, 3, 0), z_dim=8, options={"width": 4, "d_norm": "spectral"}, seed=0)
     inputs = DInputs(torch.rand(6, 3, 16, 16) * 2 - 1, None, None, torch.arange(6))
     passes = []
 
@@ -100,7 +100,7 @@ def test_the_perturbed_image_keeps_its_label_and_augmentation(stride):
 def test_half_precision_keeps_the_gradient(dtype, sigma):
     """At the sigma that the configuration names, and less at a thirtieth of it; with a loss scale."""
     options = {"width": 8, "norm": "none", "init": "he"}
-    _, D = models.build("dcgan", SampleSpec(16, 3, 0), z_dim=8, options=options, seed=0)
+    _, D = models.build("dcgan", SampleSpec(16, 16, 3, 0), z_dim=8, options=options, seed=0)
     torch.manual_seed(0)
     inputs = DInputs(torch.rand(16, 3, 16, 16) * 2 - 1, None, None, torch.arange(16))
 

@@ -42,7 +42,7 @@ def make(
     loss: Loss = LOSSES["bce"], norm: str = "batch", classes: int = 0, lr: float = 2e-4, augment: bool = False
 ) -> GAN:
     options = {"width": 4, "norm": norm}
-    G, D = models.build("dcgan", SampleSpec(16, 3, classes), z_dim=8, options=options, seed=0)
+    G, D = models.build("dcgan", SampleSpec(16, 16, 3, classes), z_dim=8, options=options, seed=0)
     adam = [torch.optim.Adam(network.parameters(), lr=lr, betas=(0.5, 0.999)) for network in (G, D)]
     return GAN(G, D, G, D, *adam, loss=loss, augment=PIPELINE if augment else unaugmented)
 

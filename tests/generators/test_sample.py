@@ -13,6 +13,7 @@ import distgan
 import distgan.commands.sample
 import distgan.images
 from distgan.generators.sampling import slerp
+from distgan.samples import SampleSpec
 from helpers import ROOT, TINY, train
 
 MANUAL = ROOT / "distgan" / "generators" / "README.md"
@@ -199,7 +200,7 @@ def test_exports(run, tmp_path, monkeypatch):
 
 def test_load(run):
     G = distgan.load(run)
-    assert (G.z_dim, G.classes, G.size, G.channels) == (8, ["a", "b", "c"], 8, 3)
+    assert (G.z_dim, G.classes, G.spec) == (8, ["a", "b", "c"], SampleSpec(8, 8, 3, 3))
     assert G.path == run / "checkpoints" / "80" / "ema.safetensors"
     assert not G.training and not any(p.requires_grad for p in G.parameters())
     images = G.sample(70, seed=1)

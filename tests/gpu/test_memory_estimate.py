@@ -20,7 +20,7 @@ from distgan.training.cost import Meter, describe_cost, estimate_cost, largest_m
 
 def estimate(size: int = 64, num_classes: int = 0, world_size: int = 1, **keys: Any) -> float:
     """In GB."""
-    return estimate_cost(Config(**keys), SampleSpec(size, 3, num_classes), world_size).memory / 1e9
+    return estimate_cost(Config(**keys), SampleSpec(size, size, 3, num_classes), world_size).memory / 1e9
 
 
 def small(**options: Any) -> ModelConfig:
@@ -91,7 +91,7 @@ def test_global_batchnorm_needs_no_more(cuda_batchnorm, monkeypatch, precision):
 
 def test_the_line_of_the_dry_run(monkeypatch):
     config = Config(batch=256, precision="bf16")
-    _, line = describe_cost(config, SampleSpec(64, 3), 1)
+    _, line = describe_cost(config, SampleSpec(64, 64, 3), 1)
     assert line.startswith("estimated peak memory per process on a GPU: 0.5") and "cuDNN" in line
 
     def build(spec: SampleSpec, **_: Any) -> tuple[nn.Module, nn.Module]:
@@ -103,12 +103,12 @@ def test_the_line_of_the_dry_run(monkeypatch):
 
     monkeypatch.setitem(MODELS, "reads", build)
     reads = Config(model=ModelConfig(name="reads"))
-    (line,) = describe_cost(reads, SampleSpec(64, 3), 1)
+    (line,) = describe_cost(reads, SampleSpec(64, 64, 3), 1)
     assert line.startswith(
         "estimated FLOPs and peak memory per process on a GPU: unknown (DataDependentOutputException"
     )
     monkeypatch.setattr(cost, "FakeTensorMode", None)
-    (line,) = describe_cost(config, SampleSpec(64, 3), 1)
+    (line,) = describe_cost(config, SampleSpec(64, 64, 3), 1)
     assert f"unknown (RuntimeError: torch {torch.__version__} has no FakeTensorMode)" in line
 
 
@@ -144,7 +144,7 @@ def test_flops_by_hand(monkeypatch, keys, g_passes, d_passes):
     """Of linear networks: 2 * 16 * 192 an image and pass through G, 2 * 192 through D."""
     monkeypatch.setitem(MODELS, "linear", linear)
     config = Config(model=ModelConfig(name="linear", latent=16), **keys)
-    cost = estimate_cost(config, SampleSpec(8, 3), 1)
+    cost = estimate_cost(config, SampleSpec(8, 8, 3), 1)
     assert cost.flops == 64 * (g_passes * 2 * 16 * 192 + d_passes * 2 * 192)
 
 

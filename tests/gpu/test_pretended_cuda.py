@@ -182,7 +182,7 @@ def test_global_batchnorm_never_waits(monkeypatch, precision):
     monkeypatch.setattr(dist, "all_reduce", lambda tensor: reduced.append(tensor.device.type))
     monkeypatch.setattr(dist, "get_world_size", lambda: 8)
     options = {"width": 4}
-    networks = models.build("dcgan", SampleSpec(16, 3, 0), z_dim=8, options=options, seed=0)
+    networks = models.build("dcgan", SampleSpec(16, 16, 3, 0), z_dim=8, options=options, seed=0)
     with pretend.cuda_device() as device:
         G, D = (batchnorm.convert(n).to(memory_format=torch.channels_last).to("cuda:0") for n in networks)
         gan = GAN(G, D, G, D, adam(G, OptimizerConfig()), adam(D, OptimizerConfig()), LOSSES["bce"])

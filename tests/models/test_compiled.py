@@ -30,7 +30,7 @@ CLASSES = 3
 def build(network: str, classes: int) -> nn.ModuleDict:
     """G and D away from their initialization, where some layers are zero and singular vectors are exact."""
     name, size, options = NETWORKS[network]
-    G, D = models.build(name, SampleSpec(size, 3, classes), z_dim=8, options=options, seed=0)
+    G, D = models.build(name, SampleSpec(size, size, 3, classes), z_dim=8, options=options, seed=0)
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for parameter in [*G.parameters(), *D.parameters()]:

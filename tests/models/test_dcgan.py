@@ -15,7 +15,8 @@ from distgan.samples import SampleSpec
 def build(**changes):
     values: dict[str, Any] = dict(size=32, channels=3, num_classes=0, z_dim=8, options={"width": 4}, seed=0)
     values |= changes
-    spec = SampleSpec(values.pop("size"), values.pop("channels"), values.pop("num_classes"))
+    size = values.pop("size")
+    spec = SampleSpec(size, size, values.pop("channels"), values.pop("num_classes"))
     return models.build("dcgan", spec, **values)
 
 
@@ -81,7 +82,7 @@ def test_unsupported_networks_are_refused(changes, message):
 
 def test_z_outweighs_the_label_at_initialization():
     """If both weigh the same, G collapses to one image per class."""
-    G, _ = models.build("dcgan", SampleSpec(16, 1, 10), z_dim=100, options={"width": 8}, seed=0)
+    G, _ = models.build("dcgan", SampleSpec(16, 16, 1, 10), z_dim=100, options={"width": 8}, seed=0)
     z, labels = torch.randn(64, 100, generator=torch.Generator().manual_seed(0)), torch.arange(64) % 10
     G.eval()
     with torch.no_grad():

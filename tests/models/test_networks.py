@@ -32,7 +32,7 @@ def image_size(network: str) -> int:
 def build(network: str, classes: int = 0, seed: int = 0, size: int | None = None, channels: int = 3, **options: Any):
     name, defaults = NETWORKS[network]
     size, options = size or image_size(network), defaults | options
-    return models.build(name, SampleSpec(size, channels, classes), z_dim=8, options=options, seed=seed)
+    return models.build(name, SampleSpec(size, size, channels, classes), z_dim=8, options=options, seed=seed)
 
 
 def draw(network: str, classes: int = 0, n: int = 4) -> tuple[Tensor, Tensor, Tensor | None]:

@@ -17,7 +17,8 @@ def build(**changes):
     options = {"widths": [32, 32, 24, 16], "group_width": 16}
     values: dict[str, Any] = dict(size=32, channels=3, num_classes=0, z_dim=8, options=options, seed=0)
     values |= changes
-    spec = SampleSpec(values.pop("size"), values.pop("channels"), values.pop("num_classes"))
+    size = values.pop("size")
+    spec = SampleSpec(size, size, values.pop("channels"), values.pop("num_classes"))
     return models.build("r3gan", spec, **values)
 
 

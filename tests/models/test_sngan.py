@@ -19,7 +19,8 @@ from distgan.samples import SampleSpec
 def build(**changes):
     values: dict[str, Any] = dict(size=32, channels=3, num_classes=0, z_dim=8, options={"width": 8}, seed=0)
     values |= changes
-    spec = SampleSpec(values.pop("size"), values.pop("channels"), values.pop("num_classes"))
+    size = values.pop("size")
+    spec = SampleSpec(size, size, values.pop("channels"), values.pop("num_classes"))
     return models.build("sngan", spec, **values)
 
 

@@ -46,7 +46,7 @@ class D(nn.Module):
         return self.layer(images.flatten(1)).flatten()
 
 def build(spec, *, z_dim, scale=1.0):
-    return G(spec.size, spec.channels, z_dim), D(spec.size, spec.channels)
+    return G(spec.height, spec.channels, z_dim), D(spec.height, spec.channels)
 
 MODELS["linear"] = build
 """
@@ -122,8 +122,8 @@ def test_own_parts_without_a_fork(parts, tiny, tmp_path, capsys):
         ("self.layer(images.flatten(1)).flatten()", "self.layer(images.flatten(1))", r"D returns \[2, 1\]"),
         ("return self.layer(images.flatten(1)).flatten()", "return None", "D returns NoneType"),
         (
-            "return G(spec.size, spec.channels, z_dim), D(spec.size, spec.channels)",
-            "return G(spec.size, spec.channels, z_dim)",
+            "return G(spec.height, spec.channels, z_dim), D(spec.height, spec.channels)",
+            "return G(spec.height, spec.channels, z_dim)",
             "must return G and D",
         ),
         ("    def forward(self, z, labels=None)", "    def forward(self, z, labels)", "ok"),

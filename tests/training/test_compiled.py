@@ -38,7 +38,7 @@ NETWORKS: dict[str, tuple[str, int, dict[str, Any]]] = {
 def build(network: str, *, loss: str = "bce", classes: int = 3, augment: tuple[str, ...] = (), compiled: bool) -> GAN:
     """A GAN in float64."""
     name, size, options = NETWORKS[network]
-    spec = SampleSpec(size, 3, classes)
+    spec = SampleSpec(size, size, 3, classes)
     G, D = (network.double() for network in models.build(name, spec, z_dim=4, options=options, seed=0))
     for each in (G, D):
         convert(each, TensorMomentumBatchNorm2d)

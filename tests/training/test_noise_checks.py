@@ -18,7 +18,7 @@ from distgan.training.noise_checks import check_perturbed_d, check_shares
 from helpers import TINY, train, weights
 
 NEEDS = Needs(perturbs=frozenset(("real", "fake")))
-SPEC = SampleSpec(8, 3, 0)
+SPEC = SampleSpec(8, 8, 3, 0)
 
 
 def keys(processes: int, rank: int, images_seen: int = 64, seed: int = 0) -> dict[str, np.ndarray]:
@@ -143,9 +143,9 @@ def test_discriminators_that_are_refused(part, message):
 @pytest.mark.parametrize("norm", ["none", "group", "spectral"])
 def test_discriminators_that_are_not(norm):
     """Spectral normalization changes its buffers in each pass: those of the run's D stay."""
-    _, D = models.build("dcgan", SampleSpec(16, 3, 3), z_dim=8, options={"width": 4, "d_norm": norm}, seed=0)
+    _, D = models.build("dcgan", SampleSpec(16, 16, 3, 3), z_dim=8, options={"width": 4, "d_norm": norm}, seed=0)
     before = {name: tensor.clone() for name, tensor in D.state_dict().items()}
-    check_perturbed_d(with_penalties(r1_fd=1), D, SampleSpec(16, 3, 3))
+    check_perturbed_d(with_penalties(r1_fd=1), D, SampleSpec(16, 16, 3, 3))
     assert all(torch.equal(before[name], tensor) for name, tensor in D.state_dict().items())
 
 

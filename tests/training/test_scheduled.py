@@ -17,7 +17,7 @@ RISING = {"from": 0.1, "to": 0.5, "images": 64, "shape": "linear"}
 
 def build(**keys) -> ScheduledValues:
     config = Config(batch=16, model=ModelConfig(latent=8, options={"width": 4, "norm": "none"}), **keys)
-    G, D = models.build("dcgan", SampleSpec(16, 1), z_dim=8, options=config.model.options, seed=0)
+    G, D = models.build("dcgan", SampleSpec(16, 16, 1), z_dim=8, options=config.model.options, seed=0)
     gan = GAN(G, D, G, D, adam(G, config.g_optimizer), adam(D, config.d_optimizer), LOSSES[config.loss])
     return ScheduledValues(config, gan, torch.device("cpu"))
 

@@ -42,21 +42,14 @@ def open_source(
     if kind is not None:
         refuse(source, label_key=of_tars["label_key"])
         return open_table(kind, source, TableOptions(split, labels, label_columns, image_key, layout))
+    tars = [path] if path.is_file() and is_tar(path.name) else [file for file in found if is_tar(file.name)]
+    if tars:
+        root = path if path.is_dir() else path.parent
+        check_beside_tars(path, tars[0], found)
+        return open_tars(root, tars, labels, label_columns, label_key, image_key, layout)
     if path.is_dir():
-        tars = [file for file in found if is_tar(file.name)]
-        if not tars:
-            refuse(source, **of_tars)
-            return open_folder(path, found, labels, label_columns, layout)
-        image = next((file for file in found if is_image(file.name)), None)
-        if image is not None:
-            both = f"images ({image.relative_to(path)}) and tars ({tars[0].relative_to(path)})"
-            raise UsageError(f"{source} has {both}; put the tars into a folder of their own, and make that")
-        others = count_suffixes(file.name for file in found if not is_tar(file.name) and file.name not in BESIDE_TARS)
-        if others:
-            note(f"left out, since they are no tars: {others}")
-        return open_tars(path, tars, labels, label_columns, label_key, image_key)
-    if path.is_file() and is_tar(path.name):
-        return open_tars(path.parent, [path], labels, label_columns, label_key, image_key)
+        refuse(source, **of_tars)
+        return open_folder(path, found, labels, label_columns, layout)
     if path.is_file() and path.suffix.lower() == ".zip":
         refuse(source, **of_tars)
         try:
@@ -66,6 +59,17 @@ def open_source(
             raise
     kinds = f"a folder, .zip, .tar, {KINDS} or built-in dataset; choose from {', '.join(BUILTIN)}"
     raise UsageError(f"{source} is not {kinds}")
+
+
+def check_beside_tars(folder: Path, tar: Path, files: list[Path]) -> None:
+    """Say which `files` in a folder of tars are no tars. Raises UsageError if one is an image."""
+    image = next((file for file in files if is_image(file.name)), None)
+    if image is not None:
+        both = f"images ({image.relative_to(folder)}) and tars ({tar.relative_to(folder)})"
+        raise UsageError(f"{folder} has {both}; put the tars into a folder of their own, and make that")
+    others = count_suffixes(file.name for file in files if not is_tar(file.name) and file.name not in BESIDE_TARS)
+    if others:
+        note(f"left out, since they are no tars: {others}")
 
 
 def refuse(source: str, **options: str | None) -> None:

@@ -15,6 +15,7 @@ from typing import Any, BinaryIO, NamedTuple
 
 from distgan.errors import UsageError
 
+TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 OPENERS: dict[bytes, Any] = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ": lzma.open}
 """First bytes of a compressed file -> what decompresses it."""
 MAX_MEMBER = 1 << 28
@@ -63,8 +64,10 @@ class Archives:
                 shutil.copyfileobj(file, self.decompressed, 1 << 20)
             self.decompressed.flush()
         except OSError as error:
+            with contextlib.suppress(OSError):
+                self.decompressed.close()  # tries to write the rest
             if error.errno is None:  # of gzip
-                raise UsageError(f"{path}: not a compressed tar ({error})") from None
+                raise UsageError(f"{path}: a damaged compressed tar ({error})") from None
             where = tempfile.gettempdir()
             fix = "set TMPDIR to a folder with room, or decompress it first"
             raise UsageError(f"{path}: it does not fit into {where} ({error.strerror}); {fix}") from None

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from distgan.dataset_tool.label_files import IMAGE_SUFFIXES, labels_of_table, read_table
+from distgan.dataset_tool.label_files import IMAGE_SUFFIXES, labels_of_table, parse_class_names, read_table
 from distgan.dataset_tool.labels import Labels
 from distgan.dataset_tool.notes import escape_name, note
 from distgan.dataset_tool.sources.folders import class_folders
@@ -17,6 +17,8 @@ from distgan.errors import UsageError
 from distgan.images import PIL_FORMATS
 
 FORMATS = tuple(dict.fromkeys(PIL_FORMATS.values()))
+MOST_SUFFIXES = 12
+"""That a line lists."""
 LABEL_FILES = ("dataset.json", "classes.json")
 
 
@@ -65,7 +67,9 @@ def is_hidden(name: str) -> bool:
 def count_suffixes(names: Iterable[str]) -> str:
     """How many names have which suffix, the most frequent first: ".heic 3, .txt 1, no suffix 2"; "" for no names."""
     counts = Counter(PurePosixPath(name).suffix.lower() or "no suffix" for name in names)
-    return ", ".join(f"{escape_name(suffix)} {count:,}" for suffix, count in counts.most_common(12))
+    shown = sorted(counts, key=lambda suffix: (-counts[suffix], suffix))
+    more = [f"and {len(shown) - MOST_SUFFIXES} more suffixes"] if len(shown) > MOST_SUFFIXES else []
+    return ", ".join([f"{escape_name(suffix)} {counts[suffix]:,}" for suffix in shown[:MOST_SUFFIXES]] + more)
 
 
 def check_images(source: Source, skipped: Sequence[str]) -> None:
@@ -88,8 +92,9 @@ def add_labels(
 ) -> Source:
     """Add labels: `auto` (dataset.json inside, else class folders, else none), `folders`, `none`, or the file `labels`.
 
-    `read` returns a file of the source by name, or raises OSError or KeyError. `columns` is the value of
-    `--label_columns`, and `aliases` are other names of images that a file of labels may list. Raises UsageError.
+    A classes.json beside the dataset.json names its classes. `read` returns a file of the source by name, or raises
+    OSError or KeyError. `columns` is the value of `--label_columns`, and `aliases` are other names of images that a
+    file of labels may list. Raises UsageError.
     """
     if labels in ("none", "folders"):
         if columns is not None:
@@ -106,17 +111,27 @@ def add_labels(
         if columns is not None:
             raise UsageError("--label_columns: there is no dataset.json in the source; give --labels FILE") from None
         return add_class_folders(source, forced=False)
-    return add_table(source, ".json", data, columns, "dataset.json", aliases or {})
+    try:
+        classes = parse_class_names(read("classes.json"), "classes.json")
+    except (OSError, KeyError):
+        classes = []
+    return add_table(source, ".json", data, columns, "dataset.json", aliases or {}, classes)
 
 
 def add_table(
-    source: Source, suffix: str, data: bytes, columns: str | None, where: str, aliases: Mapping[str, str]
+    source: Source,
+    suffix: str,
+    data: bytes,
+    columns: str | None,
+    where: str,
+    aliases: Mapping[str, str],
+    classes: Sequence[str] = (),
 ) -> Source:
-    """Add the labels in a file of labels, by the names of the images. Raises UsageError."""
+    """Add the labels in a file of labels, by the names of the images; `classes` name them. Raises UsageError."""
     table = read_table(suffix, data, where, {*source.names, *aliases})
     if table.names:
         table = table._replace(names=[aliases.get(name, name) for name in table.names])
-        take_labels(source, labels_of_table(table, source.names, columns, where))
+        take_labels(source, labels_of_table(table, source.names, columns, where, classes))
     return source
 
 
@@ -144,5 +159,11 @@ def from_arrays(name: str, images: np.ndarray, labels: np.ndarray, classes: Sequ
     images = images[..., None] if images.ndim == 3 else images
     names = [f"{i:06d}" for i in range(len(images))]
     return Source(
-        name, names, images.__getitem__, labels.astype(np.int64), list(classes), images.shape[1], images.shape[3]
+        name,
+        names,
+        images.__getitem__,
+        labels.astype(np.int64),
+        list(classes),
+        size=images.shape[1],
+        channels=images.shape[3],
     )

@@ -9,6 +9,7 @@ from distgan.dataset_tool.sources.extras import extra
 from distgan.dataset_tool.sources.parquet_files import HUB
 from distgan.dataset_tool.sources.pixels import Layout
 from distgan.dataset_tool.sources.source import Source, is_image
+from distgan.dataset_tool.sources.tars import is_tar
 from distgan.errors import UsageError
 
 LMDB_FILE = "data.mdb"
@@ -32,7 +33,7 @@ class TableOptions(NamedTuple):
 
 
 def kind_of_table(source: str, files: list[Path]) -> str | None:
-    """parquet, lmdb, hdf5, npy, npz or tfrecord; None for everything else, such as a folder with images.
+    """parquet, lmdb, hdf5, npy, npz or tfrecord; None for everything else, such as a folder with images or tars.
 
     `files` are those in the folder SRC, if it is one.
     """
@@ -43,7 +44,7 @@ def kind_of_table(source: str, files: list[Path]) -> str | None:
         return "lmdb" if path.name == LMDB_FILE else SUFFIXES.get(path.suffix.lower())
     if path / LMDB_FILE in files:
         return "lmdb"
-    if any(is_image(file.name) for file in files):
+    if any(is_image(file.name) or is_tar(file.name) for file in files):
         return None
     found = {SUFFIXES.get(file.suffix.lower()) for file in files}
     return next((kind for kind in ("parquet", "tfrecord") if kind in found), None)

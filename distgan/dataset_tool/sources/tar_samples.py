@@ -10,9 +10,8 @@ from distgan.dataset_tool.notes import escape_name, note
 from distgan.dataset_tool.sources.source import count_suffixes, is_hidden, is_image
 from distgan.errors import UsageError
 
-LABEL_SUFFIXES = (".cls", ".json")
 NUMBERED = re.compile(r"[\d.]*\d\.[^.]+")
-"""What follows the first dot of a name that goes on with numbers, as of 22.05.png: no name of a field."""
+LABEL_SUFFIXES = (".cls", ".json")
 
 
 class TarImage(NamedTuple):
@@ -49,10 +48,8 @@ class LeftOut:
             note(f"members beside the images that are not read: {count_suffixes(self.beside)}")
         if self.dotted:
             first = escape_name(self.dotted[0])
-            rule = "in WebDataset's rule a dot in the name ends the key"
-            note(
-                f"{len(self.dotted):,} images have dots in their names, such as {first}; {rule}, here the last one does"
-            )
+            rule = "by WebDataset's rule the first dot ends the key, here the last one does"
+            note(f"{len(self.dotted):,} images have dots in their names, such as {first}; {rule}")
 
 
 def find_images(tar: str, members: Iterator[Member], image_key: str | None, left_out: LeftOut) -> list[TarImage]:
@@ -95,6 +92,11 @@ def is_picture(name: str) -> bool:
     return is_image(name) or name.lower().endswith(".npy")
 
 
+def is_numbered(extension: str) -> bool:
+    """Whether what WebDataset takes for an extension is the rest of a name with a dot, as 05.png of 22.05.png."""
+    return NUMBERED.fullmatch(extension) is not None and is_picture(f"key.{extension}")
+
+
 def choose(
     tar: str, key: str, found: Sequence[Member], image_key: str | None, others: list[str], left_out: LeftOut
 ) -> Sequence[Member]:
@@ -107,7 +109,7 @@ def choose(
         others += [member.name for member in found if exact and member not in exact]
         return exact or found
     stems = {member.name.rpartition(".")[0] for member in found}
-    if len(stems) == len(found) and all(map(NUMBERED.fullmatch, extensions)):
+    if len(stems) == len(found) and all(map(is_numbered, extensions)):
         left_out.dotted += [member.name for member in found]
         return found
     shown = ", ".join(escape_name(f".{extension}") for extension in extensions[:4])

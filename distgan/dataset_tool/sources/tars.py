@@ -1,25 +1,20 @@
 """Tars of others as they are: images of any format and size, labels beside them, compressed or not."""
 
-import io
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
-from PIL import Image
-
-from distgan.data.index_file import read_npy_header
 from distgan.data.tar import Member, members_of
 from distgan.dataset_tool.label_files import class_names, made_class_names
 from distgan.dataset_tool.notes import escape_name, note
-from distgan.dataset_tool.sources.archives import Archives, Place
+from distgan.dataset_tool.sources.archives import TAR_SUFFIXES, Archives, Place
+from distgan.dataset_tool.sources.encoded import open_bytes
 from distgan.dataset_tool.sources.folders import check_splits
-from distgan.dataset_tool.sources.source import FORMATS, Source, add_labels, count_suffixes, take_labels
-from distgan.dataset_tool.sources.tar_labels import TarLabels
+from distgan.dataset_tool.sources.pixels import Layout
+from distgan.dataset_tool.sources.source import Source, add_labels, count_suffixes, take_labels
 from distgan.dataset_tool.sources.tar_samples import LeftOut, TarImage, find_images
+from distgan.dataset_tool.tar_labels import TarLabels
 from distgan.errors import UsageError
-
-TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 
 
 def is_tar(name: str) -> bool:
@@ -27,7 +22,13 @@ def is_tar(name: str) -> bool:
 
 
 def open_tars(
-    root: Path, paths: list[Path], labels: str, columns: str | None, label_key: str, image_key: str | None
+    root: Path,
+    paths: list[Path],
+    labels: str,
+    columns: str | None,
+    label_key: str,
+    image_key: str | None,
+    layout: Layout | None,
 ) -> Source:
     """The images in the tars `paths`, in the folder `root`; the options are those of `shards make`.
 
@@ -42,7 +43,7 @@ def open_tars(
     source = Source(
         "tars",
         [f"{archives.names[place.tar]}/{image.member.name}" for place, image in images],
-        lambda i: open_image(archives.read(images[i][0])),
+        lambda i: open_bytes(archives.read(images[i][0]), layout),
         has_paths=True,
         fingerprint=[(stat.st_size, stat.st_mtime_ns) for stat in (path.stat() for path in paths)],
     )
@@ -53,13 +54,13 @@ def open_tars(
         if label_key != "label":
             given = "dataset.json" if labels == "auto" else f"--labels {labels}"
             raise UsageError(f"--label_key: labels come from {given}, not from .json members; leave it out")
-        return add_tar_labels(source, members, labels, columns, table)
+        return add_tar_labels(source, members, labels, columns, files_beside(root, table))
     in_tars = TarLabels(columns, label_key)
     for name, (place, image) in zip(source.names, images, strict=True):
         in_tars.add(name, read_labels(archives, place.tar, image))
     found = in_tars.labels(where, class_names(root) or made_class_names(root))
     if found is None:
-        return add_tar_labels(source, members, "auto", None, None)
+        return add_tar_labels(source, members, "auto", None, {})
     take_labels(source, found)
     return source
 
@@ -107,13 +108,22 @@ def read_labels(archives: Archives, tar: int, image: TarImage) -> dict[str, byte
     return fields
 
 
-def add_tar_labels(source: Source, members: list[str], labels: str, columns: str | None, table: bytes | None) -> Source:
+def files_beside(root: Path, table: bytes | None) -> dict[str, bytes]:
+    """The dataset.json `table`, if there is one, and the classes.json in the folder."""
+    names = root / "classes.json"
+    found = {"classes.json": names.read_bytes()} if names.is_file() else {}
+    return found if table is None else found | {"dataset.json": table}
+
+
+def add_tar_labels(
+    source: Source, members: list[str], labels: str, columns: str | None, read: dict[str, bytes]
+) -> Source:
     """Add labels of class folders in the tars, or of a file that lists TAR/MEMBER, MEMBER or MEMBER without suffix.
 
-    The latter two name an image if no other tar has them too. `table` is the dataset.json. Raises UsageError.
+    The latter two name an image if no other tar has them too. `read` are the dataset.json and classes.json. Raises
+    UsageError.
     """
-    read = {} if table is None else {"dataset.json": table}
-    if labels == "folders" or (labels == "auto" and table is None):
+    if labels == "folders" or (labels == "auto" and "dataset.json" not in read):
         by_member = add_labels(Source("tars", members, source.load), labels, read.__getitem__, columns)
         source.labels = by_member.labels
         source.classes = by_member.classes
@@ -124,13 +134,3 @@ def add_tar_labels(source: Source, members: list[str], labels: str, columns: str
         counts = Counter(others)
         aliases |= {other: name for other, name in zip(others, source.names, strict=True) if counts[other] == 1}
     return add_labels(source, labels, read.__getitem__, columns, aliases)
-
-
-def open_image(data: bytes) -> Image.Image | np.ndarray:
-    """The image in the bytes of a file. Raises ValueError and what Pillow raises."""
-    if not data.startswith(b"\x93NUMPY"):
-        return Image.open(io.BytesIO(data), formats=FORMATS)
-    file = io.BytesIO(data)
-    shape, fortran, dtype = read_npy_header(file)
-    pixels = np.frombuffer(data, np.dtype(dtype), offset=file.tell())
-    return pixels.reshape(shape, order="F" if fortran else "C")

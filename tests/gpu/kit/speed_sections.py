@@ -32,7 +32,7 @@ from distgan.samples import SampleSpec
 
 def textbook(batch: int, precision: str) -> Iterator[None]:
     """The loop of the DCGAN tutorial on images that are on the device; yields after each iteration."""
-    G, D = models.build("dcgan", SampleSpec(SIZE, 3), z_dim=100, options={"width": WIDTH}, seed=0)
+    G, D = models.build("dcgan", SampleSpec(SIZE, SIZE, 3), z_dim=100, options={"width": WIDTH}, seed=0)
     G, D = G.to(DEVICE), D.to(DEVICE)
     criterion, ones, zeros = nn.BCEWithLogitsLoss(), torch.ones(batch, device=DEVICE), torch.zeros(batch, device=DEVICE)
     g_optimizer, d_optimizer = (torch.optim.Adam(n.parameters(), lr=2e-4, betas=(0.5, 0.999)) for n in (G, D))

@@ -61,7 +61,8 @@ class TarLabels:
         if self.columns is not None:
             cells = {key: column + [None] * (len(self.names) - len(column)) for key, column in self.cells.items()}
             rows = [escape_name(name) for name in self.names]
-            return labels_of_columns(cells, self.columns, f"the .cls and .json in {where}", None, rows)
+            where = f"the .cls and .json in {where}"
+            return labels_of_columns(cells, self.columns, where, rows=rows, class_names=class_names)
         given = [label for label in self.classes if label is not None]
         if not given:
             if self.key != "label":

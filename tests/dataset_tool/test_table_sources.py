@@ -16,6 +16,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import tifffile
 from PIL import Image
 
 from distgan.commands import shards
@@ -564,3 +565,46 @@ def test_a_missing_package_is_named_with_its_extra(sources, monkeypatch, kind, p
     monkeypatch.delattr(f"distgan.dataset_tool.sources.{kind}", raising=False)
     monkeypatch.setitem(sys.modules, package, None)
     refused(sources[kind], rf"needs {package}, which is not installed; pip install 'distgan\[{extra}\]'")
+
+
+@pytest.mark.parametrize(
+    ("kind", "dtype"),
+    [
+        *(("hdf5", dtype) for dtype in ("uint8", "uint16", "float16", "float32")),
+        *(("npy", "float16"), ("npz", "float32"), ("folder", "uint16"), ("lmdb", "float16"), ("parquet", "float32")),
+        *(("tiff", dtype) for dtype in ("uint8", "uint16", "float16", "float32")),
+    ],
+)
+def test_bands_of_every_type_come_back_bit_by_bit(tmp_path, kind, dtype):
+    """Rectangles of five channels, through `make` and the reader; with numbers as conditions where a table has them."""
+    images = (noise(6, 20, 5)[:, :12] * (1 if dtype == "uint8" else 3.25)).astype(dtype)
+    energy = [0.5, 1.5, 2.5, 3.5, 4.5, 5.5]
+    encoded = [encode(image, "npy") for image in images]
+    source = tmp_path / {"hdf5": "x.h5", "npy": "x.npy", "npz": "x.npz", "parquet": "x.parquet"}.get(kind, "x")
+    if kind == "hdf5":
+        write_hdf5(source, chunks=(2, 12, 20, 5), images=images, energy=energy)
+    elif kind == "npy":
+        np.save(source, images)
+    elif kind == "npz":
+        np.savez(source, images=images, energy=energy)
+    elif kind == "parquet":
+        write_parquet(source, encoded, energy=energy)
+    elif kind == "lmdb":
+        write_lmdb(source, {f"{i}".encode(): data for i, data in enumerate(encoded)})
+    else:
+        source.mkdir()
+        for i, image in enumerate(images):
+            if kind == "tiff":
+                tifffile.imwrite(source / f"{i}.tif", image, photometric="minisblack", planarconfig="contig")
+            else:
+                np.save(source / f"{i}.npy", image)
+    conditions = ["--label_columns", "energy:number"] if kind in ("hdf5", "npz", "parquet") else []
+    assert shards.main(["make", str(source), str(tmp_path / "made"), "--jobs", "1", *conditions]) == 0
+    dataset = shards.open_dataset(str(tmp_path / "made"), None)
+    names = opened(source, label_columns=conditions[1] if conditions else None).names
+    order = [names.index(line) for line in dataset.sources() or []]
+    batch = Reader(dataset).read(np.arange(6))
+    assert batch.images.dtype == dtype and np.array_equal(batch.images, images[order])
+    if conditions:
+        standardized = (np.array(energy)[order] - np.mean(energy)) / np.std(energy)
+        assert np.allclose(batch.labels[:, 0], standardized)

@@ -36,7 +36,8 @@ def make(
     label_columns: str | None = None,
     label_key: str = "label",
     image_key: str | None = None,
-    split: Literal["train", "test"] = "train",
+    layout: Literal["HWC", "CHW"] | None = None,
+    split: Literal["train", "validation", "test"] = "train",
     source: str | None = None,
     samples: int = 128_000,
     record_paths: bool = True,
@@ -47,17 +48,21 @@ def make(
     """Write the images of SRC as a dataset of shards into the folder DEST.
 
     Args:
-        src: A folder, a class-folder tree, a .zip, a folder of .tar or .tar.gz of another program or one of them, or
-            digits, fashion-mnist, mnist, stacked-mnist, cifar10.
+        src: A folder, a class-folder tree, a .zip, a folder of .tar or .tar.gz of another program or one of them, a
+            .parquet or a folder of them, hf://OWNER/NAME[@REVISION], an LMDB folder, an .h5, .npy or .npz, or digits,
+            fashion-mnist, mnist, stacked-mnist, cifar10.
         dest: The folder to write; re-run the same command to resume an unfinished one.
-        labels: auto (dataset.json inside, else .cls and .json in tars, else class folders), folders, none, or a CSV,
-            JSONL or dataset.json file.
-        label_columns: The columns of the file of labels, or the keys of .json in tars, to take as labels, such as
-            energy,angle:number,species:class,blond:flag; those of a CSV without a header have numbers, from 1.
-            Default: the only column.
+        labels: auto (dataset.json inside, else .cls and .json in tars, else class folders; of a table, its column with
+            class names, or "label"), folders, none, or a CSV, JSONL or dataset.json file, of an .npy also an .npy.
+        label_columns: The columns of the table or of the file of labels, or the keys of .json in tars, to take as
+            labels, such as energy,angle:number,species:class,blond:flag; those of a CSV without a header have numbers,
+            from 1. Default: the only column.
         label_key: The key of .json in tars that holds the class, a number or a name.
-        image_key: Of samples in tars with several images, how the names of those to take end, such as input.jpg.
-        split: Of the built-in datasets.
+        image_key: Of samples in tars with several images, how the names of those to take end, such as input.jpg; of a
+            table, the column or array of the images. Default: the only one.
+        layout: The order of the axes of images that are arrays: HWC, or CHW for channels first. Default: as the shapes
+            tell.
+        split: Of the built-in datasets, and of Parquet files that have it in their names.
         source: Folder with the files of fashion-mnist, mnist, stacked-mnist or cifar10; default: download.
         samples: Images of stacked-mnist.
         record_paths: Write sources.txt, the path in the folder or zip of every sample.
@@ -79,6 +84,7 @@ def make(
         label_columns=label_columns,
         label_key=label_key,
         image_key=image_key,
+        layout=layout,
     )
     options = resolve_options(opened, options)
     if warning := distgan.dataset_tool.make.size_warning(*options.shape[:2]):

@@ -43,20 +43,23 @@ def labels_of_columns(
     `columns` are the candidates by name, [N] values each: str, int, float, bool, a list of numbers, or None for an
     empty cell. `wanted` is the value of `--label_columns`: `a,b:class,c:number,d:flag`; None: the only candidate.
     Text is a class, and so are integers alone; fractions are numbers; 0 and 1 (-1 and 1, true and false) are flags
-    beside other columns. `names` are class names by column, which its integers index: of several candidates the only
-    one in `names`, or else `label`, is taken; None: the table knows no class names. `where` names the table in errors
-    and `rows` its rows (default: "row 1", ...). `class_names` are the names of classes of whatever column is the class.
+    beside other columns. `names` are class names by column, which its integers index, and which is a class: of several
+    candidates the only one in `names`, or else `label`, is taken; None: the table knows no class names. `where` names
+    the table in errors and `rows` its rows (default: "row 1", ...). `class_names` are the names of classes of whatever
+    column is the class.
 
     Raises UsageError for an unknown column, an empty cell, NaN, a column that may be a class or a number, and two
     classes.
     """
     chosen = choose_columns(columns, wanted, where, names)
     several = len(chosen) > 1
+    named = names or {}
     classes: list[Column] = []
     numbers: dict[str, list[float]] = {}
     for column in chosen:
         check_filled(column, where, rows)
-        kind = column.kind or infer_kind(column, several, wanted is None, where)
+        known = "class" if column.name in named else None
+        kind = column.kind or known or infer_kind(column, several, wanted is None, where)
         if kind == "class":
             classes.append(column)
         else:
@@ -71,7 +74,7 @@ def labels_of_columns(
     column = classes[0]
     try:
         cells = [as_label(value) for value in column.values]
-        labels, taken = number_labels(cells, (names or {}).get(column.name, class_names), where)
+        labels, taken = number_labels(cells, named.get(column.name, class_names), where)
     except ValueError as error:
         raise UsageError(f"{where}: column {column.name!r}: {error}") from None
     return Labels(labels, taken, matrix, list(numbers))

@@ -375,7 +375,10 @@ def test_decompression_bomb_is_refused(tmp_path, capsys, monkeypatch):
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (["make", "nothing", "DEST"], "nothing is not a folder, .zip, .tar or built-in dataset; choose from digits"),
+        (
+            ["make", "nothing", "DEST"],
+            "nothing is not a folder, .zip, .tar, .* or built-in dataset; choose from digits",
+        ),
         (["make", "EMPTY", "DEST"], "there is no image in the source"),
         (["make", "SRC", "DEST", "--format", "gif"], "format"),
         (["make", "SRC", "DEST", "--size", "0"], "--size: 0 is not between"),

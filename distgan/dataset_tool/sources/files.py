@@ -2,38 +2,42 @@
 
 import errno
 import functools
-import io
 import os
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
-from PIL import Image
-
 from distgan.dataset_tool.notes import note
-from distgan.dataset_tool.sources.source import FORMATS, Source, add_labels, check_images, is_hidden, is_image
+from distgan.dataset_tool.sources.encoded import open_bytes, open_image
+from distgan.dataset_tool.sources.pixels import Layout
+from distgan.dataset_tool.sources.source import Source, add_labels, check_images, is_hidden, is_image
+from distgan.dataset_tool.sources.tiff import announce_bands
 from distgan.errors import UsageError
 
 MAX_ZIP_MEMBER = 1 << 28
 
 
-def open_folder(folder: Path, files: list[Path], labels: str, columns: str | None) -> Source:
-    """The images among the `files` of a folder and its subfolders; `labels` and `columns` are those of `add_labels`."""
+def open_folder(folder: Path, files: list[Path], labels: str, columns: str | None, layout: Layout | None) -> Source:
+    """The images among the `files` of a folder and its subfolders; `labels` and `columns` are those of `add_labels`.
+
+    `layout` is that of .npy files. Raises UsageError.
+    """
     paths = sorted(path for path in files if is_image(path.name))
     stats = [path.stat() if path.exists() else path.lstat() for path in paths]
     source = Source(
         "folder",
         [path.relative_to(folder).as_posix() for path in paths],
-        lambda i: Image.open(paths[i], formats=FORMATS),
+        lambda i: open_image(paths[i], layout),
         has_paths=True,
         fingerprint=[(stat.st_size, stat.st_mtime_ns) for stat in stats],
     )
     check_images(source, [path.relative_to(folder).as_posix() for path in files if not is_image(path.name)])
+    announce_bands(source)
     return add_labels(source, labels, lambda name: (folder / name).read_bytes(), columns)
 
 
-def open_zip(path: Path, labels: str, columns: str | None) -> Source:
-    """The images in a zip."""
+def open_zip(path: Path, labels: str, columns: str | None, layout: Layout | None) -> Source:
+    """The images in a zip; the options are those of `open_folder`. Raises UsageError."""
     # One for each process, since forked ones would share a file position; opening it reads the list of all members.
     archives = functools.cache(lambda pid: zipfile.ZipFile(path))
     try:
@@ -46,11 +50,12 @@ def open_zip(path: Path, labels: str, columns: str | None) -> Source:
     source = Source(
         "zip",
         [name for name, _ in members],
-        lambda i: Image.open(io.BytesIO(read_zip_member(archives(os.getpid()), members[i][1])), formats=FORMATS),
+        lambda i: open_bytes(read_zip_member(archives(os.getpid()), members[i][1]), layout),
         has_paths=True,
         fingerprint=[member.CRC for _, member in members],
     )
     check_images(source, [name for name, _ in visible if not is_image(name) and not name.endswith("/")])
+    announce_bands(source)
     return add_labels(source, labels, archive.read, columns)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from distgan.dataset_tool.label_files import labels_of_table, parse_class_names, read_table
+from distgan.dataset_tool.label_files import IMAGE_SUFFIXES, labels_of_table, parse_class_names, read_table
 from distgan.dataset_tool.labels import Labels
 from distgan.dataset_tool.notes import escape_name, note
 from distgan.dataset_tool.sources.folders import class_folders
@@ -56,7 +56,7 @@ class Source:
 
 
 def is_image(name: str) -> bool:
-    return Path(name).suffix.lower() in PIL_FORMATS
+    return Path(name).suffix.lower() in IMAGE_SUFFIXES
 
 
 def is_hidden(name: str) -> bool:
@@ -77,7 +77,7 @@ def check_images(source: Source, skipped: Sequence[str]) -> None:
     others = count_suffixes(name for name in skipped if PurePosixPath(name).name not in LABEL_FILES)
     if not source.names:
         has = f"; there are {others}" if others else ""
-        suffixes = ", ".join(sorted(PIL_FORMATS))
+        suffixes = ", ".join(sorted(IMAGE_SUFFIXES))
         raise UsageError(f"there is no image in the source{has}; images end in {suffixes}")
     if others:
         note(f"left out, since they are no images: {others}")

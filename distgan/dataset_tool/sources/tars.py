@@ -1,20 +1,17 @@
 """Tars of others as they are: images of any format and size, labels beside them, compressed or not."""
 
-import io
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
-from PIL import Image
-
-from distgan.data.index_file import read_npy_header
 from distgan.data.tar import Member, members_of
 from distgan.dataset_tool.label_files import class_names, made_class_names
 from distgan.dataset_tool.notes import escape_name, note
 from distgan.dataset_tool.sources.archives import TAR_SUFFIXES, Archives, Place
+from distgan.dataset_tool.sources.encoded import open_bytes
 from distgan.dataset_tool.sources.folders import check_splits
-from distgan.dataset_tool.sources.source import FORMATS, Source, add_labels, count_suffixes, take_labels
+from distgan.dataset_tool.sources.pixels import Layout
+from distgan.dataset_tool.sources.source import Source, add_labels, count_suffixes, take_labels
 from distgan.dataset_tool.sources.tar_samples import LeftOut, TarImage, find_images
 from distgan.dataset_tool.tar_labels import TarLabels
 from distgan.errors import UsageError
@@ -25,7 +22,13 @@ def is_tar(name: str) -> bool:
 
 
 def open_tars(
-    root: Path, paths: list[Path], labels: str, columns: str | None, label_key: str, image_key: str | None
+    root: Path,
+    paths: list[Path],
+    labels: str,
+    columns: str | None,
+    label_key: str,
+    image_key: str | None,
+    layout: Layout | None,
 ) -> Source:
     """The images in the tars `paths`, in the folder `root`; the options are those of `shards make`.
 
@@ -40,7 +43,7 @@ def open_tars(
     source = Source(
         "tars",
         [f"{archives.names[place.tar]}/{image.member.name}" for place, image in images],
-        lambda i: open_image(archives.read(images[i][0])),
+        lambda i: open_bytes(archives.read(images[i][0]), layout),
         has_paths=True,
         fingerprint=[(stat.st_size, stat.st_mtime_ns) for stat in (path.stat() for path in paths)],
     )
@@ -131,13 +134,3 @@ def add_tar_labels(
         counts = Counter(others)
         aliases |= {other: name for other, name in zip(others, source.names, strict=True) if counts[other] == 1}
     return add_labels(source, labels, read.__getitem__, columns, aliases)
-
-
-def open_image(data: bytes) -> Image.Image | np.ndarray:
-    """The image in the bytes of a file. Raises ValueError and what Pillow raises."""
-    if not data.startswith(b"\x93NUMPY"):
-        return Image.open(io.BytesIO(data), formats=FORMATS)
-    file = io.BytesIO(data)
-    shape, fortran, dtype = read_npy_header(file)
-    pixels = np.frombuffer(data, np.dtype(dtype), offset=file.tell())
-    return pixels.reshape(shape, order="F" if fortran else "C")

@@ -1,4 +1,4 @@
-"""SNGAN's residual networks (Miyato et al. 2018, arXiv 1802.05957, appendix B.4) for 32 to 255 pixels.
+"""SNGAN's residual networks (Miyato et al. 2018, arXiv 1802.05957, appendix B.4) for 32 to 224 pixels.
 
 As the authors' Chainer code, with three small differences: D's last layer has a bias at 32 pixels too, BatchNorm's eps
 is 1e-5 (theirs 2e-5), and torch's spectral norm updates u before v, half a step of the power iteration later.
@@ -46,7 +46,7 @@ def build(spec: SampleSpec, *, z_dim: int, width: int | None = None) -> tuple[nn
     Miyato & Koyama. Sizes are (a, b) * 2^n with n = 3, 4 or 5 (in the papers 32, 64 and 128 pixels), the shorter side
     of the base (a, b) being 4, 5, 6 or 7 pixels and the longer side of the images at most 1,024. Raises UsageError.
     """
-    reason = "the papers have networks for a shorter side of 32 to 255 pixels"
+    reason = "the papers have networks for a shorter side of 32 to 224 pixels"
     sizes = resolutions("sngan", spec, SNGAN_HALVINGS, reason)
     shape = SHAPES[len(sizes) - 1]
     width = shape.width if width is None else width

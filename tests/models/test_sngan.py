@@ -154,7 +154,7 @@ def test_the_conversion_of_batchnorm_finds_every_norm_and_changes_nothing(proces
     ("changes", "message"),
     [
         ({"size": 50}, r"sngan does not support 50x50 images \(.*\); `distgan shards make --size 48x48 or 56x56`"),
-        ({"size": 256}, r"256x256 images \(the papers .* 32 to 255 pixels\); `distgan shards make --size 224x224`"),
+        ({"size": 256}, r"256x256 images \(the papers .* 32 to 224 pixels\); `distgan shards make --size 224x224`"),
         ({"options": {"width": 0}}, "width: 0 is not a positive integer"),
         ({"options": {"norm": "none"}}, "unknown option of sngan; choose from width"),
     ],

@@ -16,7 +16,7 @@ from distgan.dataset_tool.foreign import find_tars
 from distgan.dataset_tool.label_files import class_names, labels_beside, labels_of_table, read_table
 from distgan.dataset_tool.labels import NO_LABELS, Labels, number_labels
 from distgan.dataset_tool.scan import ALL_ALIKE, Kind, Scan
-from distgan.dataset_tool.tar_labels import TarLabels
+from distgan.dataset_tool.tar_labels import TarLabels, made_columns
 from distgan.dataset_tool.value_range import PixelValues, resolve_range
 from distgan.errors import CorruptDataError, UsageError
 from distgan.files import sha256_file
@@ -88,9 +88,8 @@ def restore_index(
     if label_columns is not None or label_key != "label":
         option = "--label_key" if label_columns is None else "--label_columns"
         raise UsageError(f"{option}: `shards make` wrote {folder}, with its labels; leave it out, or make it again")
-    words = ["cls:class"] if made.classes else []
-    words += [f"{row.name}:number" for row in made.conditions]
-    rows = TarLabels(",".join(words), "label") if words else None
+    columns = made_columns(made)
+    rows = None if columns is None else TarLabels(columns, "label")
     tars = scan_folder(folder, progress, label_key, {}, rows)
     labels = NO_LABELS if rows is None else rows.labels(str(folder), [row.name for row in made.classes])
     add_columns(tars, labels or NO_LABELS)

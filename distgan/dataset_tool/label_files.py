@@ -9,9 +9,7 @@ from collections.abc import Container, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
-from msgspec import Struct
-
-from distgan.data.schema import ClassCount, ClassNames, Label, LabelFile, decode
+from distgan.data.schema import ClassNames, Label, LabelFile, decode
 from distgan.dataset_tool.labels import Labels, labels_of_columns
 from distgan.dataset_tool.notes import note
 from distgan.errors import UsageError, shorten
@@ -20,13 +18,6 @@ from distgan.images import PIL_FORMATS
 FILE_NAME = "file_name"
 """The column with the names of the images; a CSV without one has them in its first."""
 IMAGE_SUFFIXES = {*PIL_FORMATS, ".npy"}
-
-
-class ClassCounts(Struct, frozen=True):
-    """What tells a manifest.json of ours, and its classes."""
-
-    format: str
-    classes: list[ClassCount]
 
 
 class Table(NamedTuple):
@@ -190,15 +181,3 @@ def parse_class_names(data: bytes, where: str) -> list[str]:
     except ValueError as error:
         raise UsageError(f"{where}: not the names of classes ({error})") from None
     return classes
-
-
-def made_class_names(folder: Path) -> list[str]:
-    """The names of classes in the manifest.json of a dataset of ours; [] without one."""
-    path = folder / "manifest.json"
-    if not path.exists():
-        return []
-    try:
-        manifest = decode(path.read_bytes(), ClassCounts)
-    except ValueError:  # of another program
-        return []
-    return [row.name for row in manifest.classes] if manifest.format.startswith("distgan-") else []

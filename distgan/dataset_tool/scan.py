@@ -23,7 +23,10 @@ from distgan.images import ENCODINGS, SHARD_PIL_FORMATS
 
 NPY_DTYPES = {"|u1": "uint8", "<u2": "uint16", "<f2": "float16", "<f4": "float32"}
 """dtype in the header of an .npy -> dtype of pixels."""
-ALL_ALIKE = "all images of a dataset have the same size, channels, dtype and encoding"
+ALL_ALIKE = (
+    "all images of a dataset have the same size, channels, dtype and encoding: "
+    "`distgan shards make DIR_OF_TARS DEST --size N` makes them alike"
+)
 FIX = "`distgan shards make DIR_OF_TARS DEST` converts it"
 
 

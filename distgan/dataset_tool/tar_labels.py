@@ -2,13 +2,43 @@
 
 import json
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
-from distgan.data.schema import Label
+from msgspec import Struct
+
+from distgan.data.schema import ClassCount, ConditionRow, Label, Manifest, decode
 from distgan.dataset_tool.label_files import read_label
 from distgan.dataset_tool.labels import NO_LABELS, Labels, labels_of_columns, number_labels, split_kind
 from distgan.dataset_tool.notes import escape_name
 from distgan.errors import UsageError
+
+
+class MadeLabels(Struct, frozen=True):
+    """What the manifest.json of a dataset of ours says of its labels; other keys are skipped."""
+
+    format: str
+    classes: list[ClassCount]
+    conditions: list[ConditionRow] = []
+
+
+def read_made_labels(folder: Path) -> MadeLabels | None:
+    """The labels in the manifest.json of a dataset of ours; None without one."""
+    path = folder / "manifest.json"
+    if not path.exists():
+        return None
+    try:
+        made = decode(path.read_bytes(), MadeLabels)
+    except ValueError:  # of another program
+        return None
+    return made if made.format.startswith("distgan-") else None
+
+
+def made_columns(made: MadeLabels | Manifest) -> str | None:
+    """The `--label_columns` that take the labels of a dataset of ours; None: it has none."""
+    words = ["cls:class"] if made.classes else []
+    words += [f"{row.name}:number" for row in made.conditions]
+    return ",".join(words) or None
 
 
 class TarLabels:

@@ -208,6 +208,13 @@ def test_index_names_the_member_and_the_way(tmp_path, capsys, names, message):
     assert "`distgan shards make DIR_OF_TARS DEST`" in error
 
 
+def test_index_of_images_that_differ(tmp_path, capsys):
+    folder = write_tar(tmp_path / "d" / "0.tar", "a.png", "b.jpg")
+    error = refused(capsys, "index", folder)
+    assert "key b is 8x8x3 jpg, the images before it 8x8x3 png; all images of a dataset have the same size" in error
+    assert "`distgan shards make DIR_OF_TARS DEST --size N` makes them alike" in error
+
+
 @pytest.mark.parametrize("name", ["0.tar", "0.tar.gz", "0.tgz"])
 def test_index_of_a_compressed_tar(tmp_path, capsys, name):
     write_tar(tmp_path / "d" / "1.tar", "a.png")

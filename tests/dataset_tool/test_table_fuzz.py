@@ -111,7 +111,10 @@ def read_all(source: Path) -> str:
     bad = 0
     for index in range(min(len(opened), 20)):
         try:
-            opened.load(index)
+            image = opened.load(index)
+            if isinstance(image, Image.Image):
+                with image:
+                    image.load()
         except Exception:  # a bad image, as the worker processes have it
             bad += 1
     return "bad images" if bad else "read"

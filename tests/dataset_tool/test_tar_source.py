@@ -454,6 +454,13 @@ def test_index_restores_the_numbers_of_a_made_dataset(tmp_path, capsys):
     assert "--label_columns: `shards make` wrote " in error
 
 
+def test_a_dataset_of_ours_keeps_its_numbers(tmp_path):
+    folder = write_tars(tmp_path / "tars", {"0.tar": SAMPLES})
+    assert command("make", folder, tmp_path / "first", "--label_columns", COLUMNS) == 0
+    assert command("make", tmp_path / "first", tmp_path / "second", "--size", 16) == 0
+    check_columns(tmp_path / "second")
+
+
 def test_columns_that_index_does_not_find_are_refused(tmp_path, capsys):
     folder = write_tars(tmp_path / "tars", {"0.tar": SAMPLES})
     assert "has no column 'mass'" in refused(capsys, "index", folder, "--label_columns", "mass")

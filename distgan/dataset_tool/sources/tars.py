@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from distgan.data.tar import Member, members_of
-from distgan.dataset_tool.label_files import class_names, made_class_names
+from distgan.dataset_tool.label_files import class_names
 from distgan.dataset_tool.notes import escape_name, note
 from distgan.dataset_tool.sources.archives import TAR_SUFFIXES, Archives, Place
 from distgan.dataset_tool.sources.encoded import open_bytes
@@ -13,7 +13,7 @@ from distgan.dataset_tool.sources.folders import check_splits
 from distgan.dataset_tool.sources.pixels import Layout
 from distgan.dataset_tool.sources.source import Source, add_labels, count_suffixes, take_labels
 from distgan.dataset_tool.sources.tar_samples import LeftOut, TarImage, find_images
-from distgan.dataset_tool.tar_labels import TarLabels
+from distgan.dataset_tool.tar_labels import TarLabels, made_columns, read_made_labels
 from distgan.errors import UsageError
 
 
@@ -33,7 +33,8 @@ def open_tars(
     """The images in the tars `paths`, in the folder `root`; the options are those of `shards make`.
 
     With `labels` "auto", labels come from a dataset.json in the folder or in the only tar, else from the .cls and .json
-    of the images, else from class folders in the tars. Raises UsageError, and CorruptDataError for a damaged tar.
+    of the images (all of them if it is a dataset of ours), else from class folders in the tars. Raises UsageError, and
+    CorruptDataError for a damaged tar.
     """
     paths = sorted(paths)
     where = str(root if len(paths) > 1 else paths[0])
@@ -55,10 +56,12 @@ def open_tars(
             given = "dataset.json" if labels == "auto" else f"--labels {labels}"
             raise UsageError(f"--label_key: labels come from {given}, not from .json members; leave it out")
         return add_tar_labels(source, members, labels, columns, files_beside(root, table))
-    in_tars = TarLabels(columns, label_key)
+    made = read_made_labels(root) if columns is None and label_key == "label" else None
+    in_tars = TarLabels(columns if made is None else made_columns(made), label_key)
     for name, (place, image) in zip(source.names, images, strict=True):
         in_tars.add(name, read_labels(archives, place.tar, image))
-    found = in_tars.labels(where, class_names(root) or made_class_names(root))
+    names = class_names(root) or ([row.name for row in made.classes] if made is not None else [])
+    found = in_tars.labels(where, names)
     if found is None:
         return add_tar_labels(source, members, "auto", None, {})
     take_labels(source, found)

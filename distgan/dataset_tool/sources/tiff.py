@@ -3,6 +3,7 @@
 Tags by the TIFF 6.0 specification (Adobe 1992).
 """
 
+import contextlib
 import io
 import logging
 from pathlib import Path
@@ -28,6 +29,8 @@ COLOURS = {0: 1, 1: 1, 2: 3}
 """PhotometricInterpretation -> bands of colour: grey (0: white is zero) and RGB; others have no further bands."""
 ALPHA = ((1,), (2,))
 """Values of ExtraSamples: one band of alpha, associated or not."""
+# A line for each image of more than six bands, beside what it raises, which tifffile then reads.
+logging.getLogger("PIL.TiffImagePlugin").setLevel(logging.CRITICAL)
 
 
 def is_tiff(data: bytes) -> bool:
@@ -45,9 +48,11 @@ def open_tiff(file: Path | bytes) -> Image.Image | np.ndarray:
         if not is_tiff(read_start(file)):
             raise
         return read_bands(file)
-    if image.format != "TIFF" or is_ordinary(image):
-        return image
-    image.close()
+    with contextlib.ExitStack() as stack:  # closes the image, also if its tags are damaged
+        stack.enter_context(image)
+        if image.format != "TIFF" or is_ordinary(image):
+            stack.pop_all()
+            return image
     return read_bands(file)
 
 

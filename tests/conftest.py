@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from helpers import TINY, make_dataset, noise, train
+from helpers import TINY, make_bands, make_dataset, noise, train
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -39,6 +39,12 @@ def seed() -> None:
 def tiny(tmp_path_factory) -> Path:
     """80 images of 8x8 pixels in 8 shards of 10."""
     return make_dataset(tmp_path_factory.mktemp("tiny") / "set", noise(80))
+
+
+@pytest.fixture(scope="session")
+def bands(tmp_path_factory) -> Path:
+    """80 float16 images of 24x40 pixels and 5 bands with a class, a number and a flag, in 8 shards."""
+    return make_bands(tmp_path_factory.mktemp("bands") / "set")
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ import torch
 
 import distgan.commands.train
 from distgan.dataset_tool import make
-from distgan.dataset_tool.sources.source import from_arrays
+from distgan.dataset_tool.sources.source import Source, from_arrays
 
 ROOT = Path(__file__).resolve().parent.parent
 TINY = ["--model.options.width", "4", "--model.latent", "8", "--batch", "16", "--samples.count", "16"]
@@ -28,6 +28,19 @@ def make_dataset(folder: Path, images: np.ndarray, *, shards: int = 8, jobs: int
     source = from_arrays("noise", images, np.arange(len(images)) % 3, ["a", "b", "c"])
     member = images[0].size + 2048
     make.make(source, folder, make.Options(shard_mb=len(images) * member / shards / 1e6, **changes), jobs)
+    return folder
+
+
+def make_bands(folder: Path, count: int = 80, shards: int = 8) -> Path:
+    """A dataset of float16 rectangles of 5 bands, 24x40, each with a class, a number and a flag."""
+    rng = np.random.default_rng(0)
+    images = rng.normal(10, 30, (count, 24, 40, 5)).astype(np.float16)
+    source = Source("bands", [f"{i:06d}" for i in range(count)], images.__getitem__)
+    source.labels = np.arange(count) % 3
+    source.classes = ["a", "b", "c"]
+    source.numbers = np.stack([rng.uniform(1, 100, count), rng.integers(0, 2, count)], axis=1)
+    source.number_names = ["energy", "tilted"]
+    make.make(source, folder, make.Options(shard_mb=count * (images[0].nbytes + 3072) / shards / 1e6), jobs=1)
     return folder
 
 

@@ -21,6 +21,7 @@ SCHEDULED += ["--ema.half_life_images", "{from: 0, to: 500, images: 2000}", "--a
 HINGE = ["--loss", "hinge", "--penalties", "{r1: {weight: {from: 1, to: 0.1, images: 2000}, every: 3}}"]
 RECIPES = {
     "adaptive": [*SCHEDULED, *HINGE, "--augment_p", "{target: 0.2, images: 500}"],
+    "bands": ["--data.labels", "true", "--data.flip", "true", "--model.options.norm", "group", "--augment", "[color]"],
     "paired": [*SCHEDULED, "--loss", "rpgan", "--penalties", "{r1: 1, r2: 1}", "--n_critic", 2],
 }
 
@@ -72,15 +73,17 @@ def run_and_kill(num_processes: int, args: list[object], rng: random.Random, run
     ("num_processes", "num_kills", "recipe"),
     [
         (1, 5, "adaptive"),
+        pytest.param(1, 20, "bands", marks=pytest.mark.slow),
+        pytest.param(2, 20, "bands", marks=pytest.mark.slow),
         pytest.param(1, 50, "paired", marks=pytest.mark.slow),
         pytest.param(2, 40, "adaptive", marks=pytest.mark.slow),
     ],
 )
-def test_random_kills_do_not_change_the_result(tiny, tmp_path, num_processes, num_kills, recipe, capsys):
+def test_random_kills_do_not_change_the_result(tiny, bands, tmp_path, num_processes, num_kills, recipe, capsys):
     """Weights, EMA and optimizer state have the same sha256 as those of an uninterrupted run."""
     seed = int(os.environ.get("DISTGAN_KILL_SEED", random.randrange(10**6)))
     rng = random.Random(seed)
-    args = ["--data.shards", tiny, *TINY, *ARGS, *RECIPES[recipe]]
+    args = ["--data.shards", bands if recipe == "bands" else tiny, *TINY, *ARGS, *RECIPES[recipe]]
     launch(num_processes, *args, "--run_dir", tmp_path / "reference")
     expected_weights, expected_metrics = weights(tmp_path / "reference"), computed(tmp_path / "reference")
     if recipe == "adaptive":

@@ -23,25 +23,26 @@ WORDS = [*TINY, "--report.every_images", 16, "--data.flip", "true", "--data.labe
 
 
 @pytest.fixture(scope="module")
-def on_two(tiny, tmp_path_factory) -> Callable[[str], Path]:
+def on_two(tiny, bands, tmp_path_factory) -> Callable[[str], Path]:
     """The folder of a run of 20 iterations on two processes, with a norm; trained once."""
 
     @cache
-    def run(norm: str) -> Path:
+    def run(norm: str, data: Path = tiny) -> Path:
         folder = tmp_path_factory.mktemp("two") / norm
-        words = ["--data.shards", tiny, *WORDS, "--model.options.norm", norm, "--images", 320, "--run_dir", folder]
+        words = ["--data.shards", data, *WORDS, "--model.options.norm", norm, "--images", 320, "--run_dir", folder]
         assert "2 process(es), cpu" in launch(2, *words).stdout
         return folder
 
     return run
 
 
-@pytest.mark.parametrize("norm", ["none", "batch"])
-def test_two_processes_compute_the_same_as_one(tiny, tmp_path, on_two, norm):
+@pytest.mark.parametrize(("dataset", "norm"), [("tiny", "none"), ("tiny", "batch"), ("bands", "batch")])
+def test_two_processes_compute_the_same_as_one(request, tmp_path, on_two, dataset, norm):
     """The losses agree within 1e-5 after 20 iterations, with BatchNorm too: its statistics are those of all images."""
-    words = ["--data.shards", tiny, *WORDS, "--model.options.norm", norm, "--images", 320]
+    data = request.getfixturevalue(dataset)
+    words = ["--data.shards", data, *WORDS, "--model.options.norm", norm, "--images", 320]
     assert train(*words, "--run_dir", tmp_path / "one") == 0
-    one, two = metrics(tmp_path / "one"), metrics(on_two(norm))
+    one, two = metrics(tmp_path / "one"), metrics(on_two(norm, data))
     assert [row["images"] for row in one] == [row["images"] for row in two] == list(range(16, 321, 16))
     for key in ("d_loss", "g_loss", "d_real", "d_fake"):
         assert max(abs(a[key] - b[key]) for a, b in zip(one, two, strict=True)) < 1e-5
@@ -60,11 +61,13 @@ def test_compiled_on_two_processes_the_run_is_the_same(tiny, tmp_path, on_two, n
         assert max(abs(a[key] - b[key]) for a, b in pairs) < 1e-5
 
 
-def test_resumed_on_two_processes_the_run_is_bit_identical(tiny, tmp_path, on_two):
+@pytest.mark.parametrize("dataset", ["tiny", "bands"])
+def test_resumed_on_two_processes_the_run_is_bit_identical(request, tmp_path, on_two, dataset):
+    data = request.getfixturevalue(dataset)
     for images in (80, 320):
-        words = ["--data.shards", tiny, *WORDS, "--model.options.norm", "batch", "--images", images]
+        words = ["--data.shards", data, *WORDS, "--model.options.norm", "batch", "--images", images]
         launch(2, *words, "--run_dir", tmp_path / "parts")
-    assert weights(tmp_path / "parts") == weights(on_two("batch"))
+    assert weights(tmp_path / "parts") == weights(on_two("batch", data))
 
 
 @pytest.mark.slow

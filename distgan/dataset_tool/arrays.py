@@ -72,7 +72,8 @@ def convert_values(pixels: np.ndarray, options: "Options", count: Callable[[str]
         return pixels
     if options.dtype in LIMITS:
         return scale_values(pixels, options, count)
-    converted = pixels.astype(options.dtype)
+    with np.errstate(over="ignore"):  # refused below
+        converted = pixels.astype(options.dtype)
     if not np.isfinite(converted).all():
         raise ValueError(f"values up to {np.abs(pixels).max():g} do not fit into {options.dtype}; take --dtype float32")
     if not np.array_equal(converted, pixels):

@@ -47,10 +47,9 @@ def index(
     """Write manifest.json and index.npz for the tars in `folder`; returns the manifest.
 
     Labels are those of .cls members, of .json members under `label_key`, or of a dataset.json in the folder; names of
-    classes those of its classes.json, or the labels themselves. With `label_columns`, they are those columns of the
-    .json members and "cls", or of the dataset.json. In a dataset that `shards make` wrote, only index.npz is written.
-    Raises UsageError for a folder without tars or a dataset.json without one of their images, and CorruptDataError if
-    their images differ in kind, or are not read as they are.
+    classes those of its classes.json, or the labels themselves. With `label_columns`, they are those columns of .json
+    members and "cls", or of the dataset.json. Where `shards make` wrote the dataset, only index.npz is written. Raises
+    UsageError, and CorruptDataError if images differ in kind, or are not read as they are.
     """
     made = read_manifest_of_make(folder)
     if made is not None:
@@ -64,11 +63,12 @@ def index(
         tars = scan_folder(folder, progress, label_key, {}, rows)
         labels = columns_of(folder, tars, label_columns, rows)
     add_columns(tars, labels)
-    *shape, dtype, encoding = tars.kind
+    height, width, channels, dtype, encoding = tars.kind
+    limits = resolve_range(range, dtype, tars.values)
     manifest = Manifest(
         format=FORMAT,
         samples=len(tars.labels),
-        fields=Fields(ImageField(*shape, dtype, resolve_range(range, dtype, tars.values), encoding)),
+        fields=Fields(ImageField(height, width, channels, dtype, limits, encoding)),
         classes=class_rows(labels.classes, tars.columns["label"]) if labels.classes else [],
         conditions=condition_rows(labels.number_names, tars.columns[NUMBERS]) if labels.number_names else [],
         shards=tars.shards,

@@ -47,11 +47,9 @@ def index(
     """Write manifest.json and index.npz for the tars in `folder`; returns the manifest.
 
     Labels are those of .cls members, of .json members under `label_key`, or of a dataset.json in the folder; names of
-    classes those of its classes.json, or the labels themselves. With `label_columns`, they are those columns of the
-    .json members and "cls", or of the dataset.json. In a dataset that `shards make` wrote, only index.npz is written.
-
-    Raises UsageError for a folder without tars or a dataset.json without one of their images, and CorruptDataError if
-    their images differ in size, channels, dtype or encoding, or are not read as they are.
+    classes those of its classes.json, or the labels themselves. With `label_columns`, they are those columns of .json
+    members and "cls", or of the dataset.json. Where `shards make` wrote the dataset, only index.npz is written. Raises
+    UsageError, and CorruptDataError if images differ in kind, or are not read as they are.
     """
     made = read_manifest_of_make(folder)
     if made is not None:

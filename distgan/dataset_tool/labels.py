@@ -48,8 +48,7 @@ def labels_of_columns(
     the table in errors and `rows` its rows (default: "row 1", ...). `class_names` are the names of classes of whatever
     column is the class.
 
-    Raises UsageError for an unknown column, an empty cell, NaN, a column that may be a class or a number, and two
-    classes.
+    Raises UsageError for an unknown column, an empty cell, NaN, a column that may be class or number, and two classes.
     """
     chosen = choose_columns(columns, wanted, where, names)
     several = len(chosen) > 1
@@ -64,10 +63,7 @@ def labels_of_columns(
             classes.append(column)
         else:
             numbers[column.name] = read_numbers(column, kind, where, rows)
-    if len(classes) > 1:
-        pair = " and ".join(repr(column.name) for column in classes[:2])
-        fix = "choose one, or write NAME:number or NAME:flag of columns of numbers"
-        raise UsageError(f"--label_columns: {pair} of {where} are classes, and images have one class; {fix}")
+    check_one_class(classes, where)
     matrix = np.array(list(numbers.values()), np.float64).T if numbers else None
     if not classes:
         return NO_LABELS._replace(numbers=matrix, number_names=list(numbers))
@@ -78,6 +74,14 @@ def labels_of_columns(
     except ValueError as error:
         raise UsageError(f"{where}: column {column.name!r}: {error}") from None
     return Labels(labels, taken, matrix, list(numbers))
+
+
+def check_one_class(classes: Sequence[Column], where: str) -> None:
+    """Raises UsageError for two columns of classes."""
+    if len(classes) > 1:
+        pair = " and ".join(repr(column.name) for column in classes[:2])
+        fix = "choose one, or write NAME:number or NAME:flag of columns of numbers"
+        raise UsageError(f"--label_columns: {pair} of {where} are classes, and images have one class; {fix}")
 
 
 def choose_columns(

@@ -1,5 +1,6 @@
 """Images: the formats that are read, uint8 pixels, and grids as PNG. Needs no torch."""
 
+import importlib.util
 import io
 import math
 from pathlib import Path
@@ -12,8 +13,9 @@ from distgan.files import atomic_write
 ENCODINGS = {"npy": "npy", "png": "png", "jpg": "jpg", "jpeg": "jpg"}
 """File extension in a shard -> encoding of the dataset."""
 PIL_FORMATS = {
-    **{".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP", ".bmp": "BMP", ".gif": "GIF"},
+    **{".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".jfif": "JPEG", ".webp": "WEBP", ".bmp": "BMP", ".gif": "GIF"},
     **{".tif": "TIFF", ".tiff": "TIFF", ".ppm": "PPM", ".pgm": "PPM"},
+    **({".avif": "AVIF"} if importlib.util.find_spec("PIL._avif") else {}),  # Pillow 11.3, where it has the codec
 }
 """Suffix -> Pillow's name of a format that `shards make` reads. Pillow is always told which formats it may try: some of
 the others start a program (Ghostscript for EPS)."""

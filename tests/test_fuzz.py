@@ -3,16 +3,20 @@
 FUZZ_CASES=20000 FUZZ_SEED=1 pytest tests/test_fuzz.py          # by hand: more cases
 """
 
+import bz2
 import contextlib
 import copy
+import gzip
 import io
 import json
+import lzma
 import os
 import random
 import shutil
 import signal
 import struct
 import sys
+import tarfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -52,6 +56,7 @@ WORDS = [
     "a" * 10_000,
     "1" * 5000,
 ]
+OPTIONS: dict[str, Any] = {"split": "train", "files": None, "samples": 1, "seed": 0}
 OTHERS = [None, True, False, [], {}, [1], {"a": 1}, [[[[]]]], [None] * 3]
 
 
@@ -138,6 +143,11 @@ class Originals:
         lines = [json.dumps({"file_name": name, "label": i}) for name, i in rows]
         (folder / "labels" / "labels.jsonl").write_text("\n".join(lines))
         (folder / "labels" / "labels.csv").write_text("file_name,label\n" + "".join(f"{n},{i}\n" for n, i in rows))
+        numbers = [f"{name},{i / 2},{i % 2},{'ab'[i % 2]}\n" for name, i in rows]
+        (folder / "labels" / "numbers.csv").write_text("file_name,energy,on,kind\n" + "".join(numbers))
+        vectors = [[name, [i / 2, i % 2]] for name, i in rows]
+        (folder / "labels" / "vectors.json").write_text(json.dumps({"labels": vectors}))
+        self.members = foreign_members(folder / "labels")
         options = {"width": 2, "norm": "group"}
         G, _ = models.build("dcgan", SampleSpec(8, 8, 3, 2), z_dim=4, options=options, seed=0)
         model = {"name": "dcgan", "latent": 4, "options": options}
@@ -147,6 +157,26 @@ class Originals:
             checkpoints.save({"generator": G.state_dict()}, state, metadata)
         (folder / "outside").mkdir()
         shutil.copy(folder / "npy" / "shard-000000.tar", folder / "outside" / "secret.tar")
+
+
+def foreign_members(folder: Path) -> dict[str, bytes]:
+    """What another program's tar may hold: images of several formats, labels, a caption, what macOS adds."""
+    members = {f"{i}.png": (folder / f"{i}.png").read_bytes() for i in range(3)}
+    members |= {f"{i}.json": json.dumps({"label": i, "energy": i / 2, "v": [i, 1]}).encode() for i in range(3)}
+    members |= {f"{i}.cls": str(i).encode() for i in range(3)}
+    members |= {f"3.05.{extension}": members[f"0.{extension}"] for extension in ("png", "json", "cls")}
+    return members | {"lone.txt": b"a caption", "._0.png": b"macOS"}
+
+
+def pack(members: dict[str, bytes]) -> bytes:
+    """A tar."""
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w") as archive:
+        for name, data in members.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            archive.addfile(info, io.BytesIO(data))
+    return out.getvalue()
 
 
 def read(folder: Path) -> tuple[bytes, list[int]]:
@@ -165,8 +195,10 @@ def run(command: Callable[[], object]) -> int:
     out, error = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(error):
         code = run_command(lambda argv: (command(), None)[1], [])
-    text = error.getvalue()
+    lines = error.getvalue().splitlines(keepends=True)
+    text = "".join(line for line in lines if not line.startswith(("note: ", "warning: ")))
     assert code in (0, 1, 2), text
+    assert all(len(line) <= 700 for line in lines), lines
     assert (code == 0) == (text == ""), text
     assert all(len(line) <= 700 for line in text.splitlines()), text
     return code
@@ -223,18 +255,57 @@ def damage_labels(case: Path, originals: Originals, rng: random.Random) -> str:
     """Damage a file of labels, and open the images with it."""
     folder = case / "labels"
     shutil.copytree(originals.folder / "labels", folder)
-    path = folder / rng.choice(("dataset.json", "labels.jsonl", "labels.csv"))
+    name = rng.choice(("dataset.json", "labels.jsonl", "labels.csv", "numbers.csv", "vectors.json"))
+    columns = {"numbers.csv": "energy,on,kind", "vectors.json": "label:number"}.get(name)
+    path = folder / name
     if path.suffix == ".csv" or rng.random() < 0.3:
         path.write_bytes(mutate_bytes(path.read_bytes(), rng))
     else:
         lines = path.read_text().splitlines()
         at = rng.randrange(len(lines))
         path.write_text("\n".join([*lines[:at], mutate_json(lines[at], rng), *lines[at + 1 :]]))
-    words = {"split": "train", "files": None, "samples": 1, "seed": 0, "labels": str(path)}
+    words = OPTIONS | {"labels": str(path), "label_columns": rng.choice((columns, "label,energy:flag", None))}
     return f"{path.name} {run(lambda: sources.open_source(str(folder), **words))}"
 
 
-KINDS = (damage_dataset, damage_dataset, damage_weights, damage_labels)
+def damage_tars(case: Path, originals: Originals, rng: random.Random) -> str:
+    """Damage a tar of another program, perhaps a compressed one; open it, and load its images."""
+    members = dict(originals.members)
+    name = rng.choice(list(members))
+    kind = rng.choice(("member", "json", "name", "header", "bytes", "compressed"))
+    if kind == "json":
+        members["1.json"] = mutate_json(members["1.json"], rng).encode()
+    elif kind == "name":
+        members[rng.choice(("2.06.png", "0.jpg", "0.x.png", "a/b/../c.png", "/x.png", "x" * 90 + ".gif"))] = members[
+            name
+        ]
+    elif kind == "member":
+        members[name] = mutate_bytes(members[name], rng)
+    data = pack(members)
+    if kind == "header":
+        data = mutate_tar(data, rng)
+    elif kind == "bytes":
+        data = mutate_bytes(data, rng)
+    elif kind == "compressed":
+        data = mutate_bytes(rng.choice((gzip, bz2, lzma)).compress(data), rng)
+    (case / "tars").mkdir()
+    (case / "tars" / "0.tar").write_bytes(data)
+    words = OPTIONS | {
+        "labels": rng.choice(("auto", "auto", "none", "folders")),
+        "label_columns": rng.choice((None, None, "energy,cls:class", "v_1", "label")),
+        "image_key": rng.choice((None, None, "png", "05.png")),
+    }
+
+    def open_all() -> None:
+        source = sources.open_source(str(case / "tars"), **words)
+        for i in range(len(source)):
+            with contextlib.suppress(Exception):  # as `make`, which lists what cannot be used
+                np.asarray(source.load(i))
+
+    return f"{kind} {name} {run(open_all)}"
+
+
+KINDS = (damage_dataset, damage_dataset, damage_weights, damage_labels, damage_tars)
 
 
 @pytest.fixture(scope="module")

@@ -165,7 +165,7 @@ def bad(*words: object, capsys) -> str:
         (["--model.options.depth", "3"], "model.options.depth: unknown option of dcgan; choose from width, norm"),
         (["--data.shards", "nowhere"], "there is nothing at nowhere"),
         (["--data.shards", "EMPTY"], "has no manifest.json"),
-        (["--data.shards", "ODD"], "dcgan does not support 11x11 images; `distgan shards make --size 10 or 12`"),
+        (["--data.shards", "ODD"], "dcgan does not support 11x11 images; `distgan shards make --size 10x10 or 12x12`"),
         (["--micro_batch", "5"], "micro_batch: 5 does not divide the 16 images of a process"),
         (["--batch", "128", "--data.lanes", "64"], "64 lanes need at least 64 images"),
         (["--data.labels", "true", "--data.shards", "PLAIN"], "data.labels: .* has no classes"),

@@ -33,7 +33,11 @@ def make(
     src: str,
     dest: str,
     labels: str = "auto",
-    split: Literal["train", "test"] = "train",
+    label_columns: str | None = None,
+    label_key: str = "label",
+    image_key: str | None = None,
+    layout: Literal["HWC", "CHW"] | None = None,
+    split: Literal["train", "validation", "test"] = "train",
     source: str | None = None,
     samples: int = 128_000,
     record_paths: bool = True,
@@ -44,10 +48,21 @@ def make(
     """Write the images of SRC as a dataset of shards into the folder DEST.
 
     Args:
-        src: A folder, a class-folder tree, a .zip, or digits, fashion-mnist, mnist, stacked-mnist, cifar10.
+        src: A folder, a class-folder tree, a .zip, a folder of .tar or .tar.gz of another program or one of them, a
+            .parquet or a folder of them, hf://OWNER/NAME[@REVISION], an LMDB folder, an .h5, .npy or .npz, or digits,
+            fashion-mnist, mnist, stacked-mnist, cifar10.
         dest: The folder to write; re-run the same command to resume an unfinished one.
-        labels: auto (dataset.json inside, else class folders), none, or a CSV, JSONL or dataset.json file.
-        split: Of the built-in datasets.
+        labels: auto (dataset.json inside, else .cls and .json in tars, else class folders; of a table, its column with
+            class names, or "label"), folders, none, or a CSV, JSONL or dataset.json file, of an .npy also an .npy.
+        label_columns: The columns of the table or of the file of labels, or the keys of .json in tars, to take as
+            labels, such as energy,angle:number,species:class,blond:flag; those of a CSV without a header have numbers,
+            from 1. Default: the only column.
+        label_key: The key of .json in tars that holds the class, a number or a name.
+        image_key: Of samples in tars with several images, how the names of those to take end, such as input.jpg; of a
+            table, the column or array of the images. Default: the only one.
+        layout: The order of the axes of images that are arrays: HWC, or CHW for channels first. Default: as the shapes
+            tell.
+        split: Of the built-in datasets, and of Parquet files that have it in their names.
         source: Folder with the files of fashion-mnist, mnist, stacked-mnist or cifar10; default: download.
         samples: Images of stacked-mnist.
         record_paths: Write sources.txt, the path in the folder or zip of every sample.
@@ -59,7 +74,18 @@ def make(
     options = Options(**conversion)
     which = parse_part(part)
     check_numbers(options, jobs, samples)
-    opened = open_source(src, split=split, files=source, labels=labels, samples=samples, seed=options.seed)
+    opened = open_source(
+        src,
+        split=split,
+        files=source,
+        labels=labels,
+        samples=samples,
+        seed=options.seed,
+        label_columns=label_columns,
+        label_key=label_key,
+        image_key=image_key,
+        layout=layout,
+    )
     options = resolve_options(opened, options)
     if warning := distgan.dataset_tool.make.size_warning(*options.shape[:2]):
         print(warning, file=sys.stderr)
@@ -108,18 +134,20 @@ def join(dest: str) -> None:
     print_made(dest, distgan.dataset_tool.make.join(Path(dest)))
 
 
-def index(dest: str, label_key: str = "label", range: str | None = None) -> None:
+def index(dest: str, label_key: str = "label", label_columns: str | None = None, range: str | None = None) -> None:
     """Write the manifest and the index of tars that another program wrote.
 
     Args:
         dest: A folder of .tar files, with .npy, .png or .jpg images and .cls or .json labels, or a dataset.json of
             labels; a classes.json names the classes.
-        label_key: The key of a .json that holds the label, a number or a name.
+        label_key: The key of a .json that holds the class, a number or a name.
+        label_columns: The keys of .json, or numbers in the lists of a dataset.json, to take as labels, such as
+            energy,angle:number,species:class,blond:flag; "cls" is the .cls.
         range: LOW,HIGH: the values that networks see as -1 and 1, of .npy images; default: 0,255 for uint8, else the
             least and the greatest value.
     """
     parse_range(range)
-    manifest = distgan.dataset_tool.index.index(Path(dest), progress, label_key, range)
+    manifest = distgan.dataset_tool.index.index(Path(dest), progress, label_key, range, label_columns)
     print(f"{dest}: {summary(manifest)}")
 
 

@@ -8,7 +8,7 @@ import re
 import struct
 import zipfile
 from pathlib import Path
-from typing import BinaryIO
+from typing import IO, BinaryIO
 
 import numpy as np
 
@@ -40,9 +40,7 @@ def map_columns(path: Path, samples: int, conditions: int = 0) -> dict[str, np.n
     with zipfile.ZipFile(path) as archive, open(path, "rb") as file:
         for name, (dtype, expected) in kinds.items():
             member = archive.getinfo(f"{name}.npy")
-            file.seek(member.header_offset + 26)
-            name_length, extra_length = (int.from_bytes(file.read(2), "little") for _ in range(2))
-            file.seek(name_length + extra_length, os.SEEK_CUR)
+            seek_member(file, member)
             shape, fortran, stored = read_npy_header(file)
             if (stored, shape, fortran) != (dtype, expected, False) or member.compress_type != zipfile.ZIP_STORED:
                 raise ValueError(f"column {name} is {stored} {shape}; the manifest needs {dtype} {expected}, stored")
@@ -50,7 +48,14 @@ def map_columns(path: Path, samples: int, conditions: int = 0) -> dict[str, np.n
     return columns
 
 
-def read_npy_header(file: BinaryIO) -> tuple[tuple[int, ...], bool, str]:
+def seek_member(file: BinaryIO, member: zipfile.ZipInfo) -> None:
+    """Put `file`, a zip, at the data of a member."""
+    file.seek(member.header_offset + 26)
+    name_length, extra_length = (int.from_bytes(file.read(2), "little") for _ in range(2))
+    file.seek(name_length + extra_length, os.SEEK_CUR)
+
+
+def read_npy_header(file: IO[bytes]) -> tuple[tuple[int, ...], bool, str]:
     """Shape, whether it is in Fortran order, and dtype of a .npy; leaves `file` at the data. Raises ValueError."""
     magic = file.read(8)
     width = 2 if magic[6:7] == b"\1" else 4

@@ -105,16 +105,9 @@ class Manifest(Struct, kw_only=True, omit_defaults=True):
 
 
 class LabelFile(Struct, frozen=True):
-    """dataset.json of NVlabs' tools."""
+    """dataset.json of NVlabs' tools: a class or a list of numbers by image."""
 
-    labels: list[tuple[str, Label]] | None
-
-
-class LabelRow(Struct, frozen=True):
-    """A line of a JSONL file of labels."""
-
-    file_name: str
-    label: Label
+    labels: list[tuple[str, Label | float | list[int | float]]] | None
 
 
 def decode(data: bytes | str, kind: type[T]) -> T:

@@ -26,26 +26,31 @@ class Member(NamedTuple):
 
 def members(path: str | os.PathLike[str]) -> Iterator[Member]:
     """The regular files of an uncompressed tar, in order. Raises CorruptDataError."""
-    at = 0
     with open(path, "rb") as file:
-        end = os.fstat(file.fileno()).st_size
-        try:
-            with tarfile.TarFile(fileobj=file, encoding="utf-8", errors="replace") as tar:
-                while (info := tar.next()) is not None:
-                    tar.members.clear()  # type: ignore[attr-defined] - they are kept, 1 kB each
-                    if not (info.isdir() or info.isreg()) or info.issparse():
-                        raise ValueError(f"a member of type {info.type!r}; shards hold regular files only")
-                    if info.offset_data - info.offset > tarfile.BLOCKSIZE:
-                        check_pax(file, info)
-                    if info.isreg():
-                        if not 0 <= info.size <= end - info.offset_data:
-                            raise ValueError(f"a member of {info.size} bytes, which runs past the end of the file")
-                        yield Member(info.name, info.offset_data, info.size)
-                    at = tar.offset
+        yield from members_of(file, path)
+
+
+def members_of(file: BinaryIO, path: str | os.PathLike[str]) -> Iterator[Member]:
+    """Those of a tar from the position of `file` to its end; errors name it `path`. Raises CorruptDataError."""
+    at = file.tell()
+    end = os.fstat(file.fileno()).st_size
+    try:
+        with tarfile.TarFile(fileobj=file, encoding="utf-8", errors="replace") as tar:
+            while (info := tar.next()) is not None:
+                tar.members.clear()  # type: ignore[attr-defined] - they are kept, 1 kB each
+                if not (info.isdir() or info.isreg()) or info.issparse():
+                    raise ValueError(f"a member of type {info.type!r}; shards hold regular files only")
+                if info.offset_data - info.offset > tarfile.BLOCKSIZE:
+                    check_pax(file, info)
+                if info.isreg():
+                    if not 0 <= info.size <= end - info.offset_data:
+                        raise ValueError(f"a member of {info.size} bytes, which runs past the end of the file")
+                    yield Member(info.name, info.offset_data, info.size)
                 at = tar.offset
-            check_end(file, at)
-        except INVALID as error:
-            raise CorruptDataError(f"{path}: header at byte {at}: {error}") from None
+            at = tar.offset
+        check_end(file, at)
+    except INVALID as error:
+        raise CorruptDataError(f"{path}: header at byte {at}: {error}") from None
 
 
 def check_pax(file: BinaryIO, info: tarfile.TarInfo) -> None:

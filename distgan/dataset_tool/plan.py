@@ -39,13 +39,9 @@ class Plan(msgspec.Struct, frozen=True):
 def plan_dataset(source: Source, options: Options, record_paths: bool) -> tuple[Plan, list[list[int]]]:
     """The plan for resolved options, and the image indices of each shard.
 
-    The images are ordered by the hash of (seed, name) before they are split into shards: a folder sorted by class gives
-    mixed shards. With `record_paths`, the paths of the images of a folder or zip go to sources.txt.
+    With `record_paths`, the paths of the images of a folder or zip go to sources.txt.
     """
-    hashes = [
-        hashlib.sha256(f"{options.seed}|{name}".encode(errors="surrogateescape")).digest() for name in source.names
-    ]
-    order = sorted(range(len(source)), key=hashes.__getitem__)
+    order = shuffled(source, options.seed)
     shards = split_into_shards(source, order, options)
     listing = [source.names, source.labels.tolist() if source.labels is not None else None, source.classes]
     if source.numbers is not None:
@@ -60,6 +56,18 @@ def plan_dataset(source: Source, options: Options, record_paths: bool) -> tuple[
         shards=len(shards),
     )
     return plan, shards
+
+
+def shuffled(source: Source, seed: int) -> list[int]:
+    """The image indices ordered by the hash of (seed, name): a folder sorted by class gives mixed shards.
+
+    The images of a group stay together, and the groups are ordered by the hash of (seed, group).
+    """
+    keys = [hashlib.sha256(f"{seed}|{name}".encode(errors="surrogateescape")).digest() for name in source.names]
+    if source.groups is not None:
+        groups = {group: hashlib.sha256(f"{seed}|group {group}".encode()).digest() for group in set(source.groups)}
+        keys = [groups[group] + key for group, key in zip(source.groups, keys, strict=True)]
+    return sorted(range(len(source)), key=keys.__getitem__)
 
 
 def split_into_shards(source: Source, order: list[int], options: Options) -> list[list[int]]:

@@ -3,7 +3,6 @@
 import io
 import math
 import mmap
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,18 +10,23 @@ import numpy as np
 import xxhash
 from PIL import Image
 
-from distgan.data.index_file import COLUMNS, NUMBERS, read_npy_header
-from distgan.data.schema import MAX_CHANNELS, MAX_SIZE, Label, decode
+from distgan.data.index_file import COLUMNS, read_npy_header
+from distgan.data.schema import MAX_CHANNELS, MAX_SIZE, Label
 from distgan.data.tar import Member, members, split_key
 from distgan.dataset_tool.convert import conversion_needed
-from distgan.dataset_tool.labels import read_label
+from distgan.dataset_tool.foreign import check_uncompressed, explain_images
+from distgan.dataset_tool.label_files import read_label
+from distgan.dataset_tool.tar_labels import TarLabels
 from distgan.dataset_tool.value_range import PixelValues
-from distgan.errors import CorruptDataError
+from distgan.errors import CorruptDataError, UsageError
 from distgan.images import ENCODINGS, SHARD_PIL_FORMATS
 
 NPY_DTYPES = {"|u1": "uint8", "<u2": "uint16", "<f2": "float16", "<f4": "float32"}
 """dtype in the header of an .npy -> dtype of pixels."""
-ALL_ALIKE = "all images of a dataset have the same size, channels, dtype and encoding"
+ALL_ALIKE = (
+    "all images of a dataset have the same size, channels, dtype and encoding: "
+    "`distgan shards make DIR_OF_TARS DEST --size N` makes them alike"
+)
 FIX = "`distgan shards make DIR_OF_TARS DEST` converts it"
 
 
@@ -47,12 +51,12 @@ class Scan:
     in kind, and images that `shards make` would convert: they are not read as they are.
     """
 
-    def __init__(self, path: Path, label_key: str = "label", number_names: Sequence[str] = ()) -> None:
-        """`number_names` are the keys of the .json of every sample whose numbers are read."""
+    def __init__(self, path: Path, label_key: str = "label", rows: TarLabels | None = None) -> None:
+        check_uncompressed(path)
         self.path = path
         self.label_key = label_key
-        self.number_names = number_names
-        self.numbers: list[list[float]] = []
+        self.rows = rows
+        """What takes columns of .cls and .json; None: they have the class alone."""
         self.columns: dict[str, list[int]] = {name: [] for name in COLUMNS if name != "label"}
         self.labels: list[Label | None] = []
         self.names: list[str] = []
@@ -86,19 +90,19 @@ class Scan:
         """Append a sample, its members by extension, to the columns. Raises CorruptDataError."""
         if key is None:
             return
+        if reason := explain_images(sample):
+            raise CorruptDataError(f"{self.path}: key {key} {reason}")
         images = [extension for extension in sample if extension in ENCODINGS]
-        if len(images) != 1:
-            has = ", ".join(f".{extension}" for extension in sample)
-            raise CorruptDataError(f"{self.path}: key {key} needs one image (.npy, .png, .jpg), it has {has}")
         encoding = ENCODINGS[images[0]]
         name, offset, size = sample[images[0]]
         try:
             kind, header = read_image_header(data[offset : offset + size], encoding)
             fields = {e: data[o : o + n] for e, (_, o, n) in sample.items() if e in ("cls", "json")}
-            self.labels.append(read_label(fields, self.label_key))
-            if self.number_names:
-                numbers = decode(fields.get("json", b"{}"), dict[str, Any])
-                self.numbers.append([float(numbers[number]) for number in self.number_names])
+            if self.rows is not None:
+                self.rows.add(f"{self.path.name}/{name}", {f".{e}": field for e, field in fields.items()})
+            self.labels.append(None if self.rows is not None else read_label(fields, self.label_key))
+        except UsageError:
+            raise
         except Exception as error:  # decoders document no exceptions
             raise CorruptDataError(f"{self.path}: key {key}: {error}") from None
         if max(kind.height, kind.width) > MAX_SIZE or not 1 <= kind.channels <= MAX_CHANNELS:
@@ -118,8 +122,7 @@ class Scan:
 
     def arrays(self) -> dict[str, np.ndarray]:
         """The index columns, [samples] each, without that of the labels."""
-        numbers = {NUMBERS: np.array(self.numbers, np.float32)} if self.number_names else {}
-        return {name: np.array(column, COLUMNS[name]) for name, column in self.columns.items()} | numbers
+        return {name: np.array(column, COLUMNS[name]) for name, column in self.columns.items()}
 
     def _add_values(self, key: str, pixels: np.ndarray) -> None:
         if not np.isfinite(pixels).all():

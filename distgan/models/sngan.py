@@ -1,4 +1,4 @@
-"""SNGAN's residual networks (Miyato et al. 2018, arXiv 1802.05957, appendix B.4) for 32 to 255 pixels.
+"""SNGAN's residual networks (Miyato et al. 2018, arXiv 1802.05957, appendix B.4) for 32 to 224 pixels.
 
 As the authors' Chainer code, with three small differences: D's last layer has a bias at 32 pixels too, BatchNorm's eps
 is 1e-5 (theirs 2e-5), and torch's spectral norm updates u before v, half a step of the power iteration later.
@@ -46,7 +46,7 @@ def build(spec: SampleSpec, *, z_dim: int, width: int | None = None) -> tuple[nn
     Miyato & Koyama. Sizes are (a, b) * 2^n with n = 3, 4 or 5 (in the papers 32, 64 and 128 pixels), the shorter side
     of the base (a, b) being 4, 5, 6 or 7 pixels and the longer side of the images at most 1,024. Raises UsageError.
     """
-    reason = "the papers have networks for a shorter side of 32 to 255 pixels"
+    reason = "the papers have networks for a shorter side of 32 to 224 pixels"
     sizes = resolutions("sngan", spec, SNGAN_HALVINGS, reason)
     shape = SHAPES[len(sizes) - 1]
     width = shape.width if width is None else width
@@ -114,8 +114,23 @@ class UpBlock(nn.Module):
         return h + F.interpolate(self.shortcut(x), scale_factor=2.0)  # the same as 1x1 after upsampling, at a quarter
 
 
+def pool(x: Tensor) -> Tensor:
+    """[N, C, 2H, 2W] -> [N, C, H, W]: means of 2x2 pixels; an odd last row or column by itself, not dropped.
+
+    Compiled, `ceil_mode` of `avg_pool2d` would have a wrong derivative at that row, without an error (torch 2.15).
+    """
+    if x.shape[2] % 2:
+        x = torch.cat([x, x[:, :, -1:]], dim=2)
+    if x.shape[3] % 2:
+        x = torch.cat([x, x[:, :, :, -1:]], dim=3)
+    return F.avg_pool2d(x, 2)
+
+
 class DownBlock(nn.Module):
-    """[N, before, 2H, 2W] -> [N, after, H, W]: ReLU (not in the first block), 3x3, ReLU, 3x3, average pooling."""
+    """[N, before, 2H, 2W] -> [N, after, H, W]: ReLU (not in the first block), 3x3, ReLU, 3x3, average pooling.
+
+    The networks for 64 pixels halve once more than the base: there, a base of an odd side is rounded up.
+    """
 
     def __init__(self, before: int, after: int, first: bool) -> None:
         super().__init__()
@@ -127,7 +142,7 @@ class DownBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         h = self.conv2(F.relu(self.conv1(x if self.first else F.relu(x))))
-        return F.avg_pool2d(h, 2) + self.shortcut(F.avg_pool2d(x, 2))  # the same as 1x1 before pooling, at a quarter
+        return pool(h) + self.shortcut(pool(x))  # the same as 1x1 before pooling, at a quarter
 
 
 class PlainBlock(nn.Module):

@@ -22,7 +22,7 @@ from distgan.gan.step import (
     update_d,
     update_g,
 )
-from distgan.samples import SampleSpec
+from distgan.samples import Condition, SampleSpec
 
 PIPELINE = Pipeline([("color", 1.0), ("translation", 1.0), ("cutout", 0.5), ("ada_geometry", 0.5)])
 WEIGHTED = {name: WeightedPenalty(penalty, 0.5) for name, penalty in PENALTIES.items()}
@@ -36,13 +36,19 @@ PENALTY_SETS = {
     },
 }
 PAIRED = LOSSES["rpgan"]  # G's loss sees real logits
+RECTANGLES = SampleSpec(16, 24, 2, conditions=(Condition("energy"), Condition("tagged", "flag")))
 
 
 def make(
-    loss: Loss = LOSSES["bce"], norm: str = "batch", classes: int = 0, lr: float = 2e-4, augment: bool = False
+    loss: Loss = LOSSES["bce"],
+    norm: str = "batch",
+    classes: int = 0,
+    lr: float = 2e-4,
+    augment: bool = False,
+    spec: SampleSpec | None = None,
 ) -> GAN:
     options = {"width": 4, "norm": norm}
-    G, D = models.build("dcgan", SampleSpec(16, 16, 3, classes), z_dim=8, options=options, seed=0)
+    G, D = models.build("dcgan", spec or SampleSpec(16, 16, 3, classes), z_dim=8, options=options, seed=0)
     adam = [torch.optim.Adam(network.parameters(), lr=lr, betas=(0.5, 0.999)) for network in (G, D)]
     return GAN(G, D, G, D, *adam, loss=loss, augment=PIPELINE if augment else unaugmented)
 
@@ -164,6 +170,28 @@ def test_micro_batches_add_up_to_the_minibatch(loss, penalties, classes):
         for accumulated, single in ((G, results[0][1]), (D, results[0][2])):
             for name in single:
                 torch.testing.assert_close(accumulated[name], single[name], rtol=1e-3, atol=4e-5)
+
+
+@pytest.mark.parametrize("penalties", PENALTY_SETS.values(), ids=PENALTY_SETS.keys())
+def test_micro_batches_of_rectangles_with_numbers_add_up_too(penalties):
+    numbers = torch.randn(8, 2, generator=torch.Generator().manual_seed(0)) * torch.tensor([1.0, 0]) + 1
+    batches = [
+        minibatch(seed=seed)._replace(
+            real=torch.rand(8, *RECTANGLES.shape) * 2 - 1, labels=numbers, fake_labels=numbers
+        )
+        for seed in (1, 2)
+    ]
+    results = []
+    for count in (1, 4):
+        gan = make(PAIRED, norm="group", augment=True, spec=RECTANGLES)
+        d, g = [split(batch, count) for batch in batches]
+        train_step(gan, Batches([d], g), penalties, p=0.7)
+        results.append({"G": state(gan.G), "D": state(gan.D)})
+    torch.testing.assert_close(results[1], results[0], rtol=1e-3, atol=4e-5)
+    trained = results[0]["D"]
+    embedding = [name for name in trained if name.startswith("embed.")]
+    start = state(make(norm="group", spec=RECTANGLES).D)
+    assert len(embedding) == 5 and not any(torch.equal(trained[name], start[name]) for name in embedding)
 
 
 def test_label_weights_are_trained():

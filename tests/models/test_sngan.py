@@ -12,7 +12,7 @@ from torch import nn
 from distgan import models
 from distgan.distributed.batchnorm import GlobalBatchNorm2d, convert
 from distgan.errors import UsageError
-from distgan.models.sngan import ConditionalBatchNorm2d
+from distgan.models.sngan import ConditionalBatchNorm2d, pool
 from distgan.samples import SampleSpec
 
 
@@ -154,7 +154,7 @@ def test_the_conversion_of_batchnorm_finds_every_norm_and_changes_nothing(proces
     ("changes", "message"),
     [
         ({"size": 50}, r"sngan does not support 50x50 images \(.*\); `distgan shards make --size 48x48 or 56x56`"),
-        ({"size": 256}, r"256x256 images \(the papers .* 32 to 255 pixels\); `distgan shards make --size 224x224`"),
+        ({"size": 256}, r"256x256 images \(the papers .* 32 to 224 pixels\); `distgan shards make --size 224x224`"),
         ({"options": {"width": 0}}, "width: 0 is not a positive integer"),
         ({"options": {"norm": "none"}}, "unknown option of sngan; choose from width"),
     ],
@@ -162,3 +162,12 @@ def test_the_conversion_of_batchnorm_finds_every_norm_and_changes_nothing(proces
 def test_unsupported_networks_are_refused(changes, message):
     with pytest.raises(UsageError, match=message):
         build(**changes)
+
+
+def test_pooling_keeps_the_last_row_of_an_odd_side():
+    """D of n = 4 halves five times: of 80 pixels, 5 remain before the last block."""
+    x = torch.randn(2, 3, 5, 6)
+    pooled = pool(x)
+    assert pooled.shape == (2, 3, 3, 3)
+    torch.testing.assert_close(pooled[:, :, :2], F.avg_pool2d(x, 2))
+    torch.testing.assert_close(pooled[:, :, 2], x[:, :, 4].unflatten(2, (3, 2)).mean(3))

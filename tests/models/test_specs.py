@@ -18,10 +18,10 @@ from distgan.samples import Condition, SampleSpec
 from distgan.sizes import Size, halvings
 
 OPTIONS: dict[str, dict[str, Any]] = {
-    "dcgan": {"width": 2, "norm": "group"},
+    "dcgan": {"width": 4, "norm": "group"},
     "mlp": {"width": 8, "layers": 2},
-    "r3gan": {"group_width": 4, "blocks": 1},
-    "sngan": {"width": 2},
+    "r3gan": {"group_width": 8, "blocks": 1},
+    "sngan": {"width": 8},
 }
 SIDES = {
     "dcgan": st.integers(4, 48),
@@ -43,7 +43,7 @@ def specs(draw: st.DrawFn, network: str) -> SampleSpec:
 def build(network: str, spec: SampleSpec) -> tuple[nn.Module, nn.Module]:
     options = dict(OPTIONS[network])
     if network == "r3gan":
-        options["widths"] = [4] * (max(halvings(Size(spec.height, spec.width)), 1) + 1)
+        options["widths"] = [8] * (max(halvings(Size(spec.height, spec.width)), 1) + 1)
     return models.build(network, spec, z_dim=4, options=options, seed=0)
 
 
@@ -76,7 +76,7 @@ def draw_labels(spec: SampleSpec, n: int) -> Tensor | None:
 
 
 @pytest.mark.parametrize("network", OPTIONS)
-@settings(deadline=None, max_examples=12)
+@settings(deadline=None, max_examples=8)
 @given(st.data())
 def test_any_images_and_labels(network, data):
     spec, G, D = build_nearest(network, data.draw(specs(network)))
@@ -94,7 +94,7 @@ def test_any_images_and_labels(network, data):
     F.softplus(logits * torch.tensor([1.0, -1, 1, -1])).sum().backward()
     for name, parameter in [*G.named_parameters(), *D.named_parameters()]:
         assert parameter.grad is not None and parameter.grad.isfinite().all(), name
-        assert parameter.grad.any(), name
+        assert parameter.grad.any() or name.endswith("conv1.bias"), name  # before BatchNorm a bias has no gradient
 
 
 @pytest.mark.parametrize(

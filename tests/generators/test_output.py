@@ -15,9 +15,9 @@ from PIL import Image
 import distgan
 from distgan.commands import sample as sample_command
 from distgan.commands import shards
+from distgan.data.index_file import NUMBERS
+from distgan.data.shardset import ShardSet
 from distgan.data.stream import Reader
-from distgan.dataset_tool import make
-from distgan.dataset_tool.sources.source import Source
 from distgan.generators import output
 from distgan.images import grid
 from distgan.pixels import to_picture, to_stored
@@ -51,19 +51,17 @@ def read(path: Path) -> np.ndarray:
         return page.asarray()
 
 
-def make_again(folder: Path, spec: SampleSpec) -> tuple[SampleSpec, np.ndarray]:
-    """The spec and the pixels, in the order of the files, of the dataset that `shards make` makes of files."""
-    paths = sorted(path for path in folder.iterdir() if path.suffix != ".csv")
+def make_again(src: Path, dest: Path, spec: SampleSpec, *words: object) -> ShardSet:
+    """The dataset that `shards make` makes of what was written, as the manual has it."""
     low, high = spec.range
-    source = Source("folder", [path.name for path in paths], lambda i: read(paths[i]), has_paths=True)
-    if paths[0].suffix == ".png":
-        words = ("--dtype", spec.dtype, "--channels", spec.channels, f"--range={low!r},{high!r}", "--jobs", 1)
-        assert shards.main([str(word) for word in ("make", folder, folder / "set", *words)]) == 0
-    else:
-        make.make(source, folder / "set", make.Options(range=f"{low!r},{high!r}"), jobs=1)
-    dataset = shards.open_dataset(str(folder / "set"), None)
-    order = np.argsort(dataset.sources() or [])
-    return dataset.spec, np.asarray(Reader(dataset).read(order).images)
+    kind = ("--dtype", spec.dtype, "--channels", spec.channels, f"--range={low!r},{high!r}", "--jobs", 1)
+    assert shards.main([str(word) for word in ("make", src, dest, *kind, *words)]) == 0
+    return shards.open_dataset(str(dest), None)
+
+
+def pixels_in_order(dataset: ShardSet) -> np.ndarray:
+    """The pixels of a dataset [N, H, W, C], in the order of what it was made of."""
+    return np.asarray(Reader(dataset).read(np.argsort(dataset.sources() or [])).images)
 
 
 @st.composite
@@ -100,9 +98,10 @@ def test_what_is_written_is_what_the_dataset_stores(spec):
             assert {path.suffix for path in files.iterdir()} == {f".{chosen}"}
             assert {image.dtype.name for image in written} == {spec.dtype}
             np.testing.assert_array_equal(np.stack(written).reshape(pixels.shape), pixels)
-            again, values = make_again(files, spec)
-            assert again == spec
-            np.testing.assert_array_equal(values, pixels)
+        for written in ("npy", "tiff", "auto", "a.npy", "a.npz"):
+            dataset = make_again(folder / written, folder / f"set of {written}", spec, "--labels", "none")
+            assert dataset.spec == spec
+            np.testing.assert_array_equal(pixels_in_order(dataset), pixels)
 
 
 @pytest.mark.parametrize(
@@ -198,3 +197,25 @@ def test_conditions_are_recorded(tmp_path):
     flags = arrays["label"].astype(int).tolist()
     assert lines[0] == "file_name,label,z,condition_label"
     assert lines[1:] == [f"{i:06d}.png,{'ab'[i % 2]},2.5,{flags[i]}" for i in range(4)]
+
+
+def test_a_dataset_of_samples_has_their_conditions(tmp_path):
+    """Of the arrays of an .npz, and of single files with their labels.csv: the manual's commands."""
+    conditions = (Condition("energy", "number", 5.0, 2.0, 1.0, 9.0), Condition("tilted", "flag"))
+    spec = SampleSpec(8, 10, 2, 2, conditions, "float16", (-2.0, 3.0))
+    file = save_generator(tmp_path / "G.safetensors", spec, ["a", "b"])
+    for out in ("a.npz", "files"):
+        assert sample(file, "--count", 6, "--out", tmp_path / out) == 0
+    arrays = np.load(tmp_path / "a.npz")
+    words = ("--label_columns", "label:class,energy:number,tilted:flag", "--labels", tmp_path / "files" / "labels.csv")
+    of_files = make_again(tmp_path / "files", tmp_path / "set of files", spec, *words)
+    words = ("--label_columns", "labels:class,energy:number,tilted:flag")
+    of_arrays = make_again(tmp_path / "a.npz", tmp_path / "set of arrays", spec, *words)
+    assert [one.name for one in of_files.classes] == ["a", "b"]
+    for dataset in (of_files, of_arrays):
+        assert [(one.name, one.kind) for one in dataset.spec.conditions] == [("energy", "number"), ("tilted", "flag")]
+        order = np.argsort(dataset.sources() or [])
+        np.testing.assert_array_equal(dataset.columns["label"][order], arrays["labels"])
+        numbers = np.stack([arrays["energy"], arrays["tilted"]], axis=1).astype(np.float32)
+        np.testing.assert_array_equal(dataset.columns[NUMBERS][order], numbers)
+        np.testing.assert_array_equal(pixels_in_order(dataset), arrays["images"])

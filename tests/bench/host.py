@@ -42,7 +42,7 @@ def parts(reader: Reader, world_size: int, lanes: int, seed: int) -> dict[str, C
     local = lanes // world_size
     order = Lanes(np.full(IMAGES // 1000, 1000), seed, lanes, rank * local, (rank + 1) * local)
     config = Config(batch=batch, seed=seed, data=DataConfig(labels=True, flip=True, lanes=lanes))
-    draws = Draws(config, order, [1000] * 10, Needs())
+    draws = Draws(config, order, reader.shards.draw_labels, Needs())
     return {
         "ids": lambda i: order.ids(i * batch, batch),
         "random numbers": lambda i: draws(i * batch),

@@ -11,9 +11,10 @@ from pathlib import Path
 import numpy as np
 
 from distgan.data.index_file import COLUMNS, write_index
+from distgan.data.manifest import write_manifest
 from distgan.data.order import Lanes
-from distgan.data.schema import FORMAT, Manifest, Shard
-from distgan.data.shardset import LocalStorage, open_shardset, write_manifest
+from distgan.data.schema import FORMAT, Fields, ImageField, Manifest, Shard
+from distgan.data.shardset import LocalStorage, open_shardset
 
 
 def main() -> None:
@@ -28,9 +29,7 @@ def main() -> None:
             Manifest(
                 format=FORMAT,
                 samples=shards * each,
-                size=64,
-                channels=3,
-                encoding="npy",
+                fields=Fields(ImageField(64, 64, 3, "uint8", (0.0, 255.0), "npy")),
                 classes=[],
                 shards=rows,
                 index=write_index(Path(folder), columns),

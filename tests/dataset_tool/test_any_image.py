@@ -4,6 +4,7 @@ import io
 import json
 import tarfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -55,7 +56,8 @@ def source_of(images: np.ndarray, classes: int = 0, numbers: np.ndarray | None =
 
 
 def write(folder: Path, source: Source, **changes) -> ShardSet:
-    options = make.Options(**{"shard_mb": 0.02} | changes)
+    values: dict[str, Any] = {"shard_mb": 0.02} | changes
+    options = make.Options(**values)
     make.make(source, folder, options, jobs=1)
     return open_dataset(folder)
 

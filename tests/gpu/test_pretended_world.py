@@ -249,7 +249,7 @@ def test_a_process_draws_its_own_random_numbers_only(monkeypatch, processes, lan
     local = lanes // processes
     middle = range(processes // 2 * local, (processes // 2 + 1) * local)
     order: Any = SimpleNamespace(lanes=lanes, local_lanes=middle)
-    drawn = batches.Draws(config, order, [500, 500], batches.Needs())(config.batch * 7)
+    drawn = batches.Draws(config, order, lambda shares: shares, batches.Needs())(config.batch * 7)
     assert {name: list(values.shape) for name, values in drawn.items()} == {
         "z": [64, 100],
         "fake_labels": [64],

@@ -25,7 +25,7 @@ def keys(processes: int, rank: int, images_seen: int = 64, seed: int = 0) -> dic
     """A process's keys of a minibatch of 16 images on 8 lanes, in the order of the minibatch."""
     config = Config(seed=seed, batch=16, data=DataConfig(lanes=8))
     order = Lanes(np.full(8, 100), seed, 8, rank * 8 // processes, (rank + 1) * 8 // processes)
-    drawn = Draws(config, order, [800], NEEDS)(images_seen)
+    drawn = Draws(config, order, lambda shares: shares, NEEDS)(images_seen)
     return {name: drawn[f"noise_{name}"] for name in ("real", "fake")}
 
 

@@ -298,11 +298,15 @@ BOOLS = ("true", "false", "yes", "no", "on", "off")
 
 
 def expand_flags(args: list[str]) -> list[str]:
-    """jsonargparse asks for the value of a bool: `--skip_bad` -> `--skip_bad=true`."""
-    return [
-        f"{word}=true" if word in FLAGS and value.lower() not in BOOLS else word
-        for word, value in zip_longest(args, args[1:], fillvalue="")
-    ]
+    """jsonargparse asks for the value of a bool: `--skip_bad` -> `--skip_bad=true`; and takes -3,8 for an option."""
+    expanded = []
+    for word, value in zip_longest(args, args[1:], fillvalue=""):
+        if word in FLAGS and value.lower() not in BOOLS:
+            word = f"{word}=true"
+        if expanded[-1:] == ["--range"]:
+            word = f"{expanded.pop()}={word}"
+        expanded.append(word)
+    return expanded
 
 
 def command(argv: list[str]) -> None:

@@ -385,6 +385,8 @@ def test_index_reads_arrays_of_all_dtypes(tmp_path):
         assert Reader(dataset).read(np.arange(6)).images.tobytes() == images.tobytes()
     assert command("index", tmp_path / "uint16", "--range", "0,4095") == 0
     assert open_dataset(tmp_path / "uint16").spec.range == (0.0, 4095.0)
+    assert command("index", tmp_path / "float32", "--range", "-3,8") == 0
+    assert open_dataset(tmp_path / "float32").spec.range == (-3.0, 8.0)
 
 
 @pytest.mark.parametrize(

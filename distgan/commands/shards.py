@@ -61,8 +61,7 @@ def make(
     check_numbers(options, jobs, samples)
     opened = open_source(src, split=split, files=source, labels=labels, samples=samples, seed=options.seed)
     options = resolve_options(opened, options)
-    height, width, _ = options.shape
-    if height == width and (warning := distgan.dataset_tool.make.size_warning(height)):
+    if warning := distgan.dataset_tool.make.size_warning(*options.shape[:2]):
         print(warning, file=sys.stderr)
     jobs = jobs or len(os.sched_getaffinity(0))
     manifest = distgan.dataset_tool.make.make(opened, Path(dest), options, jobs, record_paths, which)

@@ -17,24 +17,19 @@ from distgan.dataset_tool.plan import plan_dataset
 from distgan.dataset_tool.sources.source import Source
 from distgan.errors import UsageError
 from distgan.locks import lock_file
+from distgan.sizes import DCGAN_HALVINGS, Size, is_taken, nearest_sizes
 
 LOCK_SECONDS = 3.0
 """How long to wait for a lock."""
 
 
-def dcgan_sizes() -> list[int]:
-    """The image sizes that DCGAN takes: b * 2^n up to 256, with b = 4, 5, 6 or 7 and n >= 1."""
-    return sorted(b * 2**n for b in (4, 5, 6, 7) for n in range(1, 7) if b * 2**n <= 256)
-
-
-def size_warning(size: int) -> str | None:
-    """A line that names the nearest sizes that DCGAN takes; None if it takes `size`."""
-    sizes = dcgan_sizes()
-    if size in sizes:
+def size_warning(height: int, width: int) -> str | None:
+    """A line that names the nearest sizes that the convolutional networks take; None if one takes this size."""
+    size = Size(height, width)
+    if is_taken(size, DCGAN_HALVINGS):
         return None
-    nearest = [*[s for s in sizes if s < size][-1:], *[s for s in sizes if s > size][:1]]
-    options = " or ".join(f"--size {s}" for s in nearest)
-    return f"warning: of the networks only mlp takes {size}x{size} images; dcgan takes {options}"
+    options = " or ".join(f"--size {near}" for near in nearest_sizes(size, DCGAN_HALVINGS))
+    return f"warning: of the networks only mlp takes {size} images; dcgan and r3gan take {options}"
 
 
 def make(

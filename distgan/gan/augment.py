@@ -19,9 +19,10 @@ class Augmentation:
     """A random transformation of images."""
 
     apply: Callable[[Tensor, Tensor, Tensor | float], Tensor]
-    """(images [N, C, S, S] in [-1, 1], u [N, columns] in (0, 1), probability p) -> images, same shape and dtype.
+    """(images [N, C, H, W] in [-1, 1], u [N, columns] in (0, 1), probability p) -> images, same shape and dtype.
 
-    C is 1 or 3; p is a number in [0, 1] or a tensor without dimensions on the images' device, never read by the host.
+    Three channels are RGB; of any other number each is changed by itself, all with the same random numbers. p is a
+    number in [0, 1] or a tensor without dimensions on the images' device, never read by the host.
     """
     columns: int
     """The uniform numbers that an image needs."""
@@ -71,16 +72,21 @@ def per_image(values: Tensor, images: Tensor) -> Tensor:
     return values.to(images.dtype).view(-1, 1, 1, 1)
 
 
+def per_side(shares: Tensor, images: Tensor) -> Tensor:
+    """Shares [N, 2] of the width and of the height -> pixels (right, down)."""
+    return torch.stack([shares[:, 0] * images.shape[3], shares[:, 1] * images.shape[2]], dim=1)
+
+
 def choose(chosen: Tensor, changed: Tensor, images: Tensor) -> Tensor:
     """`changed` for the `chosen` [N] images, else `images` bitwise, in the dtype and memory format of `images`."""
     return torch.where(chosen.logical_not().view(-1, 1, 1, 1), images, changed.to(images.dtype))
 
 
-def cut(images: Tensor, chosen: Tensor, centre: Tensor, size: float) -> Tensor:
-    """Fill a square with 0 (grey) in the chosen images: `size` pixels wide, centre [N, 2] in pixels from the corner."""
-    pixels = torch.arange(images.shape[3], device=images.device) + 0.5
-    x, y = pixels - centre[:, :1, None], pixels[:, None] - centre[:, 1:, None]  # [N, 1, S], [N, S, 1]
-    inside = (x.abs() < size / 2) & (y.abs() < size / 2) & chosen[:, None, None]
+def cut(images: Tensor, chosen: Tensor, x: Tensor, y: Tensor, width: float, height: float) -> Tensor:
+    """Fill a rectangle with 0 (grey) in the chosen images: its sides and its centre (x, y), [N], in pixels."""
+    right = torch.arange(images.shape[3], device=images.device) + 0.5 - x[:, None, None]  # [N, 1, W]
+    down = (torch.arange(images.shape[2], device=images.device) + 0.5)[:, None] - y[:, None, None]  # [N, H, 1]
+    inside = (right.abs() < width / 2) & (down.abs() < height / 2) & chosen[:, None, None]
     return torch.where(inside.unsqueeze(1), 0, images)
 
 
@@ -88,29 +94,35 @@ def cut(images: Tensor, chosen: Tensor, centre: Tensor, size: float) -> Tensor:
 
 
 def color(images: Tensor, u: Tensor, p: Tensor | float) -> Tensor:
-    """Brightness + U(-0.5, 0.5), saturation times U(0, 2), then contrast times U(0.5, 1.5), about the image's mean."""
+    """Brightness + U(-0.5, 0.5), saturation times U(0, 2), then contrast times U(0.5, 1.5), about the image's mean.
+
+    Images that are not RGB: contrast about the mean of each channel, and no saturation.
+    """
+    is_rgb = images.shape[1] == 3
     x = working(images)
     x = x + per_image(uniform(u[:, 1], -0.5, 0.5), x)
-    grey = x.mean(1, keepdim=True)
-    x = grey + (x - grey) * per_image(uniform(u[:, 2], 0, 2), x)
-    mean = x.mean((1, 2, 3), keepdim=True)
+    if is_rgb:
+        grey = x.mean(1, keepdim=True)
+        x = grey + (x - grey) * per_image(uniform(u[:, 2], 0, 2), x)
+    mean = x.mean((1, 2, 3) if is_rgb else (2, 3), keepdim=True)
     x = mean + (x - mean) * per_image(uniform(u[:, 3], 0.5, 1.5), x)
     return choose(u[:, 0] < p, x, images)
 
 
 def translation(images: Tensor, u: Tensor, p: Tensor | float) -> Tensor:
-    """Translation by whole pixels, up to 1/8 of the size each way, every offset alike; zeros come in."""
-    most = (images.shape[3] + 4) // 8
-    return choose(u[:, 0] < p, translate(images, integer(u[:, 1:], -most, most)), images)
+    """Translation by whole pixels, up to 1/8 of each side, every offset alike; zeros come in."""
+    down, right = ((side + 4) // 8 for side in images.shape[2:])
+    offset = torch.stack([integer(u[:, 1], -right, right), integer(u[:, 2], -down, down)], dim=1)
+    return choose(u[:, 0] < p, translate(images, offset), images)
 
 
 def cutout(images: Tensor, u: Tensor, p: Tensor | float) -> Tensor:
-    """A square of half the size, its centre anywhere in the image, filled with 0."""
-    size = images.shape[3]
-    width = (size + 1) // 2
-    # A square of even width is centred between two pixels, of odd width on a pixel.
-    centre = integer(u[:, 1:], 0, size - width % 2) + (width % 2) / 2
-    return cut(images, u[:, 0] < p, centre, width)
+    """A rectangle of half of each side, its centre anywhere in the image, filled with 0."""
+    height, width = ((side + 1) // 2 for side in images.shape[2:])
+    # An even side is centred between two pixels, an odd one on a pixel.
+    x = integer(u[:, 1], 0, images.shape[3] - width % 2) + (width % 2) / 2
+    y = integer(u[:, 2], 0, images.shape[2] - height % 2) + (height % 2) / 2
+    return cut(images, u[:, 0] < p, x, y, width, height)
 
 
 # ADA's pipe (Karras et al. 2020, arXiv 2006.06676, Appendix B). Each transformation is drawn with probability p: of its
@@ -119,18 +131,21 @@ def cutout(images: Tensor, u: Tensor, p: Tensor | float) -> Tensor:
 
 
 def ada_blit(images: Tensor, u: Tensor, p: Tensor | float) -> Tensor:
-    """Horizontal flip (0 or 1), turns by 90 degrees (0 to 3), translation by whole pixels, U(-1/8, 1/8) of the size.
+    """Horizontal flip (0 or 1), turns by 90 degrees (0 to 3), translation by whole pixels, U(-1/8, 1/8) of each side.
 
-    A flip of 0 and a turn of 0 count as drawn: with p = 1 half of the images are flipped. Exact: no pixel is
-    interpolated. The places that a translation uncovers are filled by reflection.
+    Images that are not square are turned by 0 or 180 degrees. A flip of 0 and a turn of 0 count as drawn: with p = 1
+    half of the images are flipped. Exact: no pixel is interpolated. The places that a translation uncovers are filled
+    by reflection.
     """
-    size = images.shape[3]
+    height, width = images.shape[2:]
+    quarters = integer(u[:, 3], 0, 3) if height == width else 2 * integer(u[:, 3], 0, 1)
     flip = torch.where(u[:, 0] < p, integer(u[:, 1], 0, 1), 0)
-    turns = torch.where(u[:, 2] < p, integer(u[:, 3], 0, 3), 0)
-    offset = torch.where(u[:, 4:5] < p, (uniform(u[:, 5:7], -0.125, 0.125) * size).round(), 0)
+    turns = torch.where(u[:, 2] < p, quarters, 0)
+    shares = uniform(u[:, 5:7], -0.125, 0.125)
+    offset = torch.where(u[:, 4:5] < p, per_side(shares, images).round(), 0)
     mirror = torch.stack([1 - 2 * flip, torch.ones_like(flip)], dim=1)
     matrix = mirror.unsqueeze(2) * rotation(turns * (math.pi / 2)).round()  # first turned back, then mirrored back
-    y, x = sources(matrix, offset, size)
+    y, x = sources(matrix, offset, height, width)
     return choose(moves(matrix, offset), pick(images, y.long(), x.long()), images)
 
 
@@ -138,26 +153,26 @@ def ada_geometry(images: Tensor, u: Tensor, p: Tensor | float) -> Tensor:
     """Scale, rotation, stretch, rotation, fractional translation: one affine map, one resampling, outside reflected.
 
     Scale lognormal(0, (0.2 ln 2)^2); stretch s along x and 1/s along y with s alike; each rotation U(-pi, pi) with
-    probability 1 - sqrt(1 - p), so that one or both are drawn with p; translation N(0, 0.125^2) of the size.
+    probability 1 - sqrt(1 - p), so that one or both are drawn with p; translation N(0, 0.125^2) of each side. Angles
+    and scales are those of pixels, whatever the shape of the image.
 
     Differs from the paper, which upsamples by a wavelet filter before the resampling and low-passes after it: here the
     weights are bilinear and nothing filters, so that images come out smoother where they are turned or enlarged, and
     aliased where they are shrunk. What `ada_blit` does is a step of its own here, in the paper a part of the same map:
     what a translation there moves out of the image is lost, and one back brings in reflected border pixels.
     """
-    size = images.shape[3]
     p_rotation = 1 - (1 - p) ** 0.5
     scale = torch.exp2(0.2 * torch.where(u[:, 0] < p, normal(u[:, 1]), 0))
     before = torch.where(u[:, 2] < p_rotation, uniform(u[:, 3], -math.pi, math.pi), 0)
     stretch = torch.exp2(0.2 * torch.where(u[:, 4] < p, normal(u[:, 5]), 0))
     after = torch.where(u[:, 6] < p_rotation, uniform(u[:, 7], -math.pi, math.pi), 0)
-    offset = torch.where(u[:, 8:9] < p, normal(u[:, 9:11]) * (0.125 * size), 0)
+    offset = torch.where(u[:, 8:9] < p, per_side(0.125 * normal(u[:, 9:11]), images), 0)
     # The inverse: what came last is undone first.
     undo_scales = torch.stack([1 / (scale * stretch), stretch / scale], dim=1)
     left, right = rotation(before), undo_scales.unsqueeze(2) * rotation(after)
     matrix = (left.unsqueeze(3) * right.unsqueeze(1)).sum(2)  # their product, whatever precision matmul is set to
     x = working(images)
-    resampled = bilinear(x, *sources(matrix.to(x.dtype), offset.to(x.dtype), size))
+    resampled = bilinear(x, *sources(matrix.to(x.dtype), offset.to(x.dtype), *images.shape[2:]))
     return choose(moves(matrix, offset), resampled, images)
 
 
@@ -170,7 +185,8 @@ def ada_color(images: Tensor, u: Tensor, p: Tensor | float) -> Tensor:
     """Brightness, contrast, luma flip, hue rotation, saturation: one matrix on the colours of an image.
 
     Brightness + N(0, 0.2^2); contrast lognormal(0, (0.5 ln 2)^2); luma flip 0 or 1; hue rotation U(-pi, pi); saturation
-    lognormal(0, (ln 2)^2). Hue and saturation do nothing to grey, also where it is stored in one channel.
+    lognormal(0, (ln 2)^2). Images that are not RGB: brightness, contrast (about 0) and flip of each channel. That is
+    what the matrix does to grey, which has no hue and no saturation.
     """
     drawn = u[:, 0::2] < p
     u_value = u[:, 1::2]
@@ -182,10 +198,10 @@ def ada_color(images: Tensor, u: Tensor, p: Tensor | float) -> Tensor:
     x = working(images)
     x = x + per_image(brightness, x)
     luma_gain, chroma_gain = contrast * (1 - 2 * flip), contrast * saturation
-    if images.shape[1] == 1:
-        x = x * per_image(luma_gain, x)
-    else:
+    if images.shape[1] == 3:
         x = transform_colors(x, color_matrix(luma_gain, chroma_gain, angle).to(x.dtype))
+    else:
+        x = x * per_image(luma_gain, x)
     return choose(drawn.any(1), x, images)
 
 
@@ -203,15 +219,15 @@ def color_matrix(luma_gain: Tensor, chroma_gain: Tensor, angle: Tensor) -> Tenso
 
 
 def transform_colors(images: Tensor, matrix: Tensor) -> Tensor:
-    """`matrix` [N, 3, 3] times the colour of each pixel of images [N, 3, S, S]."""
+    """`matrix` [N, 3, 3] times the colour of each pixel of images [N, 3, H, W]."""
     red, green, blue = (matrix[:, :, k, None, None] * images[:, k : k + 1] for k in range(3))
     return red + green + blue
 
 
 def ada_cutout(images: Tensor, u: Tensor, p: Tensor | float) -> Tensor:
-    """A square of half the size, its centre U(0, 1) of the size each way, filled with 0."""
-    size = images.shape[3]
-    return cut(images, u[:, 0] < p, uniform(u[:, 1:], 0, size), size / 2)
+    """A rectangle of half of each side, its centre U(0, 1) of each side, filled with 0."""
+    height, width = images.shape[2:]
+    return cut(images, u[:, 0] < p, uniform(u[:, 1], 0, width), uniform(u[:, 2], 0, height), width / 2, height / 2)
 
 
 AUGMENTATIONS: dict[str, Augmentation] = {

@@ -32,9 +32,9 @@ class DInputs(NamedTuple):
     """Images for D, and what goes with them."""
 
     images: Tensor
-    """[N, C, S, S], before augmentation"""
+    """[N, C, H, W], before augmentation"""
     labels: Tensor | None
-    """[N]"""
+    """[N] or [N, label_width]"""
     u: Tensor | None
     """[N, K] in (0, 1): augments them"""
     noise: Tensor | None

@@ -14,17 +14,17 @@ class DForward(NamedTuple):
     """What D was applied to in its update, and what it returned."""
 
     D: Callable[[Tensor, Any], Tensor]
-    """(images [N, C, S, S], labels [N] or None) -> logits [N], through the augmentations of the real images"""
+    """(images [N, C, H, W], labels or None) -> logits [N], through the augmentations of the real images"""
     real: Tensor
-    """[N, C, S, S], before augmentation; requires a gradient if a penalty `differentiates`"""
+    """[N, C, H, W], before augmentation; requires a gradient if a penalty `differentiates`"""
     fake: Tensor
-    """[N, C, S, S], before augmentation, detached from G; requires a gradient if a penalty `differentiates`"""
+    """[N, C, H, W], before augmentation, detached from G; requires a gradient if a penalty `differentiates`"""
     real_logits: Tensor
     """[N]"""
     fake_logits: Tensor
     """[N]"""
     labels: Tensor | None
-    """[N], of the real images"""
+    """[N] or [N, label_width], of the real images"""
     mix: Tensor | None
     """[N] in (0, 1), uniform; None unless a penalty `interpolates`"""
     real_change: LogitChange | None = None

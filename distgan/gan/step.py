@@ -39,7 +39,7 @@ class GAN:
     d_optimizer: torch.optim.Optimizer
     loss: Loss
     augment: Callable[[Tensor, Any, Tensor | float], Tensor] = unaugmented
-    """(images [N, C, S, S], their random numbers [N, K], probability) -> what D sees."""
+    """(images [N, C, H, W], their random numbers [N, K], probability) -> what D sees."""
     backward: Callable[[Tensor], None] = Tensor.backward
     no_sync: Callable[[nn.Module], AbstractContextManager] = lambda network: nullcontext()
     """A context in which a network's gradients accumulate without being reduced."""
@@ -59,13 +59,13 @@ class Minibatch(NamedTuple):
     """N real images, and the random numbers that go with them."""
 
     real: Tensor
-    """[N, C, S, S] in [-1, 1]"""
+    """[N, C, H, W] in [-1, 1]"""
     z: Tensor
     """[N, z_dim], N(0, 1)"""
     labels: Tensor | None = None
-    """[N], of the real images"""
+    """[N], classes, or [N, label_width], numbers; of the real images"""
     fake_labels: Tensor | None = None
-    """[N], of the fakes; the same as `labels` if the loss is paired or a penalty interpolates"""
+    """Those of the fakes; the same as `labels` if the loss is paired or a penalty interpolates"""
     u_real: Tensor | None = None
     """[N, K] in (0, 1), uniform: augments the real images"""
     u_fake: Tensor | None = None
@@ -127,7 +127,7 @@ def train_step(gan: GAN, batches: Batches, penalties: Penalties | None = None, p
 
 @torch.no_grad()
 def fakes_for_d(gan: GAN, micro_batches: Sequence[Minibatch]) -> list[Tensor]:
-    """Fakes [N, C, S, S] of each micro-batch, without a graph."""
+    """Fakes [N, C, H, W] of each micro-batch, without a graph."""
     return [gan.compile(gan.G)(batch.z, batch.fake_labels) for batch in micro_batches]
 
 
@@ -236,7 +236,7 @@ def means(scalars: Sequence[Scalars]) -> Scalars:
 
 @torch.no_grad()
 def generate(G: nn.Module, z: Tensor, labels: Tensor | None, batch: int = 64) -> Tensor:
-    """Images [N, C, S, S] in [-1, 1] of G in eval mode, `batch` at a time, on the CPU; G's mode is restored."""
+    """Images [N, C, H, W] in [-1, 1] of G in eval mode, `batch` at a time, on the CPU; G's mode is restored."""
     training = G.training
     G.eval()
     starts = range(0, len(z), batch)

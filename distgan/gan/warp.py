@@ -11,19 +11,19 @@ from torch import Tensor
 
 
 def pick(images: Tensor, y: Tensor, x: Tensor) -> Tensor:
-    """Pixels of images [N, C, S, S] at rows `y` and columns `x`, integers [N, ...]: [N, C, ...]."""
+    """Pixels of images [N, C, H, W] at rows `y` and columns `x`, integers [N, ...]: [N, C, ...]."""
     pixels = (y * images.shape[3] + x).flatten(1).unsqueeze(1)
     return torch.take_along_dim(images.flatten(2), pixels, 2).unflatten(2, y.shape[1:])
 
 
 def translate(images: Tensor, offset: Tensor) -> Tensor:
-    """Move images [N, C, S, S] by whole pixels `offset` [N, 2], (right, down); zeros come in from outside."""
-    size = images.shape[3]
-    pixels = torch.arange(size, device=images.device)
+    """Move images [N, C, H, W] by whole pixels `offset` [N, 2], (right, down); zeros come in from outside."""
+    height, width = images.shape[2:]
     offset = offset.long()
-    x, y = pixels - offset[:, :1, None], pixels[:, None] - offset[:, 1:, None]  # [N, 1, S], [N, S, 1]
-    inside = (x >= 0) & (x < size) & (y >= 0) & (y < size)
-    y, x = torch.broadcast_tensors(y.clamp(0, size - 1), x.clamp(0, size - 1))
+    x = torch.arange(width, device=images.device) - offset[:, :1, None]  # [N, 1, W]
+    y = torch.arange(height, device=images.device)[:, None] - offset[:, 1:, None]  # [N, H, 1]
+    inside = (x >= 0) & (x < width) & (y >= 0) & (y < height)
+    y, x = torch.broadcast_tensors(y.clamp(0, height - 1), x.clamp(0, width - 1))
     return torch.where(inside.unsqueeze(1), pick(images, y, x), 0)
 
 
@@ -33,18 +33,24 @@ def rotation(angle: Tensor) -> Tensor:
     return torch.stack([cos, -sin, sin, cos], dim=1).view(-1, 2, 2)
 
 
-def sources(matrix: Tensor, offset: Tensor, size: int) -> tuple[Tensor, Tensor]:
-    """Where each pixel of an output image comes from: rows and columns in [0, size - 1], both [N, size, size].
+def sources(matrix: Tensor, offset: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
+    """Where each pixel of an output image comes from, both [N, H, W]: rows in [0, H - 1], columns in [0, W - 1].
 
     A pixel at r = (x, y), in pixels right and down from the image's centre, comes from `matrix` (r - offset);
     `matrix` [N, 2, 2] is the inverse of the transformation's linear part, `offset` [N, 2] its translation. Places
     outside are reflected about the centres of the border pixels (as numpy's "reflect"), as often as needed.
     """
-    last = size - 1
-    r = torch.arange(size, device=matrix.device, dtype=matrix.dtype) - last / 2
-    x, y = r - offset[:, :1, None], r[:, None] - offset[:, 1:, None]  # [N, 1, S], [N, S, 1]
+    bottom = height - 1
+    right = width - 1
+    x = centred(width, matrix) - offset[:, :1, None]  # [N, 1, W]
+    y = centred(height, matrix)[:, None] - offset[:, 1:, None]  # [N, H, 1]
     a, b, c, d = matrix.view(-1, 4, 1, 1).unbind(1)
-    return reflect(c * x + d * y + last / 2, last), reflect(a * x + b * y + last / 2, last)
+    return reflect(c * x + d * y + bottom / 2, bottom), reflect(a * x + b * y + right / 2, right)
+
+
+def centred(length: int, like: Tensor) -> Tensor:
+    """Coordinates [length] of the pixels of a side from its middle, on the device and in the dtype of `like`."""
+    return torch.arange(length, device=like.device, dtype=like.dtype) - (length - 1) / 2
 
 
 def reflect(coordinates: Tensor, last: int) -> Tensor:
@@ -53,9 +59,13 @@ def reflect(coordinates: Tensor, last: int) -> Tensor:
 
 
 def bilinear(images: Tensor, y: Tensor, x: Tensor) -> Tensor:
-    """Images [N, C, S, S] at rows `y` and columns `x` in [0, S - 1], both [N, S, S], between their four neighbours."""
-    size = images.shape[3]
-    top, left = (v.floor().clamp(max=size - 2) for v in (y, x))
+    """Images [N, C, H, W] at rows `y` in [0, H - 1] and columns `x` in [0, W - 1], between their four neighbours.
+
+    Both are [N, H, W].
+    """
+    height, width = images.shape[2:]
+    top = y.floor().clamp(max=height - 2)
+    left = x.floor().clamp(max=width - 2)
     down, right = y - top, x - left
     weights = torch.stack([(1 - down) * (1 - right), (1 - down) * right, down * (1 - right), down * right], dim=1)
     top, left = top.long(), left.long()

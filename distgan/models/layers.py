@@ -1,6 +1,7 @@
-"""What several networks share: initialization by fan-in, spectral normalization, checks of options."""
+"""What several networks share: resolutions, initialization by fan-in, spectral normalization, checks of options."""
 
 import math
+from collections.abc import Collection
 from typing import Any
 
 import torch
@@ -10,6 +11,25 @@ from torch.nn.utils import parametrizations, parametrize
 from torch.nn.utils.spectral_norm import SpectralNorm as SpectralNormHook
 
 from distgan.errors import UsageError
+from distgan.samples import SampleSpec
+from distgan.sizes import Size, halvings, is_taken, nearest_sizes
+
+
+def resolutions(model: str, spec: SampleSpec, allowed: Collection[int], reason: str = "") -> list[Size]:
+    """From the base (a, b) over 2 (a, b), ... to the images' (a, b) 2^n; the shorter side of the base is 4 to 7 pixels.
+
+    `allowed` are the numbers n of halvings that `model` has networks for. Raises UsageError, with the `reason` and the
+    nearest sizes, for other images.
+    """
+    size = Size(spec.height, spec.width)
+    if not is_taken(size, allowed):
+        near = " or ".join(map(str, nearest_sizes(size, allowed)))
+        raise UsageError(
+            f"model.name: {model} does not support {size} images{reason and f' ({reason})'}; "
+            f"`distgan shards make --size {near}` resizes them"
+        )
+    n = halvings(size)
+    return [Size(size.height >> k, size.width >> k) for k in range(n, -1, -1)]
 
 
 def fan_in(layer: nn.Module) -> int:

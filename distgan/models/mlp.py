@@ -4,9 +4,9 @@ import math
 from itertools import pairwise
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from distgan.models.labels import embed_labels, init_embedding, label_columns
 from distgan.models.layers import check_choice, check_positive, fan_in, init_normal
 from distgan.samples import SampleSpec
 
@@ -27,8 +27,8 @@ def build(
     check_positive(width=width, layers=layers)
     check_choice("init", init, INITS, "initialization")
     hidden = [width] * layers
-    G = Generator(spec.shape, spec.num_classes, [z_dim + spec.num_classes, *hidden])
-    D = Discriminator(spec.num_classes, [math.prod(spec.shape), *hidden])
+    G = Generator(spec, [z_dim + spec.label_width, *hidden])
+    D = Discriminator(spec, [math.prod(spec.shape), *hidden])
     return G.apply(INITS[init]), D.apply(INITS[init])
 
 
@@ -39,32 +39,31 @@ def hidden_layers(features: list[int]) -> nn.Sequential:
 
 
 class Generator(nn.Module):
-    """z [N, z_dim] -> images [N, channels, size, size]; a label is a one-hot vector concatenated to z.
+    """z [N, z_dim] -> images [N, *spec.shape]; a label, its class as a one-hot vector, is concatenated to z.
 
     The output is linear, not squashed by tanh: points may lie anywhere.
     """
 
-    def __init__(self, shape: tuple[int, int, int], num_classes: int, features: list[int]) -> None:
+    def __init__(self, spec: SampleSpec, features: list[int]) -> None:
         super().__init__()
-        self.shape = shape
-        self.num_classes = num_classes
+        self.spec = spec
         self.layers = hidden_layers(features)
-        self.output = nn.Linear(features[-1], shape[0] * shape[1] * shape[2])
+        self.output = nn.Linear(features[-1], math.prod(spec.shape))
 
     def forward(self, z: Tensor, labels: Tensor | None = None) -> Tensor:
         if labels is not None:
-            z = torch.cat([z, F.one_hot(labels, self.num_classes)], dim=1)
-        return self.output(self.layers(z)).unflatten(1, self.shape)
+            z = torch.cat([z, label_columns(labels, self.spec)], dim=1)
+        return self.output(self.layers(z)).unflatten(1, self.spec.shape)
 
 
 class Discriminator(nn.Module):
-    """images [N, channels, size, size] -> logits [N]; labels by projection (Miyato & Koyama 2018)."""
+    """images [N, *spec.shape] -> logits [N]; labels by projection (Miyato & Koyama 2018)."""
 
-    def __init__(self, num_classes: int, features: list[int]) -> None:
+    def __init__(self, spec: SampleSpec, features: list[int]) -> None:
         super().__init__()
         self.layers = hidden_layers(features)
         self.head = nn.Linear(features[-1], 1)
-        self.embed = nn.Embedding(num_classes, features[-1]) if num_classes else None
+        self.embed = embed_labels(spec, features[-1])
 
     def forward(self, images: Tensor, labels: Tensor | None = None) -> Tensor:
         h = self.layers(images.flatten(1)).to(self.head.weight.dtype)  # [N, width]
@@ -80,7 +79,7 @@ def init_he(module: nn.Module) -> None:
     if isinstance(module, nn.Linear):
         init_normal(module, variance=2.0)
     elif isinstance(module, Discriminator) and module.embed is not None:
-        nn.init.normal_(module.embed.weight, 0.0, (2 / fan_in(module.head)) ** 0.5)
+        init_embedding(module.embed, (2 / fan_in(module.head)) ** 0.5)
 
 
 INITS = {

@@ -1,4 +1,4 @@
-"""SNGAN's residual networks (Miyato et al. 2018, arXiv 1802.05957, appendix B.4) for 32, 64 and 128 pixels.
+"""SNGAN's residual networks (Miyato et al. 2018, arXiv 1802.05957, appendix B.4) for 32 to 224 pixels.
 
 As the authors' Chainer code, with three small differences: D's last layer has a bias at 32 pixels too, BatchNorm's eps
 is 1e-5 (theirs 2e-5), and torch's spectral norm updates u before v, half a step of the power iteration later.
@@ -12,9 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from distgan.errors import UsageError
-from distgan.models.layers import check_positive, spectral_norm
+from distgan.models.labels import embed_labels, init_constant, init_embedding
+from distgan.models.layers import check_positive, resolutions, spectral_norm
 from distgan.samples import SampleSpec
+from distgan.sizes import SNGAN_HALVINGS, Size
 
 
 class Shape(NamedTuple):
@@ -23,7 +24,7 @@ class Shape(NamedTuple):
     width: int
     """The default."""
     G: tuple[int, ...]
-    """At 4x4, 8x8, ... pixels."""
+    """At 4x4, 8x8, ... pixels, of images of other bases at each doubling."""
     D_down: tuple[int, ...]
     """Of the blocks of D that halve the resolution."""
     D_plain: tuple[int, ...]
@@ -31,31 +32,27 @@ class Shape(NamedTuple):
 
 
 SHAPES = {
-    32: Shape(128, G=(2, 2, 2, 2), D_down=(1, 1), D_plain=(1, 1)),
-    64: Shape(64, G=(16, 8, 4, 2, 1), D_down=(1, 2, 4, 8, 16), D_plain=()),
-    128: Shape(64, G=(16, 16, 8, 4, 2, 1), D_down=(1, 2, 4, 8, 16), D_plain=(16,)),
+    3: Shape(128, G=(2, 2, 2, 2), D_down=(1, 1), D_plain=(1, 1)),
+    4: Shape(64, G=(16, 8, 4, 2, 1), D_down=(1, 2, 4, 8, 16), D_plain=()),
+    5: Shape(64, G=(16, 16, 8, 4, 2, 1), D_down=(1, 2, 4, 8, 16), D_plain=(16,)),
 }
-"""By size: the CIFAR-10 networks, and those for ImageNet of Miyato & Koyama 2018 (arXiv 1802.05637)."""
+"""By halvings: the CIFAR-10 networks, and those for ImageNet of Miyato & Koyama 2018 (arXiv 1802.05637)."""
 
 
 def build(spec: SampleSpec, *, z_dim: int, width: int | None = None) -> tuple[nn.Module, nn.Module]:
     """G with BatchNorm, and D with spectral norm in every layer and `width` features at half of the full resolution.
 
     None: the `width` of the papers, see `SHAPES`. With labels, BatchNorm is conditional and D has a projection, as in
-    Miyato & Koyama. Raises UsageError.
+    Miyato & Koyama. Sizes are (a, b) * 2^n with n = 3, 4 or 5 (in the papers 32, 64 and 128 pixels), the shorter side
+    of the base (a, b) being 4, 5, 6 or 7 pixels and the longer side of the images at most 1,024. Raises UsageError.
     """
-    if spec.height not in SHAPES:
-        raise UsageError(
-            f"model.name: sngan does not support {spec.height}x{spec.height} images; "
-            f"`distgan shards make --size N` resizes them, with N one of {', '.join(map(str, SHAPES))}"
-        )
-    shape = SHAPES[spec.height]
+    reason = "the papers have networks for a shorter side of 32 to 224 pixels"
+    sizes = resolutions("sngan", spec, SNGAN_HALVINGS, reason)
+    shape = SHAPES[len(sizes) - 1]
     width = shape.width if width is None else width
     check_positive(width=width)
-    G = Generator(spec.channels, spec.num_classes, z_dim, [width * k for k in shape.G])
-    D = Discriminator(
-        spec.channels, spec.num_classes, [width * k for k in shape.D_down], [width * k for k in shape.D_plain]
-    )
+    G = Generator(spec, sizes[0], z_dim, [width * k for k in shape.G])
+    D = Discriminator(spec, [width * k for k in shape.D_down], [width * k for k in shape.D_plain])
     return G, spectral_norm(D)
 
 
@@ -77,19 +74,19 @@ def shortcut(before: int, after: int) -> nn.Conv2d:
 
 
 class ConditionalBatchNorm2d(nn.Module):
-    """BatchNorm2d of [N, C, H, W] with a scale and a shift for each class (Dumoulin et al. 2017, arXiv 1610.07629).
+    """BatchNorm2d of [N, C, H, W] with a scale and a shift for each label (Dumoulin et al. 2017, arXiv 1610.07629).
 
-    With `num_classes` 0 they are the same for all images.
+    They start at 1 and 0. Without labels they are the same for all images.
     """
 
-    def __init__(self, features: int, num_classes: int) -> None:
+    def __init__(self, features: int, spec: SampleSpec) -> None:
         super().__init__()
-        self.norm = nn.BatchNorm2d(features, affine=not num_classes)
-        self.scale = nn.Embedding(num_classes, features) if num_classes else None
-        self.shift = nn.Embedding(num_classes, features) if num_classes else None
+        self.norm = nn.BatchNorm2d(features, affine=not spec.conditional)
+        self.scale = embed_labels(spec, features)
+        self.shift = embed_labels(spec, features)
         if self.scale is not None and self.shift is not None:
-            nn.init.ones_(self.scale.weight)
-            nn.init.zeros_(self.shift.weight)
+            init_constant(self.scale, 1.0)
+            init_constant(self.shift, 0.0)
 
     def forward(self, x: Tensor, labels: Tensor | None) -> Tensor:
         x = self.norm(x)
@@ -100,13 +97,13 @@ class ConditionalBatchNorm2d(nn.Module):
 
 
 class UpBlock(nn.Module):
-    """[N, before, S, S] -> [N, after, 2S, 2S]: BatchNorm, ReLU, nearest upsampling, 3x3, BatchNorm, ReLU, 3x3."""
+    """[N, before, H, W] -> [N, after, 2H, 2W]: BatchNorm, ReLU, nearest upsampling, 3x3, BatchNorm, ReLU, 3x3."""
 
-    def __init__(self, before: int, after: int, num_classes: int) -> None:
+    def __init__(self, before: int, after: int, spec: SampleSpec) -> None:
         super().__init__()
-        self.norm1 = ConditionalBatchNorm2d(before, num_classes)
+        self.norm1 = ConditionalBatchNorm2d(before, spec)
         self.conv1 = convolution(before, after)
-        self.norm2 = ConditionalBatchNorm2d(after, num_classes)
+        self.norm2 = ConditionalBatchNorm2d(after, spec)
         self.conv2 = convolution(after, after)
         self.shortcut = shortcut(before, after)
 
@@ -118,7 +115,7 @@ class UpBlock(nn.Module):
 
 
 class DownBlock(nn.Module):
-    """[N, before, 2S, 2S] -> [N, after, S, S]: ReLU (not in the first block), 3x3, ReLU, 3x3, average pooling."""
+    """[N, before, 2H, 2W] -> [N, after, H, W]: ReLU (not in the first block), 3x3, ReLU, 3x3, average pooling."""
 
     def __init__(self, before: int, after: int, first: bool) -> None:
         super().__init__()
@@ -146,36 +143,39 @@ class PlainBlock(nn.Module):
 
 
 class Generator(nn.Module):
-    """z [N, z_dim], labels [N] or None -> images [N, channels, size, size] in [-1, 1]."""
+    """z [N, z_dim], labels or None -> images [N, *spec.shape] in [-1, 1]."""
 
-    def __init__(self, channels: int, num_classes: int, z_dim: int, features: list[int]) -> None:
+    def __init__(self, spec: SampleSpec, base: Size, z_dim: int, features: list[int]) -> None:
         super().__init__()
-        self.linear = nn.Linear(z_dim, features[0] * 4 * 4)
+        self.base = base
+        self.linear = nn.Linear(z_dim, features[0] * base.height * base.width)
         init_xavier(self.linear)
-        self.blocks = nn.ModuleList([UpBlock(before, after, num_classes) for before, after in pairwise(features)])
+        self.blocks = nn.ModuleList([UpBlock(before, after, spec) for before, after in pairwise(features)])
         self.norm = nn.BatchNorm2d(features[-1])
-        self.to_images = convolution(features[-1], channels, gain=1.0)
+        self.to_images = convolution(features[-1], spec.channels, gain=1.0)
 
     def forward(self, z: Tensor, labels: Tensor | None = None) -> Tensor:
-        x = self.linear(z).unflatten(1, (-1, 4, 4))
+        x = self.linear(z).unflatten(1, (-1, *self.base))
         for block in self.blocks:
             x = block(x, labels)
         return torch.tanh(self.to_images(F.relu(self.norm(x))))
 
 
 class Discriminator(nn.Module):
-    """images [N, channels, size, size] -> logits [N], from features summed over the pixels; labels by projection."""
+    """images [N, *spec.shape] -> logits [N], from features summed over the pixels; labels by projection."""
 
-    def __init__(self, channels: int, num_classes: int, down: list[int], plain: list[int]) -> None:
+    def __init__(self, spec: SampleSpec, down: list[int], plain: list[int]) -> None:
         super().__init__()
-        blocks = [DownBlock(a, b, first=i == 0) for i, (a, b) in enumerate(pairwise([channels, *down]))]
+        blocks = [DownBlock(a, b, first=i == 0) for i, (a, b) in enumerate(pairwise([spec.channels, *down]))]
         self.blocks = nn.Sequential(*blocks, *[PlainBlock(features) for features in plain])
         features = [*down, *plain][-1]
         self.head = nn.Linear(features, 1)
         init_xavier(self.head)
-        self.embed = nn.Embedding(num_classes, features) if num_classes else None
-        if self.embed is not None:
+        self.embed = embed_labels(spec, features)
+        if isinstance(self.embed, nn.Embedding):
             nn.init.xavier_uniform_(self.embed.weight)
+        elif self.embed is not None:
+            init_embedding(self.embed, math.sqrt(2 / (spec.label_width + features)))  # the variance of Xavier's
 
     def forward(self, images: Tensor, labels: Tensor | None = None) -> Tensor:
         h = F.relu(self.blocks(images)).to(self.head.bias.dtype)

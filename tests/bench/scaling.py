@@ -129,7 +129,7 @@ def buckets(network: nn.Module) -> list[int]:
 def count_batchnorm(case: Case) -> list[int]:
     """Bytes of each all-reduce of an iteration that is not of gradients, counted on a pretended world."""
     with tempfile.TemporaryDirectory() as folder:
-        images = make_dataset(Path(folder) / "set", noise(8 * WORLD, size=case.spec.size))
+        images = make_dataset(Path(folder) / "set", noise(8 * WORLD, size=case.spec.height))
         words = ["--config", str(ROOT / "configs" / f"{case.config}.yaml"), *case.words]
         traffic = exchange(WORLD, images, Path(folder), *words)
     return [size for kind, size in traffic.iterations[-1] if kind == "allreduce_"]

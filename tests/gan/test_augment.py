@@ -354,14 +354,16 @@ def affine(images: Tensor, matrix: list[float], offset: tuple[float, float] = (0
     """Images resampled by one inverse map [a, b, c, d] and one translation."""
     n = len(images)
     inverse = torch.tensor(matrix, dtype=images.dtype).view(1, 2, 2).expand(n, 2, 2)
-    return bilinear(images, *sources(inverse, torch.tensor([offset], dtype=images.dtype).expand(n, 2), images.shape[3]))
+    return bilinear(
+        images, *sources(inverse, torch.tensor([offset], dtype=images.dtype).expand(n, 2), *images.shape[2:])
+    )
 
 
 def test_the_resampler_equals_torch_where_no_pixel_is_interpolated():
     images = pictures(3, size=11)
     for turns in range(-3, 4):
         matrix = rotation(torch.full((3,), turns * math.pi / 2))
-        turned = bilinear(images, *sources(matrix, torch.zeros(3, 2), 11))
+        turned = bilinear(images, *sources(matrix, torch.zeros(3, 2), 11, 11))
         torch.testing.assert_close(turned, images.rot90(turns, (2, 3)), rtol=0, atol=1e-5)
     assert torch.equal(affine(images, [1, 0, 0, 1]), images)
     torch.testing.assert_close(affine(images, [-1, 0, 0, 1]), images.flip(3))

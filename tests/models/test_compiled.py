@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from distgan import models
-from distgan.samples import SampleSpec
+from distgan.samples import Condition, SampleSpec
 
 NETWORKS: dict[str, tuple[str, int, dict[str, Any]]] = {
     "mlp": ("mlp", 8, {"width": 8}),
@@ -24,13 +24,23 @@ NETWORKS: dict[str, tuple[str, int, dict[str, Any]]] = {
 }
 """By name: architecture, image size, options."""
 PENALIZED = [network for network in NETWORKS if network != "dcgan"]  # whose D has BatchNorm
-CLASSES = 3
+CONDITIONS = (Condition("energy"), Condition("tagged", "flag"), Condition("angle"))
+MIXED = ("dcgan-spectral", "r3gan", "sngan")
+"""Networks that take labels in ways of their own."""
 
 
-def build(network: str, classes: int) -> nn.ModuleDict:
+def spec_of(network: str, labels: str) -> SampleSpec:
+    """Of squares with no labels or classes, or of rectangles with two classes and conditions."""
+    size = NETWORKS[network][1]
+    if labels == "mixed":
+        return SampleSpec(size, size * 3 // 2, 2, 2, CONDITIONS)
+    return SampleSpec(size, size, 3, 3 if labels == "classes" else 0)
+
+
+def build(network: str, labels: str) -> nn.ModuleDict:
     """G and D away from their initialization, where some layers are zero and singular vectors are exact."""
-    name, size, options = NETWORKS[network]
-    G, D = models.build(name, SampleSpec(size, size, 3, classes), z_dim=8, options=options, seed=0)
+    name, _, options = NETWORKS[network]
+    G, D = models.build(name, spec_of(network, labels), z_dim=8, options=options, seed=0)
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for parameter in [*G.parameters(), *D.parameters()]:
@@ -52,14 +62,18 @@ def objective(
     return total
 
 
-def inputs(network: str, classes: int, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+def inputs(network: str, labels: str, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
     """z, real and fake images, labels"""
-    size = NETWORKS[network][1]
+    spec = spec_of(network, labels)
     generator = torch.Generator().manual_seed(1)
     z = torch.randn(4, 8, generator=generator, dtype=torch.float64).to(dtype)
-    images = torch.rand(2, 4, 3, size, size, generator=generator, dtype=torch.float64).to(dtype) * 2 - 1
+    images = torch.rand(2, 4, *spec.shape, generator=generator, dtype=torch.float64).to(dtype) * 2 - 1
     real, fake = (half.requires_grad_() for half in images.unbind())
-    return z, real, fake, torch.arange(4) % classes if classes else None
+    classes = torch.arange(4) % max(spec.num_classes, 1)
+    if labels == "mixed":
+        conditions = torch.tensor([[-1.5, 1, 0.1], [0.2, 0, 0.3], [1.7, 1, -2], [0, 0, 1]], dtype=dtype)
+        return z, real, fake, torch.cat([F.one_hot(classes, spec.num_classes), conditions], 1)
+    return z, real, fake, classes if labels == "classes" else None
 
 
 def results(
@@ -79,8 +93,8 @@ def compile_objective(backend: str) -> Callable[..., Tensor]:
     return torch.compile(objective, fullgraph=True, dynamic=False, backend=backend)
 
 
-def assert_equal_traced(network: str, classes: int, penalize: bool) -> None:
-    networks, args = build(network, classes).double(), inputs(network, classes, torch.float64)
+def assert_equal_traced(network: str, labels: str, penalize: bool) -> None:
+    networks, args = build(network, labels).double(), inputs(network, labels, torch.float64)
     compiled_networks = copy.deepcopy(networks)
     with torch._dynamo.config.patch(trace_autograd_ops=True):
         total, tensors = results(compile_objective("aot_eager"), compiled_networks, *args, penalize)
@@ -93,20 +107,26 @@ def assert_equal_traced(network: str, classes: int, penalize: bool) -> None:
         )
 
 
-@pytest.mark.parametrize("classes", [pytest.param(0, marks=pytest.mark.slow), CLASSES])
-@pytest.mark.parametrize("network", NETWORKS)
-def test_as_traced(network, classes):
+@pytest.mark.parametrize(
+    ("network", "labels"),
+    [
+        *[pytest.param(network, "none", marks=pytest.mark.slow) for network in NETWORKS],
+        *[(network, "classes") for network in NETWORKS],
+        *[(network, "mixed") for network in MIXED],
+    ],
+)
+def test_as_traced(network, labels):
     """One graph, run operation by operation; with generated code, which takes ten times as long, whole iterations are
     compared in tests/training/test_compiled.py.
     """
-    assert_equal_traced(network, classes, penalize=network in PENALIZED)
+    assert_equal_traced(network, labels, penalize=network in PENALIZED)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("network", NETWORKS)
 def test_autocast(network):
     """In bfloat16 the compiled gradients are as near to those of float32 as the others, up to a half more."""
-    networks, args = build(network, CLASSES), inputs(network, CLASSES, torch.float32)
+    networks, args = build(network, "classes"), inputs(network, "classes", torch.float32)
     penalize = network in PENALIZED
     eager, compiled = copy.deepcopy(networks), copy.deepcopy(networks)
     with torch._dynamo.config.patch(trace_autograd_ops=True):

@@ -65,7 +65,7 @@ def test_logits_are_float32_under_autocast(d_norm):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"size": 50}, "does not support 50x50 images; `distgan shards make --size 48 or 56` resizes them"),
+        ({"size": 50}, "does not support 50x50 images; `distgan shards make --size 48x48 or 56x56` resizes them"),
         ({"size": 4}, "does not support 4x4"),
         ({"options": {"norm": "layer"}}, "unknown norm 'layer'; choose from batch, group, none"),
         ({"options": {"widht": 4}}, "model.options.widht: unknown option of dcgan; choose from width, norm"),

@@ -110,7 +110,7 @@ def test_the_logit_sums_over_the_pixels():
 
 
 def test_conditional_batchnorm_scales_and_shifts_by_class():
-    norm = ConditionalBatchNorm2d(3, num_classes=2)
+    norm = ConditionalBatchNorm2d(3, SampleSpec(4, 4, 3, 2))
     x, labels = torch.randn(6, 3, 4, 4) * 5 + 2, torch.tensor([0, 1, 0, 1, 1, 1])
     plain = F.batch_norm(x, None, None, training=True)
     torch.testing.assert_close(norm(x, labels), plain)  # at initialization
@@ -153,7 +153,8 @@ def test_the_conversion_of_batchnorm_finds_every_norm_and_changes_nothing(proces
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"size": 48}, "sngan does not support 48x48 images; .* one of 32, 64, 128"),
+        ({"size": 50}, r"sngan does not support 50x50 images \(.*\); `distgan shards make --size 48x48 or 56x56`"),
+        ({"size": 256}, r"256x256 images \(the papers .* 32 to 224 pixels\); `distgan shards make --size 224x224`"),
         ({"options": {"width": 0}}, "width: 0 is not a positive integer"),
         ({"options": {"norm": "none"}}, "unknown option of sngan; choose from width"),
     ],

@@ -76,23 +76,31 @@ class ShardSet:
         """Names and numbers of samples, by label; [] for a dataset without labels."""
         return self.manifest.classes
 
-    def labels(self, ids: np.ndarray) -> np.ndarray:
+    def labels(self, ids: np.ndarray, spec: SampleSpec | None = None) -> np.ndarray:
         """What networks are given of samples `ids` [N]: int64 [N], the class, or -1 without classes.
 
         With conditions float32 [N, label_width]: a one-hot vector of the class, if there are classes, and the numbers.
+        `spec` is that of networks trained on another dataset, which standardizes the numbers, of the same names, by its
+        own mean and std.
         """
+        spec = spec or self.spec
         classes = self.columns["label"][ids].astype(np.int64)
-        if not self.spec.conditions:
+        if not spec.conditions:
             return classes
-        means, stds = (np.array([getattr(one, name) for one in self.spec.conditions]) for name in ("mean", "std"))
-        numbers = (self.columns[NUMBERS][ids] - means) / stds
-        one_hot = classes[:, None] == np.arange(self.spec.num_classes)
+        means, stds = (np.array([getattr(one, name) for one in spec.conditions]) for name in ("mean", "std"))
+        names = [one.name for one in self.spec.conditions]
+        columns = [names.index(one.name) for one in spec.conditions]
+        numbers = (self.columns[NUMBERS][ids][:, columns] - means) / stds
+        one_hot = classes[:, None] == np.arange(spec.num_classes)
         return np.concatenate([one_hot, numbers], axis=1, dtype=np.float32)
 
-    def draw_labels(self, uniform: np.ndarray) -> np.ndarray:
-        """Labels at the frequencies of the dataset, as `labels` has them, for numbers [N] in [0, 1)."""
-        if self.spec.conditions:
-            return self.labels((uniform * self.manifest.samples).astype(np.int64))
+    def draw_labels(self, uniform: np.ndarray, spec: SampleSpec | None = None) -> np.ndarray:
+        """Labels at the frequencies of the dataset, as `labels` has them, for numbers [N] in [0, 1).
+
+        Conditions are those of whole samples: what belongs together stays together.
+        """
+        if (spec or self.spec).conditions:
+            return self.labels((uniform * self.manifest.samples).astype(np.int64), spec)
         counts = np.cumsum([each.samples for each in self.classes])
         return np.searchsorted(counts, uniform * counts[-1], side="right")
 

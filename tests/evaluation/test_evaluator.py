@@ -16,8 +16,9 @@ from distgan.dataset_tool import make, sources
 from distgan.dataset_tool.sources.source import from_arrays
 from distgan.distributed.processes import Distributed
 from distgan.errors import UsageError
-from distgan.evaluation import classifier, features
-from distgan.evaluation.evaluator import Evaluator, to_pixels
+from distgan.evaluation import classifier, classifier_training, features
+from distgan.evaluation.evaluator import Evaluator
+from distgan.evaluation.inputs import to_uint8
 from distgan.evaluation.scores import METRICS
 from helpers import noise, reset_accelerate
 
@@ -36,7 +37,7 @@ def digits(tmp_path_factory) -> ShardSet:
 def cache(digits, tmp_path_factory) -> Path:
     """A cache folder with a classifier of the digits."""
     folder = tmp_path_factory.mktemp("cache")
-    network, info = classifier.train_classifier(digits, images=10_000)
+    network, info = classifier_training.train_classifier(digits, images=10_000)
     assert info.accuracy > 0.9 and 100 < info.held_out < 260
     classifier.save_classifier(network, info, features.default_classifier(digits, folder))
     return folder
@@ -98,20 +99,20 @@ def test_a_collapse_shows_in_recall(digits, evaluate):
     assert card.metrics["fd_classifier"] > 5 * card.floor["fd_classifier"]
 
 
-def test_the_seed_keys_the_latents_and_labels(evaluate):
+def test_the_seed_keys_the_latents_and_labels(digits, evaluate):
     a, b, c = evaluate(), evaluate(), evaluate(seed=1)
     for evaluator, same in ((b, True), (c, False)):
-        for x, y in zip(a.latents(128, 64, 5, True), evaluator.latents(128, 64, 5, True), strict=True):
+        for x, y in zip(a.latents(128, 64, 5, digits.spec), evaluator.latents(128, 64, 5, digits.spec), strict=True):
             assert x is not None and y is not None and torch.equal(x, y) == same
-    whole = a.latents(0, 192, 5, True)
-    assert torch.equal(whole[0][128:], a.latents(128, 64, 5, True)[0])
+    whole = a.latents(0, 192, 5, digits.spec)
+    assert torch.equal(whole[0][128:], a.latents(128, 64, 5)[0])
     assert whole[1] is not None and whole[1].unique().tolist() == list(range(10))
 
 
 def test_statistics_are_computed_once(evaluate, cache, monkeypatch):
     first = evaluate()
     first.prepare()
-    monkeypatch.setattr("distgan.evaluation.reference.measure", None)  # a second pass would call it
+    monkeypatch.setattr("distgan.evaluation.reference.RealImageStatistics.measure", None)  # a second pass would call it
     second = evaluate()
     second.prepare()
     assert first.real is not None and second.real is not None and first.real.real_vs_real == second.real.real_vs_real
@@ -172,21 +173,21 @@ def test_a_classifier_is_written_to_the_same_bytes_each_time(digits, cache, tmp_
 
 
 def test_rounding():
-    assert to_pixels(torch.tensor([-1.2, -1, -1 + 0.9 / 127.5, 0, 1, 3])).tolist() == [0, 0, 1, 128, 255, 255]
+    assert to_uint8(torch.tensor([-1.2, -1, -1 + 0.9 / 127.5, 0, 1, 3])).tolist() == [0, 0, 1, 128, 255, 255]
     levels = torch.arange(256)
-    assert torch.equal(to_pixels(levels.float() / 127.5 - 1), levels.to(torch.uint8))
+    assert torch.equal(to_uint8(levels.float() / 127.5 - 1), levels.to(torch.uint8))
 
 
 def test_training_a_classifier_is_deterministic(digits):
-    one, two, other = (classifier.train_classifier(digits, images=800, seed=seed)[0] for seed in (3, 3, 4))
+    one, two, other = (classifier_training.train_classifier(digits, images=800, seed=seed)[0] for seed in (3, 3, 4))
     hashes = [classifier.hash_tensors(network.state_dict()) for network in (one, two, other)]
     assert hashes[0] == hashes[1] != hashes[2]
 
 
 def test_copies_of_an_image_are_held_out_together():
-    images = torch.from_numpy(noise(400, 8)).permute(0, 3, 1, 2)
-    out = classifier.held_out(images)
-    assert torch.equal(classifier.held_out(images.flip(0)), out.flip(0)) and 20 < out.sum() < 60
+    images = torch.from_numpy(noise(400, 8))
+    out = classifier_training.held_out(images)
+    assert torch.equal(classifier_training.held_out(images.flip(0)), out.flip(0)) and 20 < out.sum() < 60
 
 
 @pytest.fixture(scope="module")
@@ -211,11 +212,12 @@ def test_stacked_digits_are_classified_channel_by_channel(processes, digits, sta
     distinct = len(np.unique(stacked.columns["label"]))
     assert 0.6 * distinct < card.metrics["modes"] < distinct and card.metrics["kl"] > 0.5
     labels = torch.from_numpy(stacked.columns["label"].astype(np.int64))
-    logits = evaluator.extractor.network(to_pixels(real(stacked).images))[1]
+    logits = evaluator.extractor.network(to_uint8(real(stacked).images))[1]
     found = (logits.argmax(2) * torch.tensor([100, 10, 1])).sum(1)
     assert (found == labels).double().mean() > 0.8
-    images, targets, names = classifier.load_units(stacked, 0)
-    assert images.shape == (1800, 1, 32, 32) and names == list("0123456789")
+    units = classifier_training.load_units(stacked, 0)
+    assert units.images.shape == (1800, 32, 32, 1) and units.classes == list("0123456789")
+    images, targets = units.batch(torch.arange(1800), torch.device("cpu"))
     assert (evaluator.extractor.network(images)[1][:, 0].argmax(1) == targets).double().mean() > 0.9
 
 

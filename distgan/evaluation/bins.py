@@ -1,5 +1,6 @@
 """Bins of a dataset: its images by intervals of a condition, or by class."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -78,6 +79,14 @@ def cut(values: np.ndarray, count: int) -> tuple[list[tuple[float, float]], np.n
     edges = np.unique(np.quantile(values, np.linspace(0, 1, count + 1)))
     intervals = list(zip(edges[:-1].tolist(), edges[1:].tolist(), strict=True))
     return intervals, np.searchsorted(edges[1:-1], values, side="right")
+
+
+def choose_bin_metrics(metrics: Sequence[str], by: str | None) -> list[str]:
+    """The metrics of a bin: how many classes there are tells nothing of the images of one. Raises UsageError."""
+    chosen = [name for name in metrics if by != CLASS or name != "modes"]
+    if not chosen:
+        raise UsageError("metrics: modes tells nothing of the images of one class; give others with --by class")
+    return chosen
 
 
 def check_conditioned_on(spec: SampleSpec | None, by: str | None) -> None:

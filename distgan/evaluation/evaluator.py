@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from distgan.data.shardset import ShardSet
 from distgan.distributed.processes import Distributed
 from distgan.errors import UsageError
-from distgan.evaluation.bins import CLASS, Bin, check_conditioned_on, split_into_bins
+from distgan.evaluation.bins import Bin, check_conditioned_on, choose_bin_metrics, split_into_bins
 from distgan.evaluation.card import Card, describe_sums
 from distgan.evaluation.classifier import is_stacked
 from distgan.evaluation.describe import choose_metrics, code_versions, describe_dataset, describe_extractor
@@ -91,12 +91,9 @@ class Evaluator:
         self.reference_images = reference_images
         self.by = by
         self.bins = split_into_bins(dataset, by, bins)
-        self.bin_metrics = [name for name in self.metrics if by != CLASS or name != "modes"]
-        if not self.bin_metrics:
-            raise UsageError("metrics: modes tells nothing of the images of one class; give others with --by class")
-        self.real_images = RealImageStatistics(
-            processes, dataset, self.extractor, self.cache / "statistics", skip_bad, log
-        )
+        self.bin_metrics = choose_bin_metrics(self.metrics, by)
+        folder = self.cache / "statistics"
+        self.real_images = RealImageStatistics(processes, dataset, self.extractor, folder, skip_bad, log)
         keep_logits = any(METRICS[name].needs != "features" for name in self.metrics)
         self.generated_images = GeneratedStatistics(processes, self.extractor, dataset.spec, keep_logits, log)
         self.prepared = False

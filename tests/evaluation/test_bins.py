@@ -73,6 +73,11 @@ def test_bins_between_quantiles():
         assert (inside == (places == place)).all()
 
 
+def test_an_edge_is_in_the_bin_above_it():
+    intervals, places = cut(np.arange(9.0), 4)
+    assert intervals == [(0, 2), (2, 4), (4, 6), (6, 8)] and places.tolist() == [0, 0, 1, 1, 2, 2, 3, 3, 3]
+
+
 def test_a_bin_for_each_of_few_values_and_fewer_bins_where_quantiles_are_equal():
     intervals, places = cut(np.repeat([50.0, 10.0, 20.0], [4, 3, 2]), 3)
     assert intervals == [(10, 10), (20, 20), (50, 50)] and places.tolist() == [2] * 4 + [0] * 3 + [1] * 2
@@ -127,6 +132,23 @@ def test_g_is_asked_for_whole_rows_of_the_bin(calorimeter, evaluate):
         energies = asked[500 + 125 * place :][:125, 2]
         assert order[125 * place] <= energies.min() and energies.max() <= order[125 * place + 124]
         assert len(np.unique(energies)) > 60
+
+
+def test_labels_of_a_test_set_are_standardized_as_in_training(processes, calorimeter, cache, tmp_path):
+    """The whole and the bins: the edges are those of the test set."""
+    images, numbers = showers(60, seed=1)
+    numbers["energy"] *= 2
+    labels = (np.arange(60) < 30).astype(np.int64)
+    other = make_arrays(tmp_path / "set", images, labels=labels, numbers=numbers, range="0,20")
+    evaluator = Evaluator(processes, other, extractor="pixels", metrics=["fid"], by="energy", bins=2, cache=cache)
+    G = Even(calorimeter)
+    card = evaluator(G, z_dim=3, spec=calorimeter.spec)
+    asked = {tuple(row) for row in torch.cat(G.labels).tolist()}
+    ours, theirs = (
+        {tuple(row) for row in other.labels(np.arange(60), spec).tolist()} for spec in (other.spec, calorimeter.spec)
+    )
+    assert asked <= theirs and not asked & ours
+    assert card.bins[1]["high"] == other.columns["numbers"][:, 0].max() > 150
 
 
 def test_a_card_by_bins_is_the_ordinary_card_and_more(calorimeter, evaluate):

@@ -1,5 +1,7 @@
 """Extractors, the evaluation of a network, and the cached statistics of the real images."""
 
+import hashlib
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -82,6 +84,9 @@ def test_real_images_score_like_real_against_real(digits, evaluate):
     for shown in ("modes 10, missing 0", "real against real", "600 generated, 1,797 real", "(accuracy 9", "seed 0"):
         assert shown in card.line()
     assert card.extractor["sha256"][:8] in card.line() and digits.digest[:8] in card.line()
+    assert " ".join(json.loads(card.to_json())) == (
+        "metrics floor counts extractor data generator seed histogram missing code time seconds"
+    )
 
 
 def test_a_generator_without_some_classes(digits, evaluate):
@@ -91,6 +96,18 @@ def test_a_generator_without_some_classes(digits, evaluate):
     assert {"2", "3", "5", "6", "7", "8", "9"} - set(card.missing) <= {"7", "8", "9"}
     assert card.metrics["missing"] == len(card.missing) == 10 - card.metrics["modes"]
     assert "missing classes: " in card.line()
+
+
+def test_bins_by_class_show_the_classes_that_g_fails_in(digits, evaluate):
+    """It makes zeros whatever it is asked for."""
+    zeros = real(digits, digits.columns["label"] == 0)
+    card = evaluate(by="class", samples=1797)(zeros, z_dim=1, spec=digits.spec)
+    distances = [row["metrics"]["fd_classifier"] for row in card.bins]
+    assert [row["class"] for row in card.bins] == [str(k) for k in range(10)]
+    assert distances[0] < min(distances[1:]) / 10 and "modes" in card.metrics
+    assert card.bins[0]["metrics"].keys() == {"fd_classifier", "precision", "recall"}
+    with pytest.raises(UsageError, match="metrics: modes tells nothing of the images of one class"):
+        evaluate(by="class", metrics=["modes"])
 
 
 def test_a_collapse_shows_in_recall(digits, evaluate):
@@ -118,6 +135,9 @@ def test_statistics_are_computed_once(evaluate, cache, monkeypatch):
     assert first.real is not None and second.real is not None and first.real.real_vs_real == second.real.real_vs_real
     with pytest.raises(TypeError):
         evaluate(samples=601).prepare()
+    key = {"format": 1, "manifest": first.dataset.digest, "extractor": first.extractor.sha256, "images": 1797}
+    name = hashlib.sha256(json.dumps(key | {"floor_images": 600}).encode()).hexdigest()
+    assert (cache / "statistics" / f"{name}.safetensors").is_file()  # as ever: caches of older versions are used
 
 
 def test_statistics_of_other_images_are_not_used(digits, evaluate, tmp_path):

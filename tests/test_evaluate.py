@@ -14,7 +14,20 @@ import pytest
 import distgan.commands.evaluate
 from distgan.dataset_tool import make
 from distgan.dataset_tool.sources.source import from_arrays
-from helpers import TINY, children, fill, launch, make_dataset, noise, reset_accelerate, start, train
+from helpers import (
+    TINY,
+    children,
+    fill,
+    launch,
+    make_arrays,
+    make_dataset,
+    metrics,
+    noise,
+    reset_accelerate,
+    showers,
+    start,
+    train,
+)
 
 
 def evaluate(*words: object) -> int:
@@ -71,6 +84,78 @@ def test_two_processes_give_the_numbers_of_one(run, cache, tmp_path):
     for key in ("counts", "histogram", "missing", "extractor", "data", "seed"):
         assert one[key] == two[key], key
     assert one["counts"] == {"generated": 500, "reference": 240, "rows": 240, "floor": 120}
+
+
+@pytest.fixture(scope="module")
+def calorimeter(tmp_path_factory) -> Path:
+    """200 showers, float32 6x10x2, with an energy and a flag."""
+    images, numbers = showers(200)
+    folder = tmp_path_factory.mktemp("showers") / "set"
+    make_arrays(folder, images, numbers=numbers, range="0,20")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def conditional_run(calorimeter, tmp_path_factory) -> Path:
+    """A perceptron that takes the energy and the flag; evaluated during the run too."""
+    folder = tmp_path_factory.mktemp("conditional") / "run"
+    words = ["--data.shards", calorimeter, "--run_dir", folder, *TINY, "--model.name", "mlp", "--images", 320]
+    words += ["--evaluate.every_epochs", 1, "--evaluate.extractor", "pixels", "--evaluate.samples", 100]
+    assert train(*words, "--data.labels", "true", "--evaluate.cache_dir", folder.parent) == 0
+    return folder
+
+
+def test_a_run_on_numbers_is_evaluated_by_pixels(conditional_run):
+    cards = [row["card"] for row in metrics(conditional_run) if "card" in row]
+    assert len(cards) == 2 and cards[0]["metrics"].keys() == {"fd_pixels", "precision", "recall"}
+    assert json.loads((conditional_run / "best.json").read_text())["metric"] == "fd_pixels"
+
+
+def test_bins_of_two_processes_are_those_of_one(conditional_run, tmp_path, capsys):
+    words = [conditional_run, "--extractor", "pixels", "--by", "energy", "--bins", 3]
+    assert evaluate(*words, "--cache_dir", tmp_path / "one") == 0
+    lines = capsys.readouterr().out.splitlines()
+    file = conditional_run / "cards/320-pixels-by-energy-3.json"
+    assert lines[-1] == str(file) and [line.split()[0] for line in lines[-4:-1]] == ["energy"] * 3
+    launch(2, *words, "--cache_dir", tmp_path / "two", "--out", tmp_path / "2.json", script="evaluate.py")
+    one, two = read_card(file), read_card(tmp_path / "2.json")
+    assert len(one["bins"]) == 3 and one["by"] == two["by"] == "energy"
+    for first, second in zip([one, *one["bins"]], [two, *two["bins"]], strict=True):
+        assert first["counts"] == second["counts"]
+        for key in ("metrics", "floor"):
+            assert first[key] == pytest.approx(second[key], rel=1e-9)
+        for key in ("generated", "real"):
+            assert first["image_sum"][key] == pytest.approx(second["image_sum"][key], rel=1e-9)
+    assert [(row["low"], row["high"]) for row in one["bins"]] == [(row["low"], row["high"]) for row in two["bins"]]
+
+
+def test_a_test_set_has_the_conditions_of_the_training_set(conditional_run, calorimeter, tmp_path, capsys):
+    """Its numbers are standardized as in training: other energies alone make other labels, and no error."""
+    images, numbers = showers(60, seed=1)
+    sets = {
+        "test": numbers | {"energy": numbers["energy"] + 50},
+        "fewer": {"energy": numbers["energy"]},
+        "half": numbers | {"electron": numbers["electron"] / 2},
+    }
+    for name, columns in sets.items():
+        make_arrays(tmp_path / name, images, numbers=columns, range="0,20")
+    make_arrays(tmp_path / "wide", images, numbers=numbers, range="0,30")
+    words = [conditional_run, "--extractor", "pixels", "--cache_dir", tmp_path / "cache"]
+    assert evaluate(*words, "--data", tmp_path / "test", "--out", tmp_path / "card.json") == 0
+    assert read_card(tmp_path / "card.json")["counts"]["reference"] == 60
+    capsys.readouterr()
+    for more, message in (
+        (["--data", tmp_path / "fewer"], "are energy; the generator was trained with energy, electron"),
+        (["--data", tmp_path / "half"], "electron of"),
+        (["--data", tmp_path / "wide"], "6x10x2 float32 in [0, 30], the generator makes 6x10x2 float32 in [0, 20]"),
+        (["--by", "angle"], "by: unknown condition 'angle'; choose from energy, electron"),
+        (["--bins", 3], "bins: give the condition to make them by, as --by CONDITION"),
+        (["--extractor", "inception"], "use `--extractor pixels`"),
+        (["--extractor", "classifier"], "the dataset has no classes for a classifier"),
+    ):
+        assert evaluate(*words, *more) == 2, more
+        error = capsys.readouterr().err
+        assert error.startswith("distgan: ") and message in error and error.count("\n") == 1, error
 
 
 @pytest.mark.slow

@@ -2,17 +2,15 @@
 
 import contextlib
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from distgan.commands.datasets import data_config, open_dataset, trained_on
+from distgan.commands.evaluate_options import Options
 from distgan.commands.run import run_distributed
 from distgan.commands.train_extractor import train_extractor
 from distgan.config.parser import Parser, take_import
-from distgan.config.types import NonNegativeInt, PositiveInt
 from distgan.errors import RunError, UsageError, format_os_error
-from distgan.files import cache_folder
 from distgan.plugins import import_user_modules
 
 if TYPE_CHECKING:
@@ -28,67 +26,6 @@ DESCRIPTION = (
 )
 RUN_OR_FILE = "A run folder (the EMA of its newest checkpoint), or a .safetensors file of a generator or an EMA."
 PREFETCH = "Download the extractor's weights and, with --data, compute the statistics of the real images."
-
-
-@dataclass(frozen=True)
-class Options:
-    """The options of `distgan evaluate`; the docstrings are their help."""
-
-    data: str | None = None
-    """Dataset of the real images. Default: the one that the generator was trained on."""
-    metrics: str = ""
-    """Comma-separated: fid, kid, is, precision_recall, density_coverage, modes. Default: fid, precision_recall, and
-    modes with a classifier of the dataset's labels. Scores are named fid, kid and is only with Inception features; with
-    others they are fd_EXTRACTOR, kd_EXTRACTOR and is_EXTRACTOR."""
-    extractor: str = "classifier"
-    """classifier (of the dataset's labels; --train_extractor makes it), efficientnet-lite0, inception, or the
-    .safetensors file of a classifier."""
-    samples: PositiveInt | None = None
-    """Generated images. Default: 26,000 for stacked-mnist, else as many as the dataset has, up to 50,000."""
-    seed: NonNegativeInt = 0
-    """Seed of the latents, or of the classifier's training."""
-    reference_images: PositiveInt | None = None
-    """Real images to compare with, drawn at random. Default: all. Their statistics are cached."""
-    skip_bad: NonNegativeInt = 0
-    """Corrupt images of the dataset to replace by others; one more ends the evaluation."""
-    out: str | None = None
-    """File of the card (.json), or of the classifier (.safetensors). Default: RUN/cards/IMAGES-EXTRACTOR.json, with the
-    metrics and the seed in its name if they are given, or the cache."""
-    train_extractor: str | None = None
-    """Dataset on whose labels to train a classifier, on one process."""
-    train_images: PositiveInt | None = None
-    """Images to train it on, repetitions counted. Default: 8 epochs, between 60,000 and 400,000."""
-    cache_dir: str | None = None
-    """Folder of extractors and statistics. Default: ~/.cache/distgan."""
-
-    @property
-    def out_file(self) -> Path | None:
-        return Path(self.out) if self.out else None
-
-    @property
-    def cache(self) -> Path:
-        return Path(self.cache_dir) if self.cache_dir else cache_folder()
-
-    @property
-    def metric_names(self) -> list[str]:
-        return [name.strip() for name in self.metrics.split(",") if name.strip()]
-
-    def evaluator_arguments(self) -> dict[str, Any]:
-        """The options that Evaluator takes."""
-        return {
-            "extractor": self.extractor,
-            "metrics": self.metric_names,
-            "samples": self.samples,
-            "seed": self.seed,
-            "reference_images": self.reference_images,
-            "skip_bad": self.skip_bad,
-            "cache": self.cache,
-        }
-
-    def card_name(self, images: int | None, extractor: str) -> str:
-        """A name of its own for each choice of metrics and seed: their cards do not overwrite each other."""
-        seed = [f"seed{self.seed}"] if self.seed else []
-        return "-".join([str(images), extractor, *self.metric_names, *seed]) + ".json"
 
 
 def evaluate_generator(run_or_file: str, options: Options) -> None:
@@ -114,7 +51,7 @@ def evaluate_generator(run_or_file: str, options: Options) -> None:
     evaluator = Evaluator(processes, dataset, path=data, **options.evaluator_arguments())
     about = {"images": images, "ema": G.path.stem == "ema", "file": str(G.path)}
     with readable_errors(processes):
-        card = evaluator(G, z_dim=G.z_dim, conditional=G.spec.conditional, **about)
+        card = evaluator(G.network, z_dim=G.z_dim, spec=G.spec, **about)
         if processes.is_main_process:
             print(card.line(), flush=True)
         if out is None and run is not None:
@@ -125,11 +62,19 @@ def evaluate_generator(run_or_file: str, options: Options) -> None:
 
 
 def check_data(G: "PretrainedGenerator", dataset: "ShardSet", address: str) -> None:
-    """Raises UsageError for a dataset of other images or classes than those of the generator."""
+    """Raises UsageError for a dataset of other images, classes or conditions than those of the generator."""
     if not G.spec.same_images(dataset.spec):
         raise UsageError(f"data: {address} has images {dataset.spec}, the generator makes {G.spec}")
-    if G.spec.conditions and G.spec.conditions != dataset.spec.conditions:
-        raise UsageError(f"data: the conditions of {address} are not those that the generator was trained with")
+    conditions = {one.name: one for one in dataset.spec.conditions}
+    if G.spec.conditions and conditions.keys() != {one.name for one in G.spec.conditions}:
+        theirs = ", ".join(conditions) or "none"
+        trained = ", ".join(one.name for one in G.spec.conditions)
+        raise UsageError(f"data: the conditions of {address} are {theirs}; the generator was trained with {trained}")
+    for one in G.spec.conditions:
+        if one.kind == "flag" and conditions[one.name].kind != "flag":
+            raise UsageError(
+                f"data: {one.name} of {address} is not 0 or 1 everywhere, as the generator was trained with"
+            )
     if G.classes and G.classes != [label.name for label in dataset.classes]:
         raise UsageError(f"data: the classes of {address} are not those that the generator was trained with")
 
@@ -172,6 +117,7 @@ def prefetch_statistics(address: str, options: Options) -> None:
     evaluator = Evaluator(processes, dataset, path=address, **options.evaluator_arguments())
     with readable_errors(processes):
         evaluator.prepare()
+        evaluator.prepare_bins()
     if processes.is_main_process:
         print(f"the statistics of {address} for {evaluator.extractor.name} are cached", flush=True)
     processes.shutdown()

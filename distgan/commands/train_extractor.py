@@ -37,7 +37,8 @@ def train_extractor(address: str, *, seed: int, images: int | None, cache: Path,
     """
     import torch
 
-    from distgan.evaluation import classifier
+    from distgan.evaluation.classifier import save_classifier
+    from distgan.evaluation.classifier_training import train_classifier
     from distgan.evaluation.features import default_classifier
 
     if int(os.environ.get("WORLD_SIZE", 1)) > 1:
@@ -47,10 +48,10 @@ def train_extractor(address: str, *, seed: int, images: int | None, cache: Path,
     check_writable(out)  # before the training, not after it
     progress = TrainingProgress()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    network, info = classifier.train_classifier(dataset, seed=seed, images=images, device=device, progress=progress)
+    network, info = train_classifier(dataset, seed=seed, images=images, device=device, progress=progress)
     progress.close()
     try:
-        classifier.save_classifier(network, info, out)
+        save_classifier(network, info, out)
     except OSError as error:
         raise RunError(f"the classifier could not be written to {out}: {format_os_error(error)}") from None
     print(f"{out}: accuracy {info.accuracy:.2%} on {info.held_out:,} held-out images, {len(info.classes)} classes")

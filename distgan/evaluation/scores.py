@@ -1,6 +1,6 @@
 """The metrics on features and logits: torch-fidelity's functions, and those of classes and coverage."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -166,7 +166,7 @@ NAMES_WITHOUT_INCEPTION = {"fid": "fd", "kid": "kd", "kid_std": "kd_std", "is": 
 """The values that are defined by the Inception network; with another extractor they are called fd_EXTRACTOR, ..."""
 
 
-def compute(names: list[str], generated: Statistics, reference: Reference, extractor: str) -> Values:
+def compute(names: Sequence[str], generated: Statistics, reference: Reference, extractor: str) -> Values:
     """The values of metrics by name; they are named FID, KID and IS only with Inception features."""
     values: Values = {}
     for name in names:

@@ -8,6 +8,7 @@ import torch.distributed
 from torch import Tensor
 
 from distgan.distributed.processes import Distributed
+from distgan.evaluation.card import ImageSum
 
 ROWS = 10_000
 """Feature rows that are kept, for the metrics that compare images one by one."""
@@ -36,6 +37,11 @@ class Statistics:
         """The unbiased estimate, float64 [d, d]."""
         mean = self.total / self.n
         return ((self.outer - self.n * torch.outer(mean, mean)) / (self.n - 1)).numpy()
+
+    @property
+    def image_sum(self) -> ImageSum:
+        """Of statistics whose one feature is the sum of an image."""
+        return ImageSum(float(self.mean[0]), float(np.sqrt(max(self.covariance[0, 0], 0.0))))
 
     def __add__(self, other: "Statistics") -> "Statistics":
         """Of both sets of images, without logits."""

@@ -18,6 +18,7 @@ from distgan.evaluation.evaluator import Evaluator
 from distgan.evaluation.scores import value_names
 from distgan.logs.log import RunLog
 from distgan.runs.checkpoint import Best, Checkpoints, read_best
+from distgan.samples import SampleSpec
 from distgan.training.build import Data
 from distgan.training.due import Clock
 
@@ -81,7 +82,7 @@ class Evaluations:
         return images_seen >= self.clock.total_images or self.clock.crossed(every_epochs, images_seen)
 
     def evaluate(
-        self, G: nn.Module, images_seen: int, *, conditional: bool, ema: bool, stop: Callable[[], bool]
+        self, G: nn.Module, images_seen: int, *, spec: SampleSpec, ema: bool, stop: Callable[[], bool]
     ) -> bool:
         """Evaluate G, log the card, and keep its checkpoint if it is the best; called on all processes.
 
@@ -91,7 +92,7 @@ class Evaluations:
         start = time.monotonic()
         z_dim = self.config.model.latent
         try:
-            card = self.evaluator(G, z_dim=z_dim, conditional=conditional, images=images_seen, ema=ema, stop=stop)
+            card = self.evaluator(G, z_dim=z_dim, spec=spec, images=images_seen, ema=ema, stop=stop)
         except Stopped:
             return False
         self.processes.run_on_main(self.checkpoints.wait)  # a best checkpoint must be on disk

@@ -262,11 +262,10 @@ class Trainer:
     def evaluate(self) -> bool:
         """Evaluate the generator; returns whether it came to its end, which a stop prevents."""
         start = time.monotonic()
-        conditional = self.data.spec.conditional
         done = self.evaluations.evaluate(
             self.G_for_sampling,
             self.state.images_seen,
-            conditional=conditional,
+            spec=self.data.spec,
             ema=self.ema is not None,
             stop=self.stop.requested,
         )

@@ -1,5 +1,7 @@
 """Extractors, the evaluation of a network, and the cached statistics of the real images."""
 
+import hashlib
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -16,8 +18,9 @@ from distgan.dataset_tool import make, sources
 from distgan.dataset_tool.sources.source import from_arrays
 from distgan.distributed.processes import Distributed
 from distgan.errors import UsageError
-from distgan.evaluation import classifier, features
-from distgan.evaluation.evaluator import Evaluator, to_pixels
+from distgan.evaluation import classifier, classifier_training, features
+from distgan.evaluation.evaluator import Evaluator
+from distgan.evaluation.inputs import to_uint8
 from distgan.evaluation.scores import METRICS
 from helpers import noise, reset_accelerate
 
@@ -36,7 +39,7 @@ def digits(tmp_path_factory) -> ShardSet:
 def cache(digits, tmp_path_factory) -> Path:
     """A cache folder with a classifier of the digits."""
     folder = tmp_path_factory.mktemp("cache")
-    network, info = classifier.train_classifier(digits, images=10_000)
+    network, info = classifier_training.train_classifier(digits, images=10_000)
     assert info.accuracy > 0.9 and 100 < info.held_out < 260
     classifier.save_classifier(network, info, features.default_classifier(digits, folder))
     return folder
@@ -81,6 +84,9 @@ def test_real_images_score_like_real_against_real(digits, evaluate):
     for shown in ("modes 10, missing 0", "real against real", "600 generated, 1,797 real", "(accuracy 9", "seed 0"):
         assert shown in card.line()
     assert card.extractor["sha256"][:8] in card.line() and digits.digest[:8] in card.line()
+    assert " ".join(json.loads(card.to_json())) == (
+        "metrics floor counts extractor data generator seed histogram missing code time seconds"
+    )
 
 
 def test_a_generator_without_some_classes(digits, evaluate):
@@ -92,31 +98,46 @@ def test_a_generator_without_some_classes(digits, evaluate):
     assert "missing classes: " in card.line()
 
 
+def test_bins_by_class_show_the_classes_that_g_fails_in(digits, evaluate):
+    """It makes zeros whatever it is asked for."""
+    zeros = real(digits, digits.columns["label"] == 0)
+    card = evaluate(by="class", samples=1797)(zeros, z_dim=1, spec=digits.spec)
+    distances = [row["metrics"]["fd_classifier"] for row in card.bins]
+    assert [row["class"] for row in card.bins] == [str(k) for k in range(10)]
+    assert distances[0] < min(distances[1:]) / 10 and "modes" in card.metrics
+    assert card.bins[0]["metrics"].keys() == {"fd_classifier", "precision", "recall"}
+    with pytest.raises(UsageError, match="metrics: modes tells nothing of the images of one class"):
+        evaluate(by="class", metrics=["modes"])
+
+
 def test_a_collapse_shows_in_recall(digits, evaluate):
     card = evaluate()(real(digits, slice(8)), z_dim=1)
     assert card.metrics["recall"] < 0.03 and card.floor["recall"] > 0.7
     assert card.metrics["fd_classifier"] > 5 * card.floor["fd_classifier"]
 
 
-def test_the_seed_keys_the_latents_and_labels(evaluate):
+def test_the_seed_keys_the_latents_and_labels(digits, evaluate):
     a, b, c = evaluate(), evaluate(), evaluate(seed=1)
     for evaluator, same in ((b, True), (c, False)):
-        for x, y in zip(a.latents(128, 64, 5, True), evaluator.latents(128, 64, 5, True), strict=True):
+        for x, y in zip(a.latents(128, 64, 5, digits.spec), evaluator.latents(128, 64, 5, digits.spec), strict=True):
             assert x is not None and y is not None and torch.equal(x, y) == same
-    whole = a.latents(0, 192, 5, True)
-    assert torch.equal(whole[0][128:], a.latents(128, 64, 5, True)[0])
+    whole = a.latents(0, 192, 5, digits.spec)
+    assert torch.equal(whole[0][128:], a.latents(128, 64, 5)[0])
     assert whole[1] is not None and whole[1].unique().tolist() == list(range(10))
 
 
 def test_statistics_are_computed_once(evaluate, cache, monkeypatch):
     first = evaluate()
     first.prepare()
-    monkeypatch.setattr("distgan.evaluation.reference.measure", None)  # a second pass would call it
+    monkeypatch.setattr("distgan.evaluation.reference.RealImageStatistics.measure", None)  # a second pass would call it
     second = evaluate()
     second.prepare()
     assert first.real is not None and second.real is not None and first.real.real_vs_real == second.real.real_vs_real
     with pytest.raises(TypeError):
         evaluate(samples=601).prepare()
+    key = {"format": 1, "manifest": first.dataset.digest, "extractor": first.extractor.sha256, "images": 1797}
+    name = hashlib.sha256(json.dumps(key | {"floor_images": 600}).encode()).hexdigest()
+    assert (cache / "statistics" / f"{name}.safetensors").is_file()  # as ever: caches of older versions are used
 
 
 def test_statistics_of_other_images_are_not_used(digits, evaluate, tmp_path):
@@ -172,21 +193,21 @@ def test_a_classifier_is_written_to_the_same_bytes_each_time(digits, cache, tmp_
 
 
 def test_rounding():
-    assert to_pixels(torch.tensor([-1.2, -1, -1 + 0.9 / 127.5, 0, 1, 3])).tolist() == [0, 0, 1, 128, 255, 255]
+    assert to_uint8(torch.tensor([-1.2, -1, -1 + 0.9 / 127.5, 0, 1, 3])).tolist() == [0, 0, 1, 128, 255, 255]
     levels = torch.arange(256)
-    assert torch.equal(to_pixels(levels.float() / 127.5 - 1), levels.to(torch.uint8))
+    assert torch.equal(to_uint8(levels.float() / 127.5 - 1), levels.to(torch.uint8))
 
 
 def test_training_a_classifier_is_deterministic(digits):
-    one, two, other = (classifier.train_classifier(digits, images=800, seed=seed)[0] for seed in (3, 3, 4))
+    one, two, other = (classifier_training.train_classifier(digits, images=800, seed=seed)[0] for seed in (3, 3, 4))
     hashes = [classifier.hash_tensors(network.state_dict()) for network in (one, two, other)]
     assert hashes[0] == hashes[1] != hashes[2]
 
 
 def test_copies_of_an_image_are_held_out_together():
-    images = torch.from_numpy(noise(400, 8)).permute(0, 3, 1, 2)
-    out = classifier.held_out(images)
-    assert torch.equal(classifier.held_out(images.flip(0)), out.flip(0)) and 20 < out.sum() < 60
+    images = torch.from_numpy(noise(400, 8))
+    out = classifier_training.held_out(images)
+    assert torch.equal(classifier_training.held_out(images.flip(0)), out.flip(0)) and 20 < out.sum() < 60
 
 
 @pytest.fixture(scope="module")
@@ -211,11 +232,12 @@ def test_stacked_digits_are_classified_channel_by_channel(processes, digits, sta
     distinct = len(np.unique(stacked.columns["label"]))
     assert 0.6 * distinct < card.metrics["modes"] < distinct and card.metrics["kl"] > 0.5
     labels = torch.from_numpy(stacked.columns["label"].astype(np.int64))
-    logits = evaluator.extractor.network(to_pixels(real(stacked).images))[1]
+    logits = evaluator.extractor.network(to_uint8(real(stacked).images))[1]
     found = (logits.argmax(2) * torch.tensor([100, 10, 1])).sum(1)
     assert (found == labels).double().mean() > 0.8
-    images, targets, names = classifier.load_units(stacked, 0)
-    assert images.shape == (1800, 1, 32, 32) and names == list("0123456789")
+    units = classifier_training.load_units(stacked, 0)
+    assert units.images.shape == (1800, 32, 32, 1) and units.classes == list("0123456789")
+    images, targets = units.batch(torch.arange(1800), torch.device("cpu"))
     assert (evaluator.extractor.network(images)[1][:, 0].argmax(1) == targets).double().mean() > 0.9
 
 

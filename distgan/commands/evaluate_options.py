@@ -1,0 +1,79 @@
+"""The options of `distgan evaluate`."""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from distgan.config.types import NonNegativeInt, PositiveInt
+from distgan.files import cache_folder
+
+
+@dataclass(frozen=True)
+class Options:
+    """The options of `distgan evaluate`; the docstrings are their help."""
+
+    data: str | None = None
+    """Dataset of the real images. Default: the one that the generator was trained on."""
+    metrics: str = ""
+    """Comma-separated: fid, kid, is, precision_recall, density_coverage, modes. Default: fid, precision_recall, and
+    modes with a classifier of the dataset's labels. Scores are named fid, kid and is only with Inception features; with
+    others they are fd_EXTRACTOR, kd_EXTRACTOR and is_EXTRACTOR."""
+    extractor: str = "classifier"
+    """classifier (of the dataset's labels; --train_extractor makes it), efficientnet-lite0, inception, pixels (averages
+    of an image's parts: for images of any kind, without labels), or the .safetensors file of a classifier."""
+    by: str | None = None
+    """A condition that the generator takes, or class: the metrics of the images of each of its bins too."""
+    bins: PositiveInt | None = None
+    """Bins of --by, with about as many images in each; one for each value of a condition with fewer values, and for
+    each class. Default: 5."""
+    samples: PositiveInt | None = None
+    """Generated images. Default: 26,000 for stacked-mnist, else as many as the dataset has, up to 50,000."""
+    seed: NonNegativeInt = 0
+    """Seed of the latents, or of the classifier's training."""
+    reference_images: PositiveInt | None = None
+    """Real images to compare with, drawn at random. Default: all. Their statistics are cached."""
+    skip_bad: NonNegativeInt = 0
+    """Corrupt images of the dataset to replace by others; one more ends the evaluation."""
+    out: str | None = None
+    """File of the card (.json), or of the classifier (.safetensors). Default: RUN/cards/IMAGES-EXTRACTOR.json, with the
+    metrics, --by and the seed in its name if they are given, or the cache."""
+    train_extractor: str | None = None
+    """Dataset on whose labels to train a classifier, on one process."""
+    train_images: PositiveInt | None = None
+    """Images to train it on, repetitions counted. Default: 8 epochs, between 60,000 and 400,000."""
+    cache_dir: str | None = None
+    """Folder of extractors and statistics. Default: ~/.cache/distgan."""
+
+    @property
+    def out_file(self) -> Path | None:
+        return Path(self.out) if self.out else None
+
+    @property
+    def cache(self) -> Path:
+        return Path(self.cache_dir) if self.cache_dir else cache_folder()
+
+    @property
+    def metric_names(self) -> list[str]:
+        return [name.strip() for name in self.metrics.split(",") if name.strip()]
+
+    def evaluator_arguments(self) -> dict[str, Any]:
+        """The options that Evaluator takes."""
+        return {
+            "extractor": self.extractor,
+            "metrics": self.metric_names,
+            "samples": self.samples,
+            "seed": self.seed,
+            "reference_images": self.reference_images,
+            "skip_bad": self.skip_bad,
+            "cache": self.cache,
+            "by": self.by,
+            "bins": self.bins,
+        }
+
+    def card_name(self, images: int | None, extractor: str) -> str:
+        """A name of its own for each choice of metrics, bins and seed: their cards do not overwrite each other."""
+        bins = ["by", re.sub(r"[^\w.]+", "_", self.by)] if self.by is not None else []
+        bins += [str(self.bins)] if self.bins is not None else []
+        seed = [f"seed{self.seed}"] if self.seed else []
+        return "-".join([str(images), extractor, *self.metric_names, *bins, *seed]) + ".json"

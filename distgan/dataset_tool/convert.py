@@ -157,34 +157,58 @@ def prepare(image: Image.Image | np.ndarray, options: Options) -> tuple[np.ndarr
 def prepare_picture(image: Image.Image, options: Options, count: Callable[[str], None]) -> np.ndarray:
     """A picture as pixels [height, width, channels]: uint8, or what it holds where the options ask for more bits."""
     with image:
-        # Asked first: loading a TIFF rotates it.
+        deep = bits_dropped(image)  # asked first: loading a picture forgets it, and reading the EXIF of a PNG loads it
+        correct_transparency(image)
+        # Asked before loading, which rotates a TIFF.
         if image.getexif().get(ExifTags.Base.Orientation) in range(2, 9):
             count("EXIF-rotated")
-        deep = bits_dropped(image)
         upright = ImageOps.exif_transpose(image)  # a copy, of the first frame
         if is_animated(image):
             count("animated, first frame")
-    if options.dtype != "uint8":
+    if options.dtype == "uint8":
         if deep:
-            raise ValueError("16-bit colour, of which Pillow reads 8 bits; convert it to .npy or TIFF for --dtype")
-        if upright.mode in (*MODES_16_BIT, "F") and "transparency" not in upright.info:
-            values = np.array(upright)
-            if values.dtype.kind in "iu" and 0 <= values.min() and values.max() <= 65535:
-                values = values.astype(np.uint16)
-            return fit_array(check_array(values), options, count)
-        scale = 257 if options.dtype == "uint16" else 1
-        return to_8_bit(upright, options, count).astype(np.uint16) * scale
+            count("16-bit")
+        return to_8_bit(upright, options, count)
     if deep:
-        count("16-bit")
-    return to_8_bit(upright, options, count)
+        raise ValueError("16-bit colour, of which Pillow reads 8 bits; convert it to .npy or TIFF for --dtype")
+    if upright.mode in (*MODES_16_BIT, "F") and "transparency" not in upright.info:
+        values = np.array(upright)
+        if options.dtype == "uint16" and values.dtype.kind in "iu" and 0 <= values.min() and values.max() <= 65535:
+            values = values.astype(np.uint16)
+        return fit_array(check_array(values), options, count)
+    values = to_8_bit(upright, options, count)
+    if options.dtype == "uint16":
+        count("8-bit, times 257")
+        return values.astype(np.uint16) * 257
+    return values
+
+
+def raw_mode(image: Image.Image) -> str:
+    """How a picture that is not loaded yet stores its pixels, in Pillow's words, such as "RGB;16B"; "" if unknown."""
+    tiles: list[Any] = getattr(image, "tile", [])
+    arguments = tiles[0][3] if tiles else None
+    mode = arguments[0] if isinstance(arguments, tuple) and arguments else arguments
+    return mode if isinstance(mode, str) else ""
 
 
 def bits_dropped(image: Image.Image) -> bool:
-    """Whether Pillow reads only 8 of the 16 bits of a colour image (asked before it is loaded)."""
-    tiles: list[Any] = getattr(image, "tile", [])
-    arguments = tiles[0][3] if tiles else None
-    rawmode = arguments[0] if isinstance(arguments, tuple) and arguments else arguments
-    return image.mode in ("RGB", "RGBA", "LA", "RGBX") and isinstance(rawmode, str) and ";16" in rawmode
+    """Whether Pillow reads only 8 of the 16 bits of a colour image that is not loaded yet."""
+    return image.mode in ("RGB", "RGBA", "LA", "RGBX", "CMYK") and ";16" in raw_mode(image)
+
+
+def correct_transparency(image: Image.Image) -> None:
+    """Give the transparent grey of a PNG of 2 or 4 bits in 8 bits, as Pillow gives its pixels; not loaded yet.
+
+    Raises ValueError for a transparent colour of 16 bits, of which Pillow compares 8.
+    """
+    transparent = image.info.get("transparency")
+    if transparent is None:
+        return
+    if bits_dropped(image):
+        raise ValueError("16-bit colour with a transparent colour, of which Pillow reads 8 bits; save it with 8 bits")
+    scale = {"L;2": 85, "L;4": 17}.get(raw_mode(image))
+    if scale is not None:
+        image.info["transparency"] = transparent * scale
 
 
 def conversion_needed(image: Image.Image) -> str | None:
@@ -222,7 +246,7 @@ def convert_mode(image: Image.Image, mode: str, background: str, count: Callable
         count("16-bit")
         values = np.asarray(image).astype(np.int64)
         if values.min() < 0 or values.max() > 65535:
-            raise ValueError(f"32-bit values from {values.min()} to {values.max()}; --dtype float32 keeps them")
+            raise ValueError(f"values from {values.min()} to {values.max()} are not 16-bit; --dtype float32 keeps them")
         transparent = image.info.get("transparency")
         image = Image.fromarray((values // 257).astype(np.uint8))
         if transparent is not None:  # one grey value of 16 bits

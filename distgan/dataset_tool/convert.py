@@ -9,8 +9,9 @@ from typing import Any, Literal, NamedTuple, cast
 import numpy as np
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
-from distgan.dataset_tool.arrays import array_dtype, check_array, convert_values, fit_array
-from distgan.dataset_tool.fit import fit_image, parse_size
+from distgan.data.schema import MAX_CHANNELS
+from distgan.dataset_tool.arrays import EIGHT_BIT, array_dtype, check_array, convert_values, fit_array
+from distgan.dataset_tool.fit import fit_image, pad_number, pad_value, parse_size
 from distgan.dataset_tool.sources.source import Source, escape_name
 from distgan.errors import UsageError
 from distgan.samples import DType
@@ -40,7 +41,8 @@ class Options:
     resize: Literal["lanczos", "bicubic", "box"] = "lanczos"
     """Filter, always antialiased; recorded in the manifest, since it changes FID."""
     pad_color: str = "black"
-    """Of --fit pad: a colour of pictures by name or #rrggbb, or a number for all channels."""
+    """Of --fit pad: a colour of pictures by name or #rrggbb, or a number for all channels. Black of arrays is the low
+    end of --range, and without it 0 of unsigned integers."""
     background: Literal["white", "black"] = "white"
     """Colour behind transparent pixels."""
     format: Literal["npy", "png", "jpg"] = "npy"
@@ -100,6 +102,8 @@ def resolve_options(source: Source, options: Options) -> Options:
     resize = options.resize if options.size else "none"
     resolved = dataclasses.replace(options, size=f"{height}x{width}", resize=resize, channels=channels, dtype=dtype)
     check_options(resolved)
+    if resolved.fit == "pad":
+        check_padding(first, resolved)
     return resolved
 
 
@@ -117,13 +121,24 @@ def kind_of(image: Image.Image | np.ndarray) -> Kind:
 def check_options(options: Options) -> None:
     """Raises UsageError for resolved options that contradict each other."""
     channels = options.shape[2]
-    if not 1 <= channels <= 64:
-        raise UsageError(f"--channels: {channels} is not between 1 and 64")
+    if not 1 <= channels <= MAX_CHANNELS:
+        raise UsageError(f"--channels: {channels} is not between 1 and {MAX_CHANNELS}")
     if options.format != "npy" and not (options.dtype == "uint8" and channels in (1, 3)):
         raise UsageError(
             f"--format {options.format} holds 1 or 3 channels of uint8; take --format npy for {channels} channels of "
             f"{options.dtype}"
         )
+
+
+def check_padding(first: Kind, options: Options) -> None:
+    """Raises UsageError if the padding is none of images such as the first."""
+    try:
+        if first.array is not None:
+            pad_number(options, first.array.dtype)
+        elif options.dtype == "uint8" and options.shape[2] in MODES:
+            pad_value(options, MODES[options.shape[2]])
+    except ValueError as error:
+        raise UsageError(str(error)) from None
 
 
 def reason(error: Exception) -> str:
@@ -150,7 +165,8 @@ def prepare(image: Image.Image | np.ndarray, options: Options) -> tuple[np.ndarr
     else:
         pixels = prepare_picture(image, options, conversions.append)
     if pixels.shape != options.shape:
-        raise ValueError(f"{pixels.shape[2]} channels, the first image {options.shape[2]}; --channels N takes others")
+        found, wanted = pixels.shape[2], options.shape[2]
+        raise ValueError(f"{found} channels, and samples have {wanted}; --channels {found} takes such images")
     return convert_values(pixels, options, conversions.append), conversions
 
 
@@ -178,7 +194,7 @@ def prepare_picture(image: Image.Image, options: Options, count: Callable[[str],
         return fit_array(check_array(values), options, count)
     values = to_8_bit(upright, options, count)
     if options.dtype == "uint16":
-        count("8-bit, times 257")
+        count(EIGHT_BIT)
         return values.astype(np.uint16) * 257
     return values
 

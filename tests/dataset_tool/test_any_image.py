@@ -269,7 +269,7 @@ def test_percentiles_are_those_of_the_pixels(tmp_path):
         (np.zeros((4, 8, 8, 1), np.int32), {}, "arrays of int32 are stored as one of uint8, uint16"),
         (np.zeros((4, 8, 8, 1), np.int32), {"dtype": "uint8"}, "for --dtype uint8 give --range LOW,HIGH"),
         (np.zeros((4, 8, 8, 70), np.uint8), {}, "--channels: 70 is not between 1 and 64"),
-        (np.zeros((4, 8, 8, 5), np.uint8), {"channels": 3}, "5 channels, the first image 3"),
+        (np.zeros((4, 8, 8, 5), np.uint8), {"channels": 3}, "5 channels, and samples have 3; --channels 5"),
         (np.zeros((4, 8, 8, 5), np.uint8), {"format": "png"}, "--format png holds 1 or 3 channels of uint8"),
         (np.zeros((4, 8, 8, 1), np.uint8), {"range": "5"}, "--range: '5' is not LOW,HIGH"),
         (np.zeros((4, 8, 8, 1), np.uint8), {"range": "5,5"}, "the first number must be below the second"),
@@ -295,7 +295,7 @@ def test_integers_are_scaled_from_a_given_range(tmp_path):
 def test_arrays_of_two_dtypes_are_refused_where_one_would_be_scaled(tmp_path):
     images = [pixels("uint8", (8, 8, 1)), pixels("uint16", (8, 8, 1))]
     source = Source("arrays", ["a", "b"], images.__getitem__)
-    with pytest.raises(UsageError, match="--dtype uint8: 1 of 2 arrays are of another dtype"):
+    with pytest.raises(UsageError, match="--dtype uint8: 1 of 2 images are scaled from uint16, and the others are not"):
         write(tmp_path / "set", source, dtype="uint8", range="0,65535")
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from distgan.dataset_tool.notes import note
 from distgan.dataset_tool.sources.files import find_files, open_folder, open_zip
@@ -16,7 +17,15 @@ BESIDE_TARS = (*LABEL_FILES, "manifest.json", "index.npz", "sources.txt")
 """Files that a folder of tars may hold."""
 
 
-def open_source(
+def open_source(source: str, *, layout: Layout | None = None, **options: Any) -> Source:
+    """Open SRC of `shards make`; the options are those of `find_source`. Raises UsageError."""
+    found = find_source(source, layout=layout, **options)
+    if layout is not None:  # with another one, an interrupted `make` is not resumed
+        found.fingerprint = [*found.fingerprint, layout]
+    return found
+
+
+def find_source(
     source: str,
     *,
     split: str,
@@ -29,7 +38,7 @@ def open_source(
     image_key: str | None = None,
     layout: Layout | None = None,
 ) -> Source:
-    """Open SRC of `shards make`; the options are those of the command. Raises UsageError."""
+    """The source that SRC of `shards make` is; the options are those of the command. Raises UsageError."""
     path = Path(source)
     of_tars = {"label_key": None if label_key == "label" else label_key, "image_key": image_key}
     if source in BUILTIN:

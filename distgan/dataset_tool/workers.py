@@ -23,7 +23,7 @@ from distgan.dataset_tool.convert import Options, encode, prepare, reason
 from distgan.dataset_tool.parts import DatasetWriter, ShardInfo, own_name, shard_name
 from distgan.dataset_tool.scan import Scan
 from distgan.dataset_tool.sources.source import Source, escape_name
-from distgan.dataset_tool.value_range import KEPT
+from distgan.dataset_tool.value_range import KEPT_OF_ALL, KEPT_OF_SHARD
 from distgan.errors import RunError
 from distgan.files import sha256_file
 
@@ -119,7 +119,8 @@ def write_shard(shard: int, indices: list[int]) -> None:
     source, writer, options = JOB
     channels = options.shape[2]
     info = ShardInfo(writer.digest, shard_name(shard), sums=[0] * channels, squares=[0] * channels)
-    kept_values = max(1, KEPT // len(indices)) if (options.range or "").endswith("%") else 0
+    kept_values = max(1, min(KEPT_OF_SHARD // len(indices), KEPT_OF_ALL // len(source)))
+    kept_values = kept_values if (options.range or "").strip().endswith("%") else 0
     kept: list[int] = []
     temporary = own_name(writer.dest / info.name)
     with open(temporary, "wb") as file:

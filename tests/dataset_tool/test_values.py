@@ -22,6 +22,7 @@ from distgan.dataset_tool.convert import Options, prepare
 from distgan.dataset_tool.parts import ShardInfo
 from distgan.dataset_tool.sources.encoded import open_bytes
 from distgan.dataset_tool.sources.source import Source
+from distgan.dataset_tool.value_range import PixelValues, resolve_range
 from distgan.errors import UsageError
 
 GREY, RGB, GREY_ALPHA = 0, 2, 4
@@ -221,3 +222,38 @@ def test_a_tiff_of_any_type_keeps_its_values(byteorder, dtype, seed):
     image = (np.abs(values) if dtype.startswith("u") else values).clip(-128, 127).astype(dtype)
     pixels, _ = converted(encode_tiff(image, byteorder=byteorder), dtype="float32")
     assert np.array_equal(pixels[:, :, 0], image.astype(np.float32))
+
+
+@pytest.mark.parametrize("images", [50, 3000], ids=["few", "many"])
+@pytest.mark.parametrize("channels", [1, 4, 5])
+def test_percentiles_are_of_all_channels_and_places(images, channels):
+    """At even distances they were of few channels, and of many images the first value and the last: those of corners."""
+    rng = np.random.default_rng(0)
+    values = PixelValues()
+    stack = rng.random((images, 16, 16, channels), np.float32) + np.arange(channels) * 10
+    stack[:, :, 8:] += 5
+    stack[:, [0, -1]] = -100  # a border, as of scans: an eighth of the pixels
+    for image in stack:
+        values.add(image, max(1, 3000 // images))
+    shares = [20, 40, 60, 80]
+    text = [f"{share}%,100%" for share in shares]
+    found = [resolve_range(each, "float32", [values])[0] for each in text]
+    np.testing.assert_allclose(
+        np.searchsorted(np.sort(stack.reshape(-1)), found) / stack.size, np.divide(shares, 100), atol=0.03
+    )
+
+
+def test_percentiles_of_0_and_100_are_the_least_and_the_greatest():
+    values = PixelValues()
+    for i in range(1000):
+        values.add(np.full((8, 8, 1), i, np.float32), 1 if i % 10 == 5 else 0)
+    assert resolve_range("0%,100%", "float32", [values]) == (0.0, 999.0)
+
+
+@pytest.mark.parametrize(("text", "dtype"), [("300,400", "uint8"), ("-9,-1", "uint16"), ("7e4,8e4", "float16")])
+def test_a_range_that_the_type_does_not_have_is_refused(text, dtype):
+    values = PixelValues()
+    values.add(np.arange(64, dtype=dtype).reshape(8, 8, 1))
+    with pytest.raises(UsageError, match=f"--range: {text} is outside of {dtype}, .*; give another range"):
+        resolve_range(text, dtype, [values])
+    assert resolve_range("-1e9,1e9", "float16", [values])[1] == 65504

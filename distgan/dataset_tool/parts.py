@@ -31,6 +31,8 @@ from distgan.errors import UsageError
 from distgan.files import atomic_write
 from distgan.samples import LIMITS
 
+BLOCK = 1 << 16
+"""Pixels that are summed at once."""
 MAKING = ".making"
 PLAN = "plan.json"
 FINGERPRINT = ".source"
@@ -62,12 +64,14 @@ class ShardInfo(msgspec.Struct):
     def add(self, pixels: np.ndarray, conversions: list[str], kept: int) -> None:
         """Count a sample [height, width, channels], of which `kept` values are kept for percentiles."""
         self.samples += 1
-        values = pixels.reshape(-1, pixels.shape[2]).astype(np.int64 if pixels.dtype.kind == "u" else np.float64)
         if kept or pixels.dtype != np.uint8:
             self.values.add(pixels, kept)
-        # of Python's integers, which do not overflow
-        self.sums = [old + new for old, new in zip(self.sums, values.sum(0).tolist(), strict=True)]
-        self.squares = [old + new for old, new in zip(self.squares, (values**2).sum(0).tolist(), strict=True)]
+        flat = pixels.reshape(-1, pixels.shape[2])
+        for first in range(0, len(flat), BLOCK):
+            values = flat[first : first + BLOCK].astype(np.int64 if pixels.dtype.kind == "u" else np.float64)
+            # of Python's integers, which do not overflow
+            self.sums = [old + new for old, new in zip(self.sums, values.sum(0).tolist(), strict=True)]
+            self.squares = [old + new for old, new in zip(self.squares, (values**2).sum(0).tolist(), strict=True)]
         for name in conversions:
             self.converted[name] = self.converted.get(name, 0) + 1
 

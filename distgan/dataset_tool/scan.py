@@ -95,8 +95,9 @@ class Scan:
         images = [extension for extension in sample if extension in ENCODINGS]
         encoding = ENCODINGS[images[0]]
         name, offset, size = sample[images[0]]
+        image = data[offset : offset + size]  # a copy, which may be large
         try:
-            kind, header = read_image_header(data[offset : offset + size], encoding)
+            kind, header = read_image_header(image, encoding)
             fields = {e: data[o : o + n] for e, (_, o, n) in sample.items() if e in ("cls", "json")}
             if self.rows is not None:
                 self.rows.add(f"{self.path.name}/{name}", {f".{e}": field for e, field in fields.items()})
@@ -111,13 +112,11 @@ class Scan:
         if self.kind not in (None, kind):
             raise CorruptDataError(f"{self.path}: key {key} is {kind}, the images before it {self.kind}; {ALL_ALIKE}")
         self.kind = kind
-        offset += header
-        size -= header
         if kind.dtype != "uint8":
-            self._add_values(key, np.frombuffer(data[offset : offset + size], kind.dtype))
-        xxh3 = xxhash.xxh3_64_intdigest(data[offset : offset + size])
+            self._add_values(key, np.frombuffer(image, kind.dtype, offset=header))
+        xxh3 = xxhash.xxh3_64_intdigest(memoryview(image)[header:])
         self.names.append(name)
-        for column, value in {"offset": offset, "size": size, "check": xxh3}.items():
+        for column, value in {"offset": offset + header, "size": size - header, "check": xxh3}.items():
             self.columns[column].append(value)
 
     def arrays(self) -> dict[str, np.ndarray]:

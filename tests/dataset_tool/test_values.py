@@ -227,7 +227,7 @@ def test_a_tiff_of_any_type_keeps_its_values(byteorder, dtype, seed):
 @pytest.mark.parametrize("images", [50, 3000], ids=["few", "many"])
 @pytest.mark.parametrize("channels", [1, 4, 5])
 def test_percentiles_are_of_all_channels_and_places(images, channels):
-    """At even distances they were of few channels, and of many images the first value and the last: those of corners."""
+    """At even distances they were of few channels, and of many images the first and last values: those of corners."""
     rng = np.random.default_rng(0)
     values = PixelValues()
     stack = rng.random((images, 16, 16, channels), np.float32) + np.arange(channels) * 10

@@ -13,9 +13,9 @@ from PIL import Image
 from distgan.data.index_file import COLUMNS, read_npy_header
 from distgan.data.schema import MAX_CHANNELS, MAX_SIZE, Label
 from distgan.data.tar import Member, members, split_key
-from distgan.dataset_tool.convert import conversion_needed
 from distgan.dataset_tool.foreign import check_uncompressed, explain_images
 from distgan.dataset_tool.label_files import read_label
+from distgan.dataset_tool.pictures import conversion_needed
 from distgan.dataset_tool.tar_labels import TarLabels
 from distgan.dataset_tool.value_range import PixelValues
 from distgan.errors import CorruptDataError, UsageError

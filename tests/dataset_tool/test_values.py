@@ -115,6 +115,7 @@ def written(folder: Path, images: Sequence[np.ndarray | bytes], **changes) -> Sh
 
 EIGHT = encode_png(np.arange(64).reshape(8, 8), 8, GREY)
 SIXTEEN = encode_png(np.arange(64).reshape(8, 8) * 1000, 16, GREY)
+RAMP = np.arange(192).reshape(8, 8, 3)
 FLOATS = np.linspace(0, 1, 64, dtype=np.float32).reshape(8, 8)
 
 
@@ -150,6 +151,12 @@ def test_images_of_one_type_and_of_several_floats_are_taken(tmp_path):
     assert (sixteen.spec.range, sixteen.manifest.converted) == ((0.0, 63000.0), {"8-bit, times 257": 1})
     masks = written(tmp_path / "masks", [FLOATS > 0.5] * 2)
     assert set(Reader(masks).read(np.arange(2)).images.reshape(-1).tolist()) == {0, 255}
+
+
+@pytest.mark.parametrize(("image", "channels"), [(EIGHT, 1), (SIXTEEN, 1), (encode_png(RAMP, 8, RGB), 3)])
+def test_colour_stays_colour_in_more_bits(image, channels, tmp_path):
+    """By default: RGB once became grey with any --dtype but uint8."""
+    assert written(tmp_path / "set", [image], channels="auto", dtype="uint16").spec.channels == channels
 
 
 PADDED = [

@@ -11,7 +11,6 @@ import os
 import shutil
 import socket
 import zipfile
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -26,54 +25,16 @@ from distgan.data.shardset import SOURCES
 from distgan.dataset_tool.arrays import check_alike
 from distgan.dataset_tool.convert import Options
 from distgan.dataset_tool.plan import Plan
-from distgan.dataset_tool.value_range import PixelValues, resolve_range
+from distgan.dataset_tool.shard_info import ShardInfo, conversions_of
+from distgan.dataset_tool.value_range import resolve_range
 from distgan.errors import UsageError
 from distgan.files import atomic_write
 from distgan.samples import LIMITS
 
-BLOCK = 1 << 16
-"""Pixels that are summed at once."""
 MAKING = ".making"
 PLAN = "plan.json"
 FINGERPRINT = ".source"
 """The plan's fingerprint, which is not in the manifest: modification times are not part of a dataset."""
-
-
-class ShardInfo(msgspec.Struct):
-    """What was written into a shard."""
-
-    plan: str
-    """The digest of the plan."""
-    name: str
-    samples: int = 0
-    bytes: int = 0
-    sha256: str = ""
-    sums: list[int | float] = []
-    """Of the pixels, per channel."""
-    squares: list[int | float] = []
-    """Sums of the squared pixels, per channel."""
-    values: PixelValues = msgspec.field(default_factory=PixelValues)
-    """Of pixels whose range is not that of their dtype."""
-    paths: list[str] = []
-    """The lines of sources.txt."""
-    bad: list[str] = []
-    """Images that cannot be used, with the reason."""
-    converted: dict[str, int] = {}
-    """Images by conversion."""
-
-    def add(self, pixels: np.ndarray, conversions: list[str], kept: int) -> None:
-        """Count a sample [height, width, channels], of which `kept` values are kept for percentiles."""
-        self.samples += 1
-        if kept or pixels.dtype != np.uint8:
-            self.values.add(pixels, kept)
-        flat = pixels.reshape(-1, pixels.shape[2])
-        for first in range(0, len(flat), BLOCK):
-            values = flat[first : first + BLOCK].astype(np.int64 if pixels.dtype.kind == "u" else np.float64)
-            # of Python's integers, which do not overflow
-            self.sums = [old + new for old, new in zip(self.sums, values.sum(0).tolist(), strict=True)]
-            self.squares = [old + new for old, new in zip(self.squares, (values**2).sum(0).tolist(), strict=True)]
-        for name in conversions:
-            self.converted[name] = self.converted.get(name, 0) + 1
 
 
 class DatasetWriter:
@@ -242,11 +203,6 @@ class DatasetWriter:
         for shard in range(self.plan.shards):
             (self.dest / shard_name(shard)).unlink(missing_ok=True)
         remove_making(self.dest)
-
-
-def conversions_of(infos: list[ShardInfo]) -> dict[str, int]:
-    """Images by conversion."""
-    return dict(sorted(sum((Counter(info.converted) for info in infos), Counter()).items()))
 
 
 def read_plan(dest: Path) -> Plan | None:

@@ -20,8 +20,9 @@ from tqdm import tqdm
 
 from distgan.data.index_file import NUMBERS
 from distgan.dataset_tool.convert import Options, encode, prepare, reason
-from distgan.dataset_tool.parts import DatasetWriter, ShardInfo, own_name, shard_name
+from distgan.dataset_tool.parts import DatasetWriter, own_name, shard_name
 from distgan.dataset_tool.scan import Scan
+from distgan.dataset_tool.shard_info import ShardInfo
 from distgan.dataset_tool.sources.source import Source, escape_name
 from distgan.dataset_tool.value_range import KEPT_OF_ALL, KEPT_OF_SHARD
 from distgan.errors import RunError

@@ -19,7 +19,7 @@ from distgan.data.shardset import ShardSet
 from distgan.data.stream import Reader
 from distgan.dataset_tool import make
 from distgan.dataset_tool.convert import Options, prepare
-from distgan.dataset_tool.parts import ShardInfo
+from distgan.dataset_tool.shard_info import ShardInfo
 from distgan.dataset_tool.sources.encoded import open_bytes
 from distgan.dataset_tool.sources.source import Source
 from distgan.dataset_tool.value_range import PixelValues, resolve_range

@@ -106,8 +106,9 @@ class Scan:
             raise
         except Exception as error:  # decoders document no exceptions
             raise CorruptDataError(f"{self.path}: key {key}: {error}") from None
-        if max(kind.height, kind.width) > MAX_SIZE or not 1 <= kind.channels <= MAX_CHANNELS:
-            limits = f"up to {MAX_SIZE} pixels a side and {MAX_CHANNELS} channels"
+        sides = (kind.height, kind.width)
+        if not (1 <= min(sides) and max(sides) <= MAX_SIZE and 1 <= kind.channels <= MAX_CHANNELS):
+            limits = f"1 to {MAX_SIZE} pixels a side and 1 to {MAX_CHANNELS} channels"
             raise CorruptDataError(f"{self.path}: key {key} is {kind}; images have {limits}")
         if self.kind not in (None, kind):
             raise CorruptDataError(f"{self.path}: key {key} is {kind}, the images before it {self.kind}; {ALL_ALIKE}")
@@ -139,7 +140,8 @@ def read_image_header(data: bytes, encoding: str) -> tuple[Kind, int]:
         shape, fortran, dtype = read_npy_header(file)
         if dtype not in NPY_DTYPES or fortran or len(shape) != 3:
             kinds = ", ".join(NPY_DTYPES.values())
-            raise ValueError(f"an array of {dtype} {shape}; images are [height, width, channels] of {kinds}; {FIX}")
+            order = "in Fortran order" if fortran else str(shape)
+            raise ValueError(f"an array of {dtype} {order}; images are [height, width, channels] of {kinds}; {FIX}")
         name = NPY_DTYPES[dtype]
         if len(data) - file.tell() != math.prod(shape) * np.dtype(name).itemsize:
             raise ValueError("the array's size in bytes does not match its shape")

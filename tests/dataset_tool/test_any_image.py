@@ -395,7 +395,9 @@ def test_index_reads_arrays_of_all_dtypes(tmp_path):
         (np.zeros((8, 8, 1), np.float64), "an array of <f8"),
         (np.zeros((8, 8, 1), ">u2"), "an array of >u2"),
         (np.full((8, 8, 2), np.inf, np.float32), "NaN or Inf among the pixels"),
-        (np.zeros((8, 8, 65), np.uint8), "up to 4096 pixels a side and 64 channels"),
+        (np.zeros((8, 8, 65), np.uint8), "1 to 4096 pixels a side and 1 to 64 channels"),
+        (np.zeros((0, 8, 2), np.uint8), "key 1 is 0x8x2 npy; images have 1 to 4096 pixels a side"),
+        (np.asfortranarray(pixels("uint8", (8, 8, 2))), "an array of |u1 in Fortran order; images are"),
         (np.zeros((8, 8, 2), np.uint16), "8x8x2 uint16 npy, the images before it 8x8x2 npy"),
     ],
 )

@@ -198,6 +198,12 @@ def test_prefetch_caches_the_statistics_of_a_dataset(dataset, cache, tmp_path, c
     assert "for classifier are cached" in capsys.readouterr().out
 
 
+def test_prefetch_caches_the_statistics_of_bins(calorimeter, tmp_path):
+    words = ["--prefetch", "--data", calorimeter, "--extractor", "pixels", "--by", "electron"]
+    assert evaluate(*words, "--cache_dir", tmp_path) == 0
+    assert len(list((tmp_path / "statistics").glob("*.safetensors"))) == 3
+
+
 def test_errors_are_one_line(run, dataset, cache, tmp_path, capsys):
     other = make_dataset(tmp_path / "other", noise(40, 16), shards=1)
     unlabelled = tmp_path / "unlabelled"

@@ -49,14 +49,14 @@ class ClassifierInfo:
 
     @classmethod
     def from_metadata(cls, keys: dict[str, Any]) -> "ClassifierInfo":
-        """The inverse of `to_metadata`. Raises KeyError, TypeError and ValueError."""
+        """The inverse of `to_metadata`. Raises KeyError and ValueError."""
         rest = dict(keys)
         if rest.pop("version") == VERSION_1:
             size = rest.pop("size")
             images = {"height": size, "width": size, "channels": rest.pop("channels")}
         else:
             images = {name: rest.pop(name) for name in IMAGE_KEYS}
-        return cls(spec=msgspec.convert(images, SampleSpec), **rest)
+        return msgspec.convert({"spec": images} | rest, cls)
 
 
 IMAGE_KEYS = ("height", "width", "channels", "dtype", "range")

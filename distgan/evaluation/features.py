@@ -120,7 +120,7 @@ def open_classifier(dataset: ShardSet, path: Path) -> Extractor:
 
 def open_default_classifier(dataset: ShardSet, cache: Path) -> Extractor:
     """The classifier that `--train_extractor` wrote for a dataset. Raises UsageError."""
-    if dataset.spec.conditions and len(dataset.classes) < 2:
+    if len(dataset.classes) < 2:
         raise UsageError(
             "extractor: the dataset has no classes for a classifier; fd_pixels needs none: use `--extractor pixels`"
         )

@@ -174,7 +174,7 @@ def test_files_of_square_images_of_8_bits_are_as_ever(tmp_path):
     keys = {"version": 1, "size": 16, "channels": 3, "classes": ["a", "b"], "manifest": "0" * 64, "accuracy": 0.5}
     assert list(info.to_metadata().items()) == [*keys.items(), ("held_out", 10), ("images", 200), ("seed", 3)]
     network = Classifier(spec, 2)
-    for name, change in (("version", 3), ("size", "16"), ("channels", None)):
+    for name, change in (("version", 3), ("size", "16"), ("channels", None), ("accuracy", "high")):
         broken = info.to_metadata() | {name: change}
         tensors = {key: tensor.contiguous() for key, tensor in network.state_dict().items()}
         save_classifier(network, info, tmp_path / "a.safetensors")

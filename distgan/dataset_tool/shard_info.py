@@ -9,6 +9,8 @@ from distgan.dataset_tool.value_range import PixelValues
 
 BLOCK = 1 << 16
 """Pixels that are summed at once."""
+EXACT = {"uint8": "uint32", "uint16": "uint64", "float16": "float64", "float32": "float64"}
+"""What the squares of the pixels are held in."""
 
 
 class ShardInfo(msgspec.Struct):
@@ -38,14 +40,23 @@ class ShardInfo(msgspec.Struct):
         self.samples += 1
         if kept or pixels.dtype != np.uint8:
             self.values.add(pixels, kept)
-        flat = pixels.reshape(-1, pixels.shape[2])
-        for first in range(0, len(flat), BLOCK):
-            values = flat[first : first + BLOCK].astype(np.int64 if pixels.dtype.kind == "u" else np.float64)
-            # of Python's integers, which do not overflow
-            self.sums = [old + new for old, new in zip(self.sums, values.sum(0).tolist(), strict=True)]
-            self.squares = [old + new for old, new in zip(self.squares, (values**2).sum(0).tolist(), strict=True)]
+        height, width, channels = pixels.shape
+        rows = max(1, BLOCK // width)
+        for first in range(0, height, rows):
+            values = pixels[first : first + rows].reshape(-1, width * channels).astype(EXACT[pixels.dtype.name])
+            self.sums = add_columns(self.sums, values)
+            self.squares = add_columns(self.squares, values * values)
         for name in conversions:
             self.converted[name] = self.converted.get(name, 0) + 1
+
+
+def add_columns(sums: list[int | float], values: np.ndarray) -> list[int | float]:
+    """`sums` per channel and those of `values` [rows, width * channels], as Python's integers, which do not overflow.
+
+    Summed over rows first, which is fast, since they lie one after another in memory.
+    """
+    channels = values.sum(0).reshape(-1, len(sums)).sum(0).tolist()
+    return [old + new for old, new in zip(sums, channels, strict=True)]
 
 
 def conversions_of(infos: list[ShardInfo]) -> dict[str, int]:

@@ -2,22 +2,19 @@
 
 import dataclasses
 import io
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, cast
+from typing import Literal, NamedTuple, cast
 
 import numpy as np
-from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError
 
+from distgan.data.schema import MAX_CHANNELS
 from distgan.dataset_tool.arrays import array_dtype, check_array, convert_values, fit_array
-from distgan.dataset_tool.fit import fit_image, parse_size
+from distgan.dataset_tool.fit import pad_number, pad_value, parse_size
+from distgan.dataset_tool.pictures import GREY_MODES, MODES, prepare_picture
 from distgan.dataset_tool.sources.source import Source, escape_name
 from distgan.errors import UsageError
 from distgan.samples import DType
-
-MODES = {1: "L", 3: "RGB", 4: "RGBA"}
-"""Pillow's mode of an 8-bit image by its channels."""
-MODES_16_BIT = ("I;16", "I;16B", "I;16L", "I")
 
 
 @dataclass(frozen=True)
@@ -29,7 +26,7 @@ class Options:
     all."""
     channels: Literal["auto"] | int = "auto"
     """1 (grey), 3 (RGB) or 4 (RGB and alpha) of picture files, or those of arrays; auto: those of arrays and built-in
-    datasets, and 3 for pictures (1 with 16 bits)."""
+    datasets, and 3 for pictures (with more bits than 8, those of the first: 1 of grey)."""
     dtype: Literal["auto", "uint8", "uint16", "float16", "float32"] = "auto"
     """Of the stored pixels; auto: that of arrays, and uint8 for pictures."""
     range: str | None = None
@@ -40,7 +37,8 @@ class Options:
     resize: Literal["lanczos", "bicubic", "box"] = "lanczos"
     """Filter, always antialiased; recorded in the manifest, since it changes FID."""
     pad_color: str = "black"
-    """Of --fit pad: a colour of pictures by name or #rrggbb, or a number for all channels."""
+    """Of --fit pad: a colour of pictures by name or #rrggbb, or a number for all channels. Black of arrays is the low
+    end of --range, and without it 0 of unsigned integers."""
     background: Literal["white", "black"] = "white"
     """Colour behind transparent pixels."""
     format: Literal["npy", "png", "jpg"] = "npy"
@@ -91,7 +89,7 @@ def resolve_options(source: Source, options: Options) -> Options:
     channels = options.channels
     dtype = options.dtype
     if channels == "auto" and first.array is None:
-        channels = source.channels if dtype in ("auto", "uint8") else 1
+        channels = source.channels if dtype in ("auto", "uint8") else first.channels
     elif channels == "auto":
         channels = first.channels
     if dtype == "auto":
@@ -100,6 +98,8 @@ def resolve_options(source: Source, options: Options) -> Options:
     resize = options.resize if options.size else "none"
     resolved = dataclasses.replace(options, size=f"{height}x{width}", resize=resize, channels=channels, dtype=dtype)
     check_options(resolved)
+    if resolved.fit == "pad":
+        check_padding(first, resolved)
     return resolved
 
 
@@ -111,19 +111,30 @@ def kind_of(image: Image.Image | np.ndarray) -> Kind:
     with image:
         rotated = image.getexif().get(ExifTags.Base.Orientation) in range(5, 9)
         width, height = image.size[::-1] if rotated else image.size
-    return Kind(f"{height}x{width}", 0, None)
+    return Kind(f"{height}x{width}", 1 if image.mode in GREY_MODES else 3, None)
 
 
 def check_options(options: Options) -> None:
     """Raises UsageError for resolved options that contradict each other."""
     channels = options.shape[2]
-    if not 1 <= channels <= 64:
-        raise UsageError(f"--channels: {channels} is not between 1 and 64")
+    if not 1 <= channels <= MAX_CHANNELS:
+        raise UsageError(f"--channels: {channels} is not between 1 and {MAX_CHANNELS}")
     if options.format != "npy" and not (options.dtype == "uint8" and channels in (1, 3)):
         raise UsageError(
             f"--format {options.format} holds 1 or 3 channels of uint8; take --format npy for {channels} channels of "
             f"{options.dtype}"
         )
+
+
+def check_padding(first: Kind, options: Options) -> None:
+    """Raises UsageError if the padding is none of images such as the first."""
+    try:
+        if first.array is not None:
+            pad_number(options, first.array.dtype)
+        elif options.dtype == "uint8" and options.shape[2] in MODES:
+            pad_value(options, MODES[options.shape[2]])
+    except ValueError as error:
+        raise UsageError(str(error)) from None
 
 
 def reason(error: Exception) -> str:
@@ -150,92 +161,9 @@ def prepare(image: Image.Image | np.ndarray, options: Options) -> tuple[np.ndarr
     else:
         pixels = prepare_picture(image, options, conversions.append)
     if pixels.shape != options.shape:
-        raise ValueError(f"{pixels.shape[2]} channels, the first image {options.shape[2]}; --channels N takes others")
+        found, wanted = pixels.shape[2], options.shape[2]
+        raise ValueError(f"{found} channels, and samples have {wanted}; --channels {found} takes such images")
     return convert_values(pixels, options, conversions.append), conversions
-
-
-def prepare_picture(image: Image.Image, options: Options, count: Callable[[str], None]) -> np.ndarray:
-    """A picture as pixels [height, width, channels]: uint8, or what it holds where the options ask for more bits."""
-    with image:
-        # Asked first: loading a TIFF rotates it.
-        if image.getexif().get(ExifTags.Base.Orientation) in range(2, 9):
-            count("EXIF-rotated")
-        deep = bits_dropped(image)
-        upright = ImageOps.exif_transpose(image)  # a copy, of the first frame
-        if is_animated(image):
-            count("animated, first frame")
-    if options.dtype != "uint8":
-        if deep:
-            raise ValueError("16-bit colour, of which Pillow reads 8 bits; convert it to .npy or TIFF for --dtype")
-        if upright.mode in (*MODES_16_BIT, "F") and "transparency" not in upright.info:
-            values = np.array(upright)
-            if values.dtype.kind in "iu" and 0 <= values.min() and values.max() <= 65535:
-                values = values.astype(np.uint16)
-            return fit_array(check_array(values), options, count)
-        scale = 257 if options.dtype == "uint16" else 1
-        return to_8_bit(upright, options, count).astype(np.uint16) * scale
-    if deep:
-        count("16-bit")
-    return to_8_bit(upright, options, count)
-
-
-def bits_dropped(image: Image.Image) -> bool:
-    """Whether Pillow reads only 8 of the 16 bits of a colour image (asked before it is loaded)."""
-    tiles: list[Any] = getattr(image, "tile", [])
-    arguments = tiles[0][3] if tiles else None
-    rawmode = arguments[0] if isinstance(arguments, tuple) and arguments else arguments
-    return image.mode in ("RGB", "RGBA", "LA", "RGBX") and isinstance(rawmode, str) and ";16" in rawmode
-
-
-def conversion_needed(image: Image.Image) -> str | None:
-    """What `prepare` would do to a picture that reading it from a shard does not; None for nothing. Not loaded yet."""
-    if image.mode in MODES_16_BIT or bits_dropped(image):
-        return "16-bit"
-    if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
-        return "transparent"
-    if image.getexif().get(ExifTags.Base.Orientation) in range(2, 9):
-        return "EXIF-rotated"
-    return None
-
-
-def to_8_bit(image: Image.Image, options: Options, count: Callable[[str], None]) -> np.ndarray:
-    """uint8 [height, width, channels] of the options."""
-    channels = options.shape[2]
-    if channels not in MODES:
-        raise ValueError(f"a picture has 1, 3 or 4 channels, not {channels}; --channels N")
-    converted = convert_mode(image, MODES[channels], options.background, count)
-    return np.array(fit_image(converted, options, count)).reshape(options.shape)
-
-
-def is_animated(image: Image.Image) -> bool:
-    """Whether the image has several frames; not a JPEG with other images appended (MPO), which is one picture."""
-    try:
-        return image.format != "MPO" and getattr(image, "is_animated", False)
-    except Exception:  # a truncated second frame: the first is all there is
-        return False
-
-
-def convert_mode(image: Image.Image, mode: str, background: str, count: Callable[[str], None]) -> Image.Image:
-    """The image in `mode`: 16-bit is divided by 257, transparency is composited onto the background colour unless the
-    mode has it, and CMYK, palette and grey are converted by Pillow."""
-    if image.mode in MODES_16_BIT:
-        count("16-bit")
-        values = np.asarray(image).astype(np.int64)
-        if values.min() < 0 or values.max() > 65535:
-            raise ValueError(f"32-bit values from {values.min()} to {values.max()}; --dtype float32 keeps them")
-        transparent = image.info.get("transparency")
-        image = Image.fromarray((values // 257).astype(np.uint8))
-        if transparent is not None:  # one grey value of 16 bits
-            image.putalpha(Image.fromarray(np.where(values == transparent, 0, 255).astype(np.uint8)))
-    elif image.mode == "F":
-        raise ValueError("floating-point pixels have no known range; --dtype float32 keeps them")
-    if mode != "RGBA" and (image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info):
-        count("transparent")
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, background), image)
-    if image.mode not in (mode, "RGBA"):
-        count(f"from {image.mode}")
-    return image.convert(mode)
 
 
 def encode(pixels: np.ndarray, options: Options) -> bytes:

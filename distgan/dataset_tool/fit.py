@@ -1,12 +1,15 @@
 """Images in another size: cropped, padded or stretched, and resized by Pillow's antialiased filters."""
 
+import math
 import re
 from collections.abc import Callable
 from typing import Protocol
 
+import numpy as np
 from PIL import Image, ImageColor
 
 from distgan.data.schema import MAX_SIZE
+from distgan.dataset_tool.value_range import parse_range
 from distgan.errors import UsageError
 
 RESIZES = {
@@ -27,6 +30,10 @@ class FitOptions(Protocol):
     def resize(self) -> str: ...
     @property
     def pad_color(self) -> str: ...
+    @property
+    def dtype(self) -> str: ...
+    @property
+    def range(self) -> str | None: ...
 
 
 Box = tuple[float, float, float, float]
@@ -99,21 +106,55 @@ def fit_image(image: Image.Image, options: FitOptions, count: Callable[[str], No
     if (height, width) == options.shape[:2]:
         return image
     size = (options.shape[1], options.shape[0])
-    canvas = Image.new(image.mode, size, pad_value(options.pad_color, image.mode))
+    canvas = Image.new(image.mode, size, pad_value(options, image.mode))
     canvas.paste(image, ((size[0] - width) // 2, (size[1] - height) // 2))
     return canvas
 
 
-def pad_value(text: str, mode: str) -> float | int | tuple[int, ...]:
-    """The padding of a picture of a mode. Raises ValueError."""
+def pad_value(options: FitOptions, mode: str) -> float | int | tuple[int, ...]:
+    """The padding of an 8-bit picture of a mode; a number is that of stored pixels. Raises ValueError."""
+    value = parse_number(options.pad_color)
+    if value is None:
+        return ImageColor.getcolor(options.pad_color, mode)
+    scale = 257 if options.dtype == "uint16" else 1
+    grey = value / scale
+    if not (0 <= grey <= 255 and grey.is_integer()):
+        kind = f"a multiple of {scale}" if scale > 1 else "an integer"
+        raise ValueError(
+            f"--pad_color: {options.pad_color} is not {kind} from 0 to {255 * scale}, as of 8-bit pictures"
+        )
+    return int(grey) if mode == "L" else (int(grey),) * len(mode)
+
+
+def pad_number(options: FitOptions, dtype: np.dtype) -> float:
+    """The padding of an array: `pad_color`, or for black the low end of the range, or 0 of unsigned integers.
+
+    Raises ValueError.
+    """
+    text = options.pad_color
+    integers = dtype.kind in "iu"
+    low, high = (np.iinfo(dtype).min, np.iinfo(dtype).max) if integers else (-math.inf, math.inf)
+    if text == "black":
+        limits = parse_range(options.range)
+        if limits is not None and len(limits) == 2:
+            return float(round(min(max(limits[0], low), high))) if integers else limits[0]
+        if dtype.kind in "ub":
+            return 0.0
+        raise ValueError(f"what is black in {dtype}? --pad_color NUMBER, or --range LOW,HIGH, of which LOW is black")
+    value = parse_number(text)
+    if value is None:
+        raise ValueError(f"--pad_color: {text!r} is no number, which arrays need")
+    if not low <= value <= high or (integers and not value.is_integer()):
+        raise ValueError(f"--pad_color: {value:g} is no {dtype}; --pad_color NUMBER takes another")
+    return value
+
+
+def parse_number(text: str) -> float | None:
+    """None for what may be a colour. Raises ValueError for NaN and Inf."""
     try:
         value = float(text)
     except ValueError:
-        if mode == "F":
-            if text == "black":
-                return 0.0
-            raise ValueError(f"--pad_color: {text!r} is no number, which arrays need") from None
-        return ImageColor.getcolor(text, mode)
-    if mode == "F":
-        return value
-    return int(value) if mode == "L" else (int(value),) * len(mode)
+        return None
+    if not math.isfinite(value):
+        raise ValueError(f"--pad_color: {text} is not finite")
+    return value

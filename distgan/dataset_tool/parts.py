@@ -11,7 +11,6 @@ import os
 import shutil
 import socket
 import zipfile
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +22,11 @@ from distgan.data.index_file import COLUMNS, NUMBERS, write_index
 from distgan.data.manifest import channel_stats, class_rows, condition_rows, decode_manifest, write_manifest
 from distgan.data.schema import FORMAT, FORMAT_1, Fields, File, ImageField, Manifest, Shard, decode
 from distgan.data.shardset import SOURCES
+from distgan.dataset_tool.arrays import check_alike
 from distgan.dataset_tool.convert import Options
 from distgan.dataset_tool.plan import Plan
-from distgan.dataset_tool.value_range import PixelValues, resolve_range
+from distgan.dataset_tool.shard_info import ShardInfo, conversions_of
+from distgan.dataset_tool.value_range import resolve_range
 from distgan.errors import UsageError
 from distgan.files import atomic_write
 from distgan.samples import LIMITS
@@ -34,40 +35,6 @@ MAKING = ".making"
 PLAN = "plan.json"
 FINGERPRINT = ".source"
 """The plan's fingerprint, which is not in the manifest: modification times are not part of a dataset."""
-
-
-class ShardInfo(msgspec.Struct):
-    """What was written into a shard."""
-
-    plan: str
-    """The digest of the plan."""
-    name: str
-    samples: int = 0
-    bytes: int = 0
-    sha256: str = ""
-    sums: list[int | float] = []
-    """Of the pixels, per channel."""
-    squares: list[int | float] = []
-    """Sums of the squared pixels, per channel."""
-    values: PixelValues = msgspec.field(default_factory=PixelValues)
-    """Of pixels whose range is not that of their dtype."""
-    paths: list[str] = []
-    """The lines of sources.txt."""
-    bad: list[str] = []
-    """Images that cannot be used, with the reason."""
-    converted: dict[str, int] = {}
-    """Images by conversion."""
-
-    def add(self, pixels: np.ndarray, conversions: list[str], kept: int) -> None:
-        """Count a sample [height, width, channels], of which `kept` values are kept for percentiles."""
-        self.samples += 1
-        values = pixels.reshape(-1, pixels.shape[2]).astype(np.int64 if pixels.dtype.kind == "u" else np.float64)
-        if kept or pixels.dtype != np.uint8:
-            self.values.add(pixels, kept)
-        self.sums = (values.sum(0) + self.sums).tolist()
-        self.squares = ((values**2).sum(0) + self.squares).tolist()
-        for name in conversions:
-            self.converted[name] = self.converted.get(name, 0) + 1
 
 
 class DatasetWriter:
@@ -89,7 +56,7 @@ class DatasetWriter:
         path = self.dest / FINGERPRINT
         if path.exists() and path.read_text().strip() != self.plan.fingerprint:
             fix = "use another folder, or delete this one first"
-            raise UsageError(f"{self.dest}: the images have changed since; {fix}")
+            raise UsageError(f"{self.dest}: the images have changed since, or --layout has; {fix}")
         sizes = {shard.name: shard.bytes for shard in manifest.shards}
         if manifest.sources is not None:
             sizes[SOURCES] = manifest.sources.bytes
@@ -163,22 +130,32 @@ class DatasetWriter:
         columns = {name: np.concatenate([part[name] for _, part in stored]) for name in stored[0][1]}
         try:
             left_out = self.check_images(infos)
+            limits = self.value_range(infos)
         except UsageError:
             self.remove_written()
             raise
         written = [info for info in infos if info.samples]
         paths = [path for info in written for path in info.paths]
         sources = write_sources(self.dest, paths) if self.plan.sources else None
-        manifest = self.describe(written, columns, left_out, sources, write_index(self.dest, columns))
+        manifest = self.describe(written, columns, limits, left_out, sources, write_index(self.dest, columns))
         atomic_write(self.dest / FINGERPRINT, (self.plan.fingerprint + "\n").encode())
         write_manifest(self.dest, manifest)
         self.clean_up(manifest)
         return manifest
 
+    def value_range(self, infos: list[ShardInfo]) -> tuple[float, float]:
+        """The stored values that networks see as -1 and 1. Raises UsageError, also if the images are not alike."""
+        options = Options(**self.plan.options)
+        samples = sum(info.samples for info in infos)
+        if check_alike(conversions_of(infos), samples, options):
+            return LIMITS[options.pixel_type]
+        return resolve_range(options.range, options.pixel_type, [info.values for info in infos if info.samples])
+
     def describe(
         self,
         written: list[ShardInfo],
         columns: dict[str, np.ndarray],
+        limits: tuple[float, float],
         left_out: list[str],
         sources: File | None,
         index: File,
@@ -189,11 +166,6 @@ class DatasetWriter:
         height, width, channels = options.shape
         dtype = options.pixel_type
         samples = sum(info.samples for info in written)
-        converted = dict(sorted(sum((Counter(info.converted) for info in written), Counter()).items()))
-        scaled = sum(count for name, count in converted.items() if name.startswith("scaled from"))
-        if scaled not in (0, samples):
-            raise UsageError(f"--dtype {dtype}: {scaled} of {samples} arrays are of another dtype; make them one first")
-        limits = LIMITS[dtype] if scaled else resolve_range(options.range, dtype, [info.values for info in written])
         # of Python's integers, which do not overflow
         sums = [sum(channel) for channel in zip(*(info.sums for info in written), strict=True)]
         squares = [sum(channel) for channel in zip(*(info.squares for info in written), strict=True)]
@@ -209,7 +181,7 @@ class DatasetWriter:
             shards=[Shard(info.name, info.samples, info.bytes, info.sha256) for info in written],
             options=plan.options,
             source=plan.source,
-            converted=converted,
+            converted=conversions_of(written),
             left_out=left_out,
             made_by=f"distgan {__version__}",
             sources=sources,

@@ -13,9 +13,9 @@ from PIL import Image
 from distgan.data.index_file import COLUMNS, read_npy_header
 from distgan.data.schema import MAX_CHANNELS, MAX_SIZE, Label
 from distgan.data.tar import Member, members, split_key
-from distgan.dataset_tool.convert import conversion_needed
 from distgan.dataset_tool.foreign import check_uncompressed, explain_images
 from distgan.dataset_tool.label_files import read_label
+from distgan.dataset_tool.pictures import conversion_needed
 from distgan.dataset_tool.tar_labels import TarLabels
 from distgan.dataset_tool.value_range import PixelValues
 from distgan.errors import CorruptDataError, UsageError
@@ -95,8 +95,9 @@ class Scan:
         images = [extension for extension in sample if extension in ENCODINGS]
         encoding = ENCODINGS[images[0]]
         name, offset, size = sample[images[0]]
+        image = data[offset : offset + size]  # a copy, which may be large
         try:
-            kind, header = read_image_header(data[offset : offset + size], encoding)
+            kind, header = read_image_header(image, encoding)
             fields = {e: data[o : o + n] for e, (_, o, n) in sample.items() if e in ("cls", "json")}
             if self.rows is not None:
                 self.rows.add(f"{self.path.name}/{name}", {f".{e}": field for e, field in fields.items()})
@@ -105,19 +106,18 @@ class Scan:
             raise
         except Exception as error:  # decoders document no exceptions
             raise CorruptDataError(f"{self.path}: key {key}: {error}") from None
-        if max(kind.height, kind.width) > MAX_SIZE or not 1 <= kind.channels <= MAX_CHANNELS:
-            limits = f"up to {MAX_SIZE} pixels a side and {MAX_CHANNELS} channels"
+        sides = (kind.height, kind.width)
+        if not (1 <= min(sides) and max(sides) <= MAX_SIZE and 1 <= kind.channels <= MAX_CHANNELS):
+            limits = f"1 to {MAX_SIZE} pixels a side and 1 to {MAX_CHANNELS} channels"
             raise CorruptDataError(f"{self.path}: key {key} is {kind}; images have {limits}")
         if self.kind not in (None, kind):
             raise CorruptDataError(f"{self.path}: key {key} is {kind}, the images before it {self.kind}; {ALL_ALIKE}")
         self.kind = kind
-        offset += header
-        size -= header
         if kind.dtype != "uint8":
-            self._add_values(key, np.frombuffer(data[offset : offset + size], kind.dtype))
-        xxh3 = xxhash.xxh3_64_intdigest(data[offset : offset + size])
+            self._add_values(key, np.frombuffer(image, kind.dtype, offset=header))
+        xxh3 = xxhash.xxh3_64_intdigest(memoryview(image)[header:])
         self.names.append(name)
-        for column, value in {"offset": offset, "size": size, "check": xxh3}.items():
+        for column, value in {"offset": offset + header, "size": size - header, "check": xxh3}.items():
             self.columns[column].append(value)
 
     def arrays(self) -> dict[str, np.ndarray]:
@@ -140,7 +140,8 @@ def read_image_header(data: bytes, encoding: str) -> tuple[Kind, int]:
         shape, fortran, dtype = read_npy_header(file)
         if dtype not in NPY_DTYPES or fortran or len(shape) != 3:
             kinds = ", ".join(NPY_DTYPES.values())
-            raise ValueError(f"an array of {dtype} {shape}; images are [height, width, channels] of {kinds}; {FIX}")
+            order = "in Fortran order" if fortran else str(shape)
+            raise ValueError(f"an array of {dtype} {order}; images are [height, width, channels] of {kinds}; {FIX}")
         name = NPY_DTYPES[dtype]
         if len(data) - file.tell() != math.prod(shape) * np.dtype(name).itemsize:
             raise ValueError("the array's size in bytes does not match its shape")

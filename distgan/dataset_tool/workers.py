@@ -20,10 +20,11 @@ from tqdm import tqdm
 
 from distgan.data.index_file import NUMBERS
 from distgan.dataset_tool.convert import Options, encode, prepare, reason
-from distgan.dataset_tool.parts import DatasetWriter, ShardInfo, own_name, shard_name
+from distgan.dataset_tool.parts import DatasetWriter, own_name, shard_name
 from distgan.dataset_tool.scan import Scan
+from distgan.dataset_tool.shard_info import ShardInfo
 from distgan.dataset_tool.sources.source import Source, escape_name
-from distgan.dataset_tool.value_range import KEPT
+from distgan.dataset_tool.value_range import KEPT_OF_ALL, KEPT_OF_SHARD
 from distgan.errors import RunError
 from distgan.files import sha256_file
 
@@ -119,25 +120,10 @@ def write_shard(shard: int, indices: list[int]) -> None:
     source, writer, options = JOB
     channels = options.shape[2]
     info = ShardInfo(writer.digest, shard_name(shard), sums=[0] * channels, squares=[0] * channels)
-    kept_values = max(1, KEPT // len(indices)) if (options.range or "").endswith("%") else 0
-    kept: list[int] = []
     temporary = own_name(writer.dest / info.name)
     with open(temporary, "wb") as file:
         with TarWriter(file, encoder=False, mtime=0, user="root", group="root") as tar:
-            for index in indices:
-                try:
-                    pixels, conversions = convert(source, index, options)
-                except Exception as error:  # decoders and archives document no exceptions
-                    info.bad.append(f"{escape_name(source.names[index])}: {reason(error)}")
-                    continue
-                kept.append(index)
-                info.add(pixels, conversions, kept_values)
-                sample: dict[str, Any] = {"__key__": f"{index:09d}", options.format: encode(pixels, options)}
-                if source.labels is not None:
-                    sample["cls"] = str(source.labels[index]).encode()
-                if source.numbers is not None:
-                    sample["json"] = numbers_json(source.number_names, source.numbers[index])
-                tar.write(sample)
+            kept = write_images(tar, indices, info)
         file.flush()
         os.fsync(file.fileno())
     info.bytes = temporary.stat().st_size
@@ -150,6 +136,29 @@ def write_shard(shard: int, indices: list[int]) -> None:
         info.paths = [escape_name(source.names[index]) for index in kept]
     os.replace(temporary, writer.dest / info.name)
     writer.write_info(shard, info, columns)
+
+
+def write_images(tar: Any, indices: list[int], info: ShardInfo) -> list[int]:
+    """Write the images as samples into a TarWriter, and count them in `info`; returns those that could be used."""
+    source, _, options = JOB
+    kept_values = max(1, min(KEPT_OF_SHARD // len(indices), KEPT_OF_ALL // len(source)))
+    kept_values = kept_values if (options.range or "").strip().endswith("%") else 0
+    kept: list[int] = []
+    for index in indices:
+        try:
+            pixels, conversions = convert(source, index, options)
+        except Exception as error:  # decoders and archives document no exceptions
+            info.bad.append(f"{escape_name(source.names[index])}: {reason(error)}")
+            continue
+        kept.append(index)
+        info.add(pixels, conversions, kept_values)
+        sample: dict[str, Any] = {"__key__": f"{index:09d}", options.format: encode(pixels, options)}
+        if source.labels is not None:
+            sample["cls"] = str(source.labels[index]).encode()
+        if source.numbers is not None:
+            sample["json"] = numbers_json(source.number_names, source.numbers[index])
+        tar.write(sample)
+    return kept
 
 
 def numbers_json(names: list[str], numbers: np.ndarray) -> bytes:

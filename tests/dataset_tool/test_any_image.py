@@ -269,7 +269,7 @@ def test_percentiles_are_those_of_the_pixels(tmp_path):
         (np.zeros((4, 8, 8, 1), np.int32), {}, "arrays of int32 are stored as one of uint8, uint16"),
         (np.zeros((4, 8, 8, 1), np.int32), {"dtype": "uint8"}, "for --dtype uint8 give --range LOW,HIGH"),
         (np.zeros((4, 8, 8, 70), np.uint8), {}, "--channels: 70 is not between 1 and 64"),
-        (np.zeros((4, 8, 8, 5), np.uint8), {"channels": 3}, "5 channels, the first image 3"),
+        (np.zeros((4, 8, 8, 5), np.uint8), {"channels": 3}, "5 channels, and samples have 3; --channels 5"),
         (np.zeros((4, 8, 8, 5), np.uint8), {"format": "png"}, "--format png holds 1 or 3 channels of uint8"),
         (np.zeros((4, 8, 8, 1), np.uint8), {"range": "5"}, "--range: '5' is not LOW,HIGH"),
         (np.zeros((4, 8, 8, 1), np.uint8), {"range": "5,5"}, "the first number must be below the second"),
@@ -295,7 +295,7 @@ def test_integers_are_scaled_from_a_given_range(tmp_path):
 def test_arrays_of_two_dtypes_are_refused_where_one_would_be_scaled(tmp_path):
     images = [pixels("uint8", (8, 8, 1)), pixels("uint16", (8, 8, 1))]
     source = Source("arrays", ["a", "b"], images.__getitem__)
-    with pytest.raises(UsageError, match="--dtype uint8: 1 of 2 arrays are of another dtype"):
+    with pytest.raises(UsageError, match="--dtype uint8: 1 of 2 images are scaled from uint16, and the others are not"):
         write(tmp_path / "set", source, dtype="uint8", range="0,65535")
 
 
@@ -395,7 +395,9 @@ def test_index_reads_arrays_of_all_dtypes(tmp_path):
         (np.zeros((8, 8, 1), np.float64), "an array of <f8"),
         (np.zeros((8, 8, 1), ">u2"), "an array of >u2"),
         (np.full((8, 8, 2), np.inf, np.float32), "NaN or Inf among the pixels"),
-        (np.zeros((8, 8, 65), np.uint8), "up to 4096 pixels a side and 64 channels"),
+        (np.zeros((8, 8, 65), np.uint8), "1 to 4096 pixels a side and 1 to 64 channels"),
+        (np.zeros((0, 8, 2), np.uint8), "key 1 is 0x8x2 npy; images have 1 to 4096 pixels a side"),
+        (np.asfortranarray(pixels("uint8", (8, 8, 2))), "an array of |u1 in Fortran order; images are"),
         (np.zeros((8, 8, 2), np.uint16), "8x8x2 uint16 npy, the images before it 8x8x2 npy"),
     ],
 )

@@ -17,7 +17,8 @@ from PIL import Image
 
 from distgan.commands import shards
 from distgan.dataset_tool import make, parts, workers
-from distgan.dataset_tool.parts import DatasetWriter, ShardInfo, read_plan
+from distgan.dataset_tool.parts import DatasetWriter, read_plan
+from distgan.dataset_tool.shard_info import ShardInfo
 from distgan.locks import lock_file
 from helpers import noise
 

@@ -475,7 +475,7 @@ def test_layout_of_the_channels(tmp_path, kind):
     [
         *((name, name) for name in ("uint8", "uint16", "float16", "float32")),
         *((">u2", "uint16"), (">f4", "float32"), ("int8", "float32"), ("int16", "float32"), ("float64", "float32")),
-        *((name, None) for name in ("int32", "uint64", "bool", "complex64")),
+        *(("bool", "uint8"), ("int32", None), ("uint64", None)),
     ],
 )
 @pytest.mark.parametrize("kind", ["hdf5", "npy", "npz", "folder"])
@@ -490,15 +490,49 @@ def test_types_of_arrays(tmp_path, kind, dtype, kept, capsys):
         path = tmp_path / ("x.npy" if kind == "npy" else "folder")
         (tmp_path / "folder").mkdir()
         np.save(path if kind == "npy" else path / "0.npy", images if kind == "npy" else images[0])
+    source = opened(path)
+    image = array(source, 0)
+    assert image.dtype == images.dtype.newbyteorder("=") and image.flags.c_contiguous
+    assert np.array_equal(image, images[0])
     if kept is None:
-        with pytest.raises(ValueError, match="images are uint8|no array of three axes|images and labels are numbers"):
-            opened(path).load(0)
+        with pytest.raises(UsageError, match=f"arrays of {dtype} are stored as one of uint8, .*--range LOW,HIGH"):
+            resolve_options(source, Options())
         return
-    image = array(opened(path), 0)
-    assert image.dtype == kept and image.dtype.isnative and image.flags.c_contiguous
-    assert np.array_equal(image, images[0].astype(kept))
-    if kind != "folder" and dtype in ("int8", "int16", "float64"):
-        assert f"images of {dtype} become float32" in capsys.readouterr().err
+    assert resolve_options(source, Options()).dtype == kept
+    assert (f"arrays of {dtype} become {kept}" in capsys.readouterr().err) == (kept != image.dtype.name)
+
+
+def test_another_layout_is_another_source(tmp_path, capsys):
+    """A `make` that was interrupted is not resumed with it, and one that is complete is not taken for the same."""
+    np.save(tmp_path / "x.npy", noise(8, 16, 16))
+    np.savez(tmp_path / "x.npz", noise(8, 16, 16))
+    (tmp_path / "folder").mkdir()
+    np.save(tmp_path / "folder" / "0.npy", noise(1, 16, 16)[0])
+    for name in ("x.npy", "x.npz", "folder"):
+        prints = {layout: opened(tmp_path / name, layout=layout).fingerprint for layout in ("HWC", "CHW")}
+        assert prints["HWC"] != prints["CHW"]
+    for layout, code in (("HWC", 0), ("HWC", 0), ("CHW", 2)):
+        assert shards.main(["make", f"{tmp_path}/folder", f"{tmp_path}/set", "--layout", layout]) == code
+    assert "the images have changed since" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("kind", ["hdf5", "npy", "npz", "folder"])
+def test_arrays_of_other_kinds_are_no_images(tmp_path, kind):
+    test = {"hdf5": "no array of three axes", "npz": "no array of three axes"}.get(
+        kind, "images and labels are numbers"
+    )
+    images = np.zeros((3, 16, 8, 4), np.complex64)
+    (tmp_path / "folder").mkdir()
+    if kind == "hdf5":
+        path = write_hdf5(tmp_path / "x.h5", images=images)
+    elif kind == "npz":
+        path = tmp_path / "x.npz"
+        np.savez(path, images=images)
+    else:
+        path = tmp_path / ("x.npy" if kind == "npy" else "folder")
+        np.save(path if kind == "npy" else path / "0.npy", images if kind == "npy" else images[0])
+    with pytest.raises(ValueError, match=test):
+        opened(path).load(0)
 
 
 def test_arrays_in_fortran_order(tmp_path):

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from distgan.dataset_tool.notes import note
 from distgan.dataset_tool.sources.files import find_files, open_folder, open_zip
@@ -16,7 +17,15 @@ BESIDE_TARS = (*LABEL_FILES, "manifest.json", "index.npz", "sources.txt")
 """Files that a folder of tars may hold."""
 
 
-def open_source(
+def open_source(source: str, *, layout: Layout | None = None, **options: Any) -> Source:
+    """Open SRC of `shards make`; the options are those of `find_source`. Raises UsageError."""
+    found = find_source(source, layout=layout, **options)
+    if layout is not None:  # with another one, an interrupted `make` is not resumed
+        found.fingerprint = [*found.fingerprint, layout]
+    return found
+
+
+def find_source(
     source: str,
     *,
     split: str,
@@ -29,14 +38,12 @@ def open_source(
     image_key: str | None = None,
     layout: Layout | None = None,
 ) -> Source:
-    """Open SRC of `shards make`; the options are those of the command. Raises UsageError."""
+    """The source that SRC of `shards make` is; the options are those of the command. Raises UsageError."""
     path = Path(source)
     of_tars = {"label_key": None if label_key == "label" else label_key, "image_key": image_key}
     if source in BUILTIN:
         refuse(source, label_columns=label_columns, layout=layout, **of_tars)
-        if split not in ("train", "test"):
-            raise UsageError(f"--split: {source} has the splits train and test")
-        return BUILTIN[source](split=split, files=Path(files) if files else None, samples=samples, seed=seed)
+        return open_builtin(source, split, files, samples, seed)
     found = list(find_files(path)) if path.is_dir() else []
     kind = kind_of_table(source, found)
     if kind is not None:
@@ -50,15 +57,22 @@ def open_source(
     if path.is_dir():
         refuse(source, **of_tars)
         return open_folder(path, found, labels, label_columns, layout)
-    if path.is_file() and path.suffix.lower() == ".zip":
-        refuse(source, **of_tars)
-        try:
-            return open_zip(path, labels, label_columns, layout)
-        except UsageError:
-            refuse_zipped_table(path)
-            raise
-    kinds = f"a folder, .zip, .tar, {KINDS} or built-in dataset; choose from {', '.join(BUILTIN)}"
-    raise UsageError(f"{source} is not {kinds}")
+    if not path.is_file() or path.suffix.lower() != ".zip":
+        kinds = f"a folder, .zip, .tar, {KINDS} or built-in dataset; choose from {', '.join(BUILTIN)}"
+        raise UsageError(f"{source} is not {kinds}")
+    refuse(source, **of_tars)
+    try:
+        return open_zip(path, labels, label_columns, layout)
+    except UsageError:
+        refuse_zipped_table(path)
+        raise
+
+
+def open_builtin(source: str, split: str, files: str | None, samples: int, seed: int) -> Source:
+    """A dataset by name. Raises UsageError."""
+    if split not in ("train", "test"):
+        raise UsageError(f"--split: {source} has the splits train and test")
+    return BUILTIN[source](split=split, files=Path(files) if files else None, samples=samples, seed=seed)
 
 
 def check_beside_tars(folder: Path, tar: Path, files: list[Path]) -> None:

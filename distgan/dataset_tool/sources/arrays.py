@@ -11,13 +11,11 @@ from typing import Any, TypeVar
 import numpy as np
 
 from distgan.data.index_file import INVALID_INDEX, seek_member
-from distgan.dataset_tool.notes import note
 from distgan.dataset_tool.sources.columns import add_columns, choose_images
 from distgan.dataset_tool.sources.pixels import (
     Layout,
     decode_array,
     has_channels_first,
-    kept_dtype,
     map_array,
     read_array_header,
     to_image,
@@ -124,17 +122,14 @@ def source_of_array(name: str, path: Path, images: np.ndarray, layout: Layout | 
     if images.ndim not in (3, 4):
         raise UsageError(f"{path} is an array {list(images.shape)}; images are [N, H, W] or [N, H, W, C]")
     try:
-        dtype = kept_dtype(images.dtype)
         has_channels_first(images.shape[1:], layout)
     except ValueError as error:
         raise UsageError(f"{path}: {error}") from None
-    if images.dtype.name != dtype.name:
-        note(f"{path}: images of {images.dtype.name} become {dtype.name}")
     stat = path.stat()
     return Source(
         name,
         [f"{path.name}:{i}" for i in range(len(images))],
         lambda i: to_image(images[i], layout),
         has_paths=True,
-        fingerprint=[layout, stat.st_size, stat.st_mtime_ns],
+        fingerprint=[stat.st_size, stat.st_mtime_ns],
     )

@@ -15,10 +15,10 @@ NPY = b"\x93NUMPY"
 
 def open_image(path: Path, layout: Layout | None = None) -> Image.Image | np.ndarray:
     """The image in a file; `layout` is that of an .npy. Raises ValueError and OSError."""
-    suffix = path.suffix.lower()
-    if suffix == ".npy":
+    name = str(path).lower()
+    if name.endswith(".npy"):
         return load_npy(path, layout)
-    if suffix in SUFFIXES:
+    if name.endswith(SUFFIXES):
         return open_tiff(path)
     return Image.open(path, formats=FORMATS)
 

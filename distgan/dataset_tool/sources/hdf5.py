@@ -15,7 +15,7 @@ import numpy as np
 from distgan.dataset_tool.notes import note
 from distgan.dataset_tool.sources.apart import call_apart
 from distgan.dataset_tool.sources.columns import add_columns, choose_images
-from distgan.dataset_tool.sources.pixels import Layout, has_channels_first, kept_dtype, to_image
+from distgan.dataset_tool.sources.pixels import Layout, has_channels_first, to_image
 from distgan.dataset_tool.sources.source import Source
 from distgan.errors import UsageError
 
@@ -50,8 +50,6 @@ def open_hdf5(
     cache = cache_bytes(contents)
     if cache > CACHE_BYTES:
         note(f"{path}: an image is in chunks of {cache:,} bytes, of which {CACHE_BYTES:,} are kept: reading is slow")
-    if contents.dtype.name != kept_dtype(contents.dtype).name:
-        note(f"{path}: images of {contents.dtype.name} become {kept_dtype(contents.dtype).name}")
     files = functools.cache(
         lambda pid: h5py.File(
             path, "r", rdcc_nbytes=min(cache, CACHE_BYTES), rdcc_nslots=CACHE_SLOTS, locking="best-effort"
@@ -64,7 +62,7 @@ def open_hdf5(
         [f"{path.name}:{i}" for i in range(count)],
         lambda i: to_image(dataset_of(files(os.getpid()), contents.images)[i], layout),
         has_paths=True,
-        fingerprint=[contents.images, layout, stat.st_size, stat.st_mtime_ns],
+        fingerprint=[contents.images, stat.st_size, stat.st_mtime_ns],
         groups=(np.arange(count) // per_chunk).tolist() if per_chunk > 1 else None,
     )
     read = contents.columns.__getitem__
@@ -89,7 +87,6 @@ def list_contents(path: Path, image_key: str | None, layout: Layout | None) -> C
             name = choose_images(shapes, image_key, str(path))
             images = datasets[name]
             count = shapes[name][0]
-            kept_dtype(images.dtype)
             has_channels_first(shapes[name][1:], layout)
             with contextlib.suppress(Exception):  # a bad image, which is listed when it is converted
                 to_image(images[0], layout)

@@ -1,4 +1,4 @@
-"""Images as arrays: the types that are kept, the order of the axes, and .npy files."""
+"""Images as arrays: the order of the axes, and .npy files. What becomes of their types: dataset_tool/arrays.py."""
 
 import io
 import math
@@ -8,26 +8,12 @@ from typing import IO, BinaryIO, Literal
 import numpy as np
 
 from distgan.data.index_file import read_npy_header
+from distgan.data.schema import MAX_CHANNELS
 
 Layout = Literal["HWC", "CHW"]
 """Whether the channels of an array are its last or its first axis."""
-KEPT = ("uint8", "uint16", "float16", "float32")
-BECOME_FLOAT32 = ("int8", "int16", "float64")
-"""The first two exactly."""
-MAX_CHANNELS = 64
 MIN_SIDE = 8
 """In pixels: what tells a side from a number of channels."""
-
-
-def kept_dtype(dtype: np.dtype) -> np.dtype:
-    """The type that images of `dtype` are kept in. Raises ValueError for one that has no place in a dataset."""
-    name = dtype.newbyteorder("=").name
-    if name in BECOME_FLOAT32:
-        return np.dtype("float32")
-    if name not in KEPT:
-        others = ", ".join(BECOME_FLOAT32)
-        raise ValueError(f"an array of {name}; images are {', '.join(KEPT)} ({others} become float32): convert it")
-    return np.dtype(name)
 
 
 def has_channels_first(shape: tuple[int, ...], layout: Layout | None) -> bool:
@@ -51,11 +37,13 @@ def has_channels_first(shape: tuple[int, ...], layout: Layout | None) -> bool:
 
 
 def to_image(array: np.ndarray, layout: Layout | None) -> np.ndarray:
-    """An array of one image as [H, W] or [H, W, C] of a kept type, in memory of its own. Raises ValueError."""
-    dtype = kept_dtype(array.dtype)
+    """An array of one image as [H, W] or [H, W, C], in the machine's byte order and memory of its own.
+
+    Raises ValueError.
+    """
     if has_channels_first(array.shape, layout):
         array = np.moveaxis(array, 0, -1)
-    return np.array(array, dtype, order="C")
+    return np.array(array, array.dtype.newbyteorder("="), order="C")
 
 
 def decode_array(data: bytes) -> np.ndarray:

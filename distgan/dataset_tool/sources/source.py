@@ -31,7 +31,7 @@ class Source:
     names: list[str]
     """One for each image, unique."""
     load: Callable[[int], Image.Image | np.ndarray]
-    """A PIL image, or an array [H, W] or [H, W, C] of uint8, uint16, float16 or float32, neither cropped nor resized.
+    """A PIL image, or an array [H, W] or [H, W, C] of numbers, neither cropped nor resized.
 
     It is called from many forked processes, in any order.
     """

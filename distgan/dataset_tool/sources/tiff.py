@@ -25,6 +25,9 @@ BITS_PER_SAMPLE = 258
 PHOTOMETRIC = 262
 SAMPLES_PER_PIXEL = 277
 EXTRA_SAMPLES = 338
+SAMPLE_FORMAT = 339
+WHITE_IS_ZERO = 0
+"""PhotometricInterpretation of grey, inverted: Pillow turns 8 bits the right way round, and no other type."""
 COLOURS = {0: 1, 1: 1, 2: 3}
 """PhotometricInterpretation -> bands of colour: grey (0: white is zero) and RGB; others have no further bands."""
 ALPHA = ((1,), (2,))
@@ -68,16 +71,25 @@ def read_start(file: Path | bytes) -> bytes:
 
 
 def is_ordinary(image: Any) -> bool:
-    """Whether Pillow reads all bands of a TIFF as what they are: it takes an untagged fourth for alpha, and the high
-    bytes of RGB of 16 bits."""
+    """Whether Pillow reads all bands of a TIFF as what they are.
+
+    It takes an untagged fourth for alpha, the high bytes of RGB of 16 bits, int8 for uint8 and uint32 for int32, and
+    inverts no grey of more than 8 bits.
+    """
     tags = image.tag_v2
     samples = tags.get(SAMPLES_PER_PIXEL, 1)
     colours = COLOURS.get(tags.get(PHOTOMETRIC))
+    bits = max(tags.get(BITS_PER_SAMPLE, (1,)))
+    signed = tags.get(SAMPLE_FORMAT, (1,))[0] == 2
+    if samples == 1 and ((bits <= 8 and signed) or (bits == 32 and image.mode == "I" and not signed)):
+        return False
+    if samples == 1 and bits > 8 and tags.get(PHOTOMETRIC) == WHITE_IS_ZERO:
+        return False
     if samples == 1 or colours is None:
         return True
     extra_samples = tags.get(EXTRA_SAMPLES, ())
     tagged = samples == colours or (samples == colours + 1 and extra_samples in ALPHA)
-    return tagged and max(tags.get(BITS_PER_SAMPLE, (1,))) <= 8
+    return tagged and bits <= 8
 
 
 def read_bands(file: Path | bytes) -> np.ndarray:
@@ -100,6 +112,10 @@ def read_page(page: Any) -> np.ndarray:
         raise ValueError(f"its axes are {axes}; those of images are YX, YXS or SYX (S: bands)")
     if page.size > Image.MAX_IMAGE_PIXELS:
         raise ValueError(f"it has {page.size:,} values; images have at most {Image.MAX_IMAGE_PIXELS:,}")
+    if page.photometric == WHITE_IS_ZERO:
+        raise ValueError(
+            f"its tag PhotometricInterpretation says that 0 is white, in {page.dtype}; save it with 0 black"
+        )
     if (orientation := page.tags.valueof("Orientation", 1)) != 1:
         raise ValueError(f"it has the tag Orientation {int(orientation)}; save it upright")
     return to_image(page.asarray(maxworkers=1), "CHW" if axes == "SYX" else "HWC")

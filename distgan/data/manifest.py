@@ -102,10 +102,12 @@ def condition_rows(names: Sequence[str], numbers: np.ndarray) -> list[ConditionR
     rows = []
     for name, column in zip(names, numbers.T.astype(np.float64), strict=True):
         flag = bool(np.isin(column, (0, 1)).all())
-        mean, std = (0.0, 1.0) if flag else (float(column.mean()), float(column.std()) or 1.0)
-        rows.append(
-            ConditionRow(name, "flag" if flag else "number", mean, std, float(column.min()), float(column.max()))
-        )
+        low = float(column.min())
+        high = float(column.max())
+        mean, std = (0.0, 1.0) if flag else (float(column.mean()), float(column.std()))
+        if low == high and not flag:  # rounding may leave a std of 1e-17
+            mean, std = low, 1.0
+        rows.append(ConditionRow(name, "flag" if flag else "number", mean, std, low, high))
     return rows
 
 

@@ -346,6 +346,14 @@ def test_conditions_are_in_the_tars_the_manifest_and_the_index(tmp_path):
     assert abs(drawn[:, 3].mean()) < 0.05 and abs(drawn[:, 3].std() - 1) < 0.05
 
 
+def test_a_number_that_is_the_same_in_all_samples_is_0_for_networks(tmp_path):
+    """Of 0.1 in float32 the standard deviation is rounded to 1e-17, not to 0."""
+    numbers = np.stack([np.full(IMAGES, 0.1), np.full(IMAGES, 7e8)], axis=1)
+    dataset = write(tmp_path / "set", source_of(pixels("uint8", (IMAGES, 8, 8, 3)), 0, numbers))
+    assert [condition.std for condition in dataset.spec.conditions] == [1.0, 1.0]
+    assert not dataset.labels(np.arange(IMAGES)).any()
+
+
 def test_a_number_that_is_not_finite_in_the_index_is_refused(tmp_path):
     from distgan.data.index_file import write_index
 

@@ -42,10 +42,10 @@ def parse_show(text: str | None, channels: int) -> list[int]:
     return show
 
 
-def check_show(show: Sequence[int], channels: int) -> None:
-    """Raises UsageError unless `show` is [], one or three of the channels, which count from 1."""
+def check_show(show: Sequence[int], channels: int, key: str = "show") -> None:
+    """Raises UsageError, which names `key`, unless `show` is [], one or three of the channels, which count from 1."""
     if len(show) not in (0, 1, 3) or any(not 1 <= channel <= channels for channel in show):
-        raise UsageError(f"show: {list(show)} is not one (grey) or three (RGB) of the channels 1 to {channels}")
+        raise UsageError(f"{key}: {list(show)} is not one (grey) or three (RGB) of the channels 1 to {channels}")
 
 
 def to_picture(images: np.ndarray, show: Sequence[int] = ()) -> np.ndarray:

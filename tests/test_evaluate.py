@@ -150,7 +150,7 @@ def test_a_test_set_has_the_conditions_of_the_training_set(conditional_run, calo
         (["--data", tmp_path / "wide"], "6x10x2 float32 in [0, 30], the generator makes 6x10x2 float32 in [0, 20]"),
         (["--by", "angle"], "by: unknown condition 'angle'; choose from energy, electron"),
         (["--bins", 3], "bins: give the condition to make them by, as --by CONDITION"),
-        (["--extractor", "inception"], "use `--extractor pixels`"),
+        (["--extractor", "inception"], "the extractor pixels takes any"),
         (["--extractor", "classifier"], "the dataset has no classes for a classifier"),
     ):
         assert evaluate(*words, *more) == 2, more

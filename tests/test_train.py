@@ -168,7 +168,7 @@ def bad(*words: object, capsys) -> str:
         (["--data.shards", "ODD"], "dcgan does not support 11x11 images; `distgan shards make --size 10x10 or 12x12`"),
         (["--micro_batch", "5"], "micro_batch: 5 does not divide the 16 images of a process"),
         (["--batch", "128", "--data.lanes", "64"], "64 lanes need at least 64 images"),
-        (["--data.labels", "true", "--data.shards", "PLAIN"], "data.labels: .* has no classes"),
+        (["--data.labels", "true", "--data.shards", "PLAIN"], "data.labels: .* has no labels"),
         (["--data.decoder", "simplejpeg"], "simplejpeg reads JPEG; the dataset is npy"),
         (["--precision", "fp16"], "fp16 needs a CUDA GPU, and this run is on cpu; use bf16"),
         (["--run_dir", "/proc/run"], "/proc/run cannot be written"),

@@ -119,7 +119,8 @@ def format_values(
     if sums:
         generated, real = (ImageSum(**sums[name]) for name in ("generated", "real"))
         shown = f"; sum of an image {generated}, of a real one {real}"
-    return f"{values}{more}{shown} | real against real: {real_vs_real}"
+    floor_shown = f" | real against real: {real_vs_real}" if real_vs_real else ""
+    return f"{values}{more}{shown}{floor_shown}"
 
 
 LOWER_IS_BETTER = set("fid kid fd kd frechet kl mmd missing error distance".split())

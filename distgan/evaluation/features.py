@@ -121,9 +121,7 @@ def open_classifier(dataset: ShardSet, path: Path) -> Extractor:
 def open_default_classifier(dataset: ShardSet, cache: Path) -> Extractor:
     """The classifier that `--train_extractor` wrote for a dataset. Raises UsageError."""
     if len(dataset.classes) < 2:
-        raise UsageError(
-            "extractor: the dataset has no classes for a classifier; fd_pixels needs none: use `--extractor pixels`"
-        )
+        raise UsageError("extractor: the dataset has no classes for a classifier; the extractor pixels needs none")
     return open_classifier(dataset, default_classifier(dataset, cache))
 
 
@@ -187,8 +185,8 @@ def check_8bit(name: str, dataset: ShardSet) -> None:
     """Raises UsageError for images that are no photographs of 8 bits."""
     if not dataset.spec.is_8bit:
         raise UsageError(
-            f"extractor: {name} takes 8-bit grey or RGB images, the dataset has {dataset.spec}; use "
-            "`--extractor pixels`"
+            f"extractor: {name} takes 8-bit grey or RGB images, the dataset has {dataset.spec}; the extractor pixels "
+            "takes any"
         )
 
 

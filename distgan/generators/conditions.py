@@ -51,7 +51,7 @@ def parse_number(name: str, word: str) -> float:
     try:
         number = float(word)
     except ValueError:
-        number = math.nan
+        raise UsageError(f"condition: the value {word!r} of {name} is no number; --label chooses a class") from None
     if not math.isfinite(number):
         raise UsageError(f"condition: the value {word!r} of {name} is not a finite number")
     return number

@@ -86,7 +86,8 @@ class PretrainedGenerator(nn.Module):
 
         `label` is a class by number or name; by default the classes take turns. `conditions` are values by name, each
         one or [n]; those that are not given are spread over the range of the training set
-        (`distgan.generators.conditions.spread`). Raises UsageError for an unknown class or name.
+        (`distgan.generators.conditions.spread`). Raises UsageError for an unknown class or name, ValueError
+        for values that are not one or n.
         """
         device = next(self.network.parameters()).device
         classes = None
@@ -94,6 +95,8 @@ class PretrainedGenerator(nn.Module):
             classes = np.arange(n) % max(len(self.classes), 1) if label is None else self.label_number(label)
         labels = self.labels(classes, {**spread(self.spec.conditions, n, seed), **(conditions or {})})
         if labels is not None:
+            if len(labels) not in (1, n):
+                raise ValueError(f"conditions: give one value of each, or {n}; there are {len(labels)}")
             labels = labels.expand(n, *labels.shape[1:]).to(device)
         return generate(self.network, self.draw(n, seed).to(device), labels)
 
@@ -117,6 +120,7 @@ class PretrainedGenerator(nn.Module):
         numbers = np.array([self.label_number(each) for each in wanted] or [0])
         if not self.spec.conditional:
             return None
+        check_counts({"classes": numbers, **values})
         numbers, *columns = np.broadcast_arrays(numbers, *[values[one.name] for one in self.spec.conditions])
         table = np.stack(columns, axis=1) if columns else np.empty((len(numbers), 0))
         return torch.from_numpy(network_labels(self.spec, numbers.copy(), table))
@@ -138,6 +142,8 @@ class PretrainedGenerator(nn.Module):
             raise UsageError(
                 f"label: unknown class {label!r}; choose from {self.class_choices}"
                 if self.classes
+                else f"label: {self.path} was trained with {self.trained_with}, and without classes"
+                if self.spec.conditions
                 else f"label: {self.path} was trained without labels"
             )
         return number
@@ -201,3 +207,10 @@ def find_weights(path: Path, newest: bool = False) -> tuple[Path, str]:
         if (folder / name).is_file():
             return folder / name, note
     raise UsageError(f"{path} holds no checkpoint")
+
+
+def check_counts(values: Mapping[str, np.ndarray]) -> None:
+    """Raises ValueError unless the arrays by name have one value or N, the same N in all."""
+    if len({len(each) for each in values.values() if len(each) != 1}) > 1:
+        counts = ", ".join(f"{name} {len(each)}" for name, each in values.items())
+        raise ValueError(f"labels: give one value of each, or N, the same N of all; there are {counts}")

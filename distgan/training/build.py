@@ -66,7 +66,7 @@ def build(config: Config, processes: Distributed) -> tuple[Data, GAN]:
     check_loss(config.loss)
     check_penalties(config.penalties)
     data = open_data(config, processes)
-    check_show(config.samples.show, data.spec.channels)
+    check_show(config.samples.show, data.spec.channels, "samples.show")
     return data, build_gan(config, processes, data.spec)
 
 
@@ -95,9 +95,9 @@ def open_lanes(config: Config, rank: int, world_size: int) -> tuple[ShardSet, La
     if rank == 0:
         check_complete(dataset, data.shards)
     if data.labels and len(dataset.classes) < 2 and not dataset.spec.conditions:
-        count = len(dataset.classes) or "no"
+        found = f"{len(dataset.classes)} class" if dataset.classes else "no labels"
         raise UsageError(
-            f"data.labels: {data.shards} has {count} classes; set data.labels false, or make a dataset with labels"
+            f"data.labels: {data.shards} has {found}; set data.labels false, or make a dataset with labels"
         )
     check_decoder(data.decoder, dataset.encoding)
     lanes = data.lanes or default_lanes(config.batch, int(dataset.counts.sum()))

@@ -24,6 +24,8 @@ from distgan.training.due import Clock
 
 Cards = Sequence[tuple[int, dict[str, Any]]]
 """(images seen, metric card) of every evaluation so far."""
+OPTIONS = ("extractor", "metrics", "samples", "reference_images")
+"""Of `distgan evaluate`, that are keys of `evaluate` too."""
 
 
 def open_evaluator(config: Config, processes: Distributed, data: Data) -> Evaluator | None:
@@ -31,7 +33,22 @@ def open_evaluator(config: Config, processes: Distributed, data: Data) -> Evalua
     keys = config.evaluate
     if not keys.every_epochs:
         return None
-    evaluator = Evaluator(
+    try:
+        evaluator = make_evaluator(config, processes, data)
+    except UsageError as error:
+        if str(error).partition(":")[0] in OPTIONS:
+            raise UsageError(f"evaluate.{error}") from None
+        raise
+    names = value_names(evaluator.metrics, evaluator.extractor.name)
+    if keys.best is not None and keys.best not in names:
+        raise UsageError(f"evaluate.best: unknown metric {keys.best!r}; choose from {', '.join(names)}")
+    return evaluator
+
+
+def make_evaluator(config: Config, processes: Distributed, data: Data) -> Evaluator:
+    """Raises UsageError, which names the options of `distgan evaluate`."""
+    keys = config.evaluate
+    return Evaluator(
         processes,
         data.dataset,
         extractor=keys.extractor,
@@ -43,10 +60,6 @@ def open_evaluator(config: Config, processes: Distributed, data: Data) -> Evalua
         cache=Path(keys.cache_dir) if keys.cache_dir else None,
         log=lambda line: None,
     )
-    names = value_names(evaluator.metrics, evaluator.extractor.name)
-    if keys.best is not None and keys.best not in names:
-        raise UsageError(f"evaluate.best: unknown metric {keys.best!r}; choose from {', '.join(names)}")
-    return evaluator
 
 
 class Evaluations:

@@ -184,6 +184,16 @@ def test_csv_of_several_columns(images, capsys):
     assert capsys.readouterr().err == ""
 
 
+def test_the_list_of_labels_is_not_said_to_be_left_out(images, capsys):
+    """It lies among the images where `distgan sample` wrote them; other files are said."""
+    (images / "labels.csv").write_text(csv("a", "b", "a", "b"))
+    for others in ("", ".txt 1"):
+        assert open_source(str(images), labels=str(images / "labels.csv"), **OPTIONS).classes == ["a", "b"]
+        note = f"note: left out, since they are no images: {others}\n" if others else ""
+        assert capsys.readouterr().err == note
+        (images / "more.txt").touch()
+
+
 def test_columns_of_a_csv_without_a_header_have_numbers(images):
     text = csv("0.5,cat", "0.25,dog", "1,cat", "2,dog")
     source = open_with(images, "labels.csv", text, "2,3")

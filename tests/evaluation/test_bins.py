@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -171,6 +172,8 @@ def test_too_few_images_are_said(calorimeter, evaluate):
     assert card.line().splitlines()[2] == ("class class1: too few images, metrics need 20 | 12 generated, 12 real")
     few = evaluate(by="energy", bins=2, samples=30)(Even(calorimeter), z_dim=3, spec=calorimeter.spec)
     assert [row["too_few"] for row in few.bins] == [20, 20]
+    without_floor = replace(card, bins=[row | {"floor": {}} for row in card.bins[:1]])
+    assert "real against real" not in without_floor.line().splitlines()[1]
 
 
 def test_statistics_of_bins_are_cached(calorimeter, evaluate, cache, monkeypatch):

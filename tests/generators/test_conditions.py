@@ -58,7 +58,7 @@ def test_labels(mixed, numbers):
         G.labels(None, {"energy": 1, "smiling": 0})
     with pytest.raises(distgan.UsageError, match="needs values of smiling"):
         G.labels(0, {"energy": 1})
-    with pytest.raises(ValueError, match="shape mismatch"):
+    with pytest.raises(ValueError, match="one value of each, or N, .* there are classes 3, energy 2, smiling 1"):
         G.labels([0, 1, 1], {"energy": [1, 2], "smiling": 0})
     for value in (float("nan"), 1e39):
         with pytest.raises(distgan.UsageError, match="a value of energy is not a finite number of 32 bits"):
@@ -111,6 +111,8 @@ def test_sample_in_python(mixed):
     labels = G.labels([0, 1, 0], given)
     torch.testing.assert_close(G.sample(3, conditions=given), G(G.draw(3), labels))
     assert G.sample(3, label=0, conditions=given).shape == (3, 3, 8, 12)
+    with pytest.raises(ValueError, match="one value of each, or 3; there are 2"):
+        G.sample(3, label=0, conditions={"energy": [50.0, 60.0], "smiling": 1})
 
 
 def test_values_of_conditions(numbers, capsys):
@@ -195,7 +197,7 @@ def test_a_bound_that_was_stored_as_float32_is_inside(tmp_path, capsys):
         ),
         (["--condition", ""], "condition: '' is not NAME=VALUE"),
         (["--condition", "energy=1,"], "condition: '' is not NAME=VALUE"),
-        (["--condition", "energy=a"], "condition: the value 'a' of energy is not a finite number"),
+        (["--condition", "particle=a"], "condition: the value 'a' of particle is no number; --label chooses a class"),
         (["--condition", "energy=inf"], "condition: the value 'inf' of energy is not a finite number"),
         (["--condition", "energy=1e39"], "condition: a value of energy is not a finite number of 32 bits"),
         (["--condition", "energy=1:2"], "condition: energy=1:2 is neither a value nor FROM:TO:STEPS"),
@@ -223,6 +225,11 @@ def test_refusals(mixed, words, message, capsys, tmp_path, monkeypatch):
     error = capsys.readouterr().err
     assert message in error and error.count("\n") == 1
     assert not list(tmp_path.iterdir())
+
+
+def test_a_class_of_a_generator_that_has_conditions_alone(numbers, capsys):
+    assert sample(numbers, "--label", 1) == 2
+    assert "was trained with the conditions energy, angle, and without classes" in capsys.readouterr().err
 
 
 def test_syntax_is_checked_before_a_generator_is_loaded(capsys):

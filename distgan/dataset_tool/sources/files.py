@@ -31,7 +31,8 @@ def open_folder(folder: Path, files: list[Path], labels: str, columns: str | Non
         has_paths=True,
         fingerprint=[(stat.st_size, stat.st_mtime_ns) for stat in stats],
     )
-    check_images(source, [path.relative_to(folder).as_posix() for path in files if not is_image(path.name)])
+    others = [path for path in files if not is_image(path.name) and path.absolute() != Path(labels).absolute()]
+    check_images(source, [path.relative_to(folder).as_posix() for path in others])
     announce_bands(source)
     return add_labels(source, labels, lambda name: (folder / name).read_bytes(), columns)
 

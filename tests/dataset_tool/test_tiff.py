@@ -13,6 +13,7 @@ import pytest
 import tifffile
 from PIL import Image
 
+from distgan.dataset_tool.arrays import array_dtype
 from distgan.dataset_tool.sources import open_source
 from distgan.dataset_tool.sources.encoded import open_bytes
 from distgan.errors import UsageError
@@ -118,8 +119,14 @@ def test_what_cannot_be_read_is_a_bad_image():
     for data in (b"II*\0", encode(pixels(5), **GREY)[:-1]):
         with pytest.raises(ValueError, match="a TIFF that cannot be read: "):
             open_bytes(data)
-    with pytest.raises(ValueError, match="an array of int32"):
-        open_bytes(encode(pixels(5).astype("int32"), **GREY))
+
+
+def test_a_type_that_needs_a_decision_is_read_as_it_is():
+    """`make` asks for --dtype then, as of any other array."""
+    found = open_bytes(encode(pixels(5).astype("int32"), **GREY))
+    assert isinstance(found, np.ndarray) and found.dtype == "int32" and np.array_equal(found, pixels(5))
+    with pytest.raises(UsageError, match="arrays of int32 are stored as one of"):
+        array_dtype(found)
 
 
 def test_a_compression_that_needs_more_codecs():

@@ -10,6 +10,8 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
+
 from distgan.data.schema import Manifest
 from distgan.dataset_tool.convert import Options, resolve_options
 from distgan.dataset_tool.parts import DatasetWriter, read_manifest, read_plan, remove_making, shard_name
@@ -47,6 +49,7 @@ def make(
     """
     from distgan.dataset_tool.workers import write_shards  # imports multiprocessing: `--help` does not wait for it
 
+    check_conditions(source)
     options = resolve_options(source, options)
     plan, shards = plan_dataset(source, options, record_paths)
     writer = DatasetWriter(dest, plan)
@@ -62,6 +65,21 @@ def make(
         if not options.skip_bad:
             writer.check_images([writer.read_info(shard)[0] for shard in own_shards])
         return None
+
+
+def check_conditions(source: Source) -> None:
+    """Raises UsageError for numbers that float32, in which they are stored, rounds by more than 1/1,000 of their std."""
+    if source.numbers is None:
+        return
+    rounded = np.abs(source.numbers.astype(np.float32) - source.numbers).max(0)
+    coarse = np.flatnonzero(rounded > 1e-3 * source.numbers.std(0))
+    for column in coarse.tolist():
+        if np.ptp(source.numbers[:, column]) > 0:
+            name = source.number_names[column]
+            raise UsageError(
+                f"--label_columns: the numbers of {name} have more digits than the 7 that are stored; subtract what "
+                f"they have in common, about {source.numbers[:, column].min():.10g}"
+            )
 
 
 def join(dest: Path) -> Manifest:

@@ -354,6 +354,17 @@ def test_a_number_that_is_the_same_in_all_samples_is_0_for_networks(tmp_path):
     assert not dataset.labels(np.arange(IMAGES)).any()
 
 
+def test_numbers_of_more_digits_than_are_stored_are_refused(tmp_path):
+    """Times of a day in seconds since 1970, of which float32 keeps every 128th."""
+    numbers = 1.7e9 + np.linspace(0, 86_400, IMAGES)[:, None]
+    source = source_of(pixels("uint8", (IMAGES, 8, 8, 3)), 0, numbers)
+    with pytest.raises(UsageError, match="number0 have more digits than the 7 that are stored; subtract .* 1700000000"):
+        write(tmp_path / "set", source)
+    assert source.numbers is not None
+    source.numbers -= 1.7e9
+    write(tmp_path / "set", source)
+
+
 def test_a_number_that_is_not_finite_in_the_index_is_refused(tmp_path):
     from distgan.data.index_file import write_index
 

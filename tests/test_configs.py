@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -19,26 +20,28 @@ from distgan import models
 from distgan.config.keys import Config, to_dict
 from distgan.config.read import read_config
 from distgan.gan.schedules import value_at
-from distgan.samples import SampleSpec
+from distgan.samples import Condition, SampleSpec
 from distgan.training.checks import check_config, check_d
-from helpers import ROOT, launch_env, make_dataset, metrics, noise, train
+from helpers import ROOT, launch_env, make_arrays, make_dataset, metrics, noise, train
 
 PATHS = sorted((ROOT / "configs").glob("*.yaml"))
 DATASETS = {
-    "digits": (32, 1, 10),
-    "fashion-mnist": (32, 1, 10),
-    "cifar10": (32, 3, 10),
-    "stacked-mnist": (32, 3, 1000),
-    "images-32": (32, 3, 0),
-    "images-64": (64, 3, 0),
-    "images-128": (128, 3, 0),
-    "ffhq-64": (64, 3, 0),
-    "ffhq-256": (256, 3, 0),
-    "imagenet-32": (32, 3, 1000),
-    "imagenet-64": (64, 3, 1000),
+    "digits": SampleSpec(32, 32, 1, 10),
+    "fashion-mnist": SampleSpec(32, 32, 1, 10),
+    "cifar10": SampleSpec(32, 32, 3, 10),
+    "stacked-mnist": SampleSpec(32, 32, 3, 1000),
+    "images-32": SampleSpec(32, 32, 3),
+    "images-64": SampleSpec(64, 64, 3),
+    "images-128": SampleSpec(128, 128, 3),
+    "ffhq-64": SampleSpec(64, 64, 3),
+    "ffhq-256": SampleSpec(256, 256, 3),
+    "imagenet-32": SampleSpec(32, 32, 3, 1000),
+    "imagenet-64": SampleSpec(64, 64, 3, 1000),
+    "showers": SampleSpec(24, 16, 1, conditions=(Condition("energy"),), dtype="float16", range=(0, 2.2)),
 }
-"""Size, channels and classes of what the configs train on."""
-KINDS = "demo dcgan-stabilised r3gan-cifar10-small rpgan-stacked-mnist-cpu sngan-cifar10-cond wgan-gp".split()
+"""What the configs train on."""
+KINDS = "demo dcgan-stabilised r3gan-cifar10-small rpgan-stacked-mnist-cpu showers-cpu".split()
+KINDS += ["sngan-cifar10-cond", "wgan-gp"]
 """One config of each kind."""
 
 every_config = pytest.mark.parametrize("path", PATHS, ids=lambda path: path.stem)
@@ -49,7 +52,7 @@ def parse(path: Path) -> Config:
     return read_config(["--config", str(path)], prog="distgan train", description="")[0]
 
 
-def dataset(config: Config) -> tuple[int, int, int]:
+def dataset(config: Config) -> SampleSpec:
     return DATASETS[Path(config.data.shards).name]
 
 
@@ -65,19 +68,20 @@ def test_a_config_is_complete(path):
         assert re.search(words, header.replace("\n# ", " ")), words
     if path.stem != "demo":  # make demo makes its dataset
         made = re.search(r"#   distgan shards make \S+ (\S+)(?: --size (\d+))?", header)
-        size = dataset(config)[0]
-        assert made and made[1] == config.data.shards and int(made[2] or 32) == size
+        spec = dataset(config)
+        assert made and made[1] == config.data.shards
+        assert int(made[2] or 32) == spec.height or spec.dtype == "float16"  # arrays keep their size
 
 
 @every_config
 def test_a_config_is_not_refused(path):
     config = parse(path)
-    size, channels, classes = dataset(config)
+    spec = dataset(config)
     check_config(config)
     with torch.device("meta"):
         _, D = models.build(
             config.model.name,
-            SampleSpec(size, size, channels, classes if config.data.labels else 0),
+            spec if config.data.labels else spec.unconditional(),
             z_dim=config.model.latent,
             options=config.model.options,
             seed=0,
@@ -99,13 +103,12 @@ def schedules(keys: Any) -> Iterator[dict[str, Any]]:
         yield from schedules(value)
 
 
-def reduce(path: Path, data: Callable[[int, int], Path], run_dir: Path) -> Path:
+def reduce(path: Path, data: Callable[[SampleSpec], Path], run_dir: Path) -> Path:
     """The config of two iterations of four images at reduced width, as a file; schedules end after three."""
     config = parse(path)
-    size, channels, _ = dataset(config)
     keys = to_dict(config)
     keys |= {"run_dir": str(run_dir), "batch": 4, "epochs": None, "images": 2 * 4 * config.n_critic}
-    keys["data"]["shards"] = str(data(size, channels))
+    keys["data"]["shards"] = str(data(dataset(config)))
     widths = {"widths": [16] * len(config.model.options.get("widths", ())), "group_width": 16}
     keys["model"]["options"] |= widths if config.model.name == "r3gan" else {"width": 4}
     for schedule in schedules(keys):
@@ -124,13 +127,16 @@ def reduce(path: Path, data: Callable[[int, int], Path], run_dir: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def data(tmp_path_factory) -> Callable[[int, int], Path]:
-    """A dataset of eight images of a size, written once."""
+def data(tmp_path_factory) -> Callable[[SampleSpec], Path]:
+    """A dataset of eight such images, written once."""
     root = tmp_path_factory.mktemp("data")
 
-    def of(size: int, channels: int) -> Path:
-        folder = root / f"{size}-{channels}"
-        return folder if folder.exists() else make_dataset(folder, noise(8, size, channels), shards=1)
+    def of(spec: SampleSpec) -> Path:
+        folder = root / str(spec.unconditional()).replace(" ", "")
+        if not folder.exists() and spec.conditions:
+            images = noise(8, spec.height, spec.channels)[:, :, : spec.width].astype(spec.dtype)
+            make_arrays(folder, images, numbers={one.name: np.arange(8) for one in spec.conditions})
+        return folder if folder.exists() else make_dataset(folder, noise(8, spec.height, spec.channels), shards=1)
 
     return of
 

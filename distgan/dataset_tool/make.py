@@ -68,7 +68,7 @@ def make(
 
 
 def check_conditions(source: Source) -> None:
-    """Raises UsageError for numbers that float32, in which they are stored, rounds by more than 1/1,000 of their std."""
+    """Raises UsageError for numbers that float32, as they are stored, rounds by more than 1/1,000 of their std."""
     if source.numbers is None:
         return
     rounded = np.abs(source.numbers.astype(np.float32) - source.numbers).max(0)

@@ -111,6 +111,7 @@ def test_a_run_on_numbers_is_evaluated_by_pixels(conditional_run):
     assert json.loads((conditional_run / "best.json").read_text())["metric"] == "fd_pixels"
 
 
+@pytest.mark.slow
 def test_bins_of_two_processes_are_those_of_one(conditional_run, tmp_path, capsys):
     words = [conditional_run, "--extractor", "pixels", "--by", "energy", "--bins", 3]
     assert evaluate(*words, "--cache_dir", tmp_path / "one") == 0

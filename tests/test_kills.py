@@ -72,7 +72,7 @@ def run_and_kill(num_processes: int, args: list[object], rng: random.Random, run
 @pytest.mark.parametrize(
     ("num_processes", "num_kills", "recipe"),
     [
-        (1, 5, "adaptive"),
+        (1, 3, "adaptive"),
         pytest.param(1, 20, "bands", marks=pytest.mark.slow),
         pytest.param(2, 20, "bands", marks=pytest.mark.slow),
         pytest.param(1, 50, "paired", marks=pytest.mark.slow),

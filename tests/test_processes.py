@@ -61,7 +61,7 @@ def test_compiled_on_two_processes_the_run_is_the_same(tiny, tmp_path, on_two, n
         assert max(abs(a[key] - b[key]) for a, b in pairs) < 1e-5
 
 
-@pytest.mark.parametrize("dataset", ["tiny", "bands"])
+@pytest.mark.parametrize("dataset", ["tiny", pytest.param("bands", marks=pytest.mark.slow)])
 def test_resumed_on_two_processes_the_run_is_bit_identical(request, tmp_path, on_two, dataset):
     data = request.getfixturevalue(dataset)
     for images in (80, 320):

@@ -45,7 +45,7 @@ def shards(tmp_path_factory) -> Path:
     """96 images of 32x32 pixels in 6 shards of 80 KB, made from class folders."""
     folder = tmp_path_factory.mktemp("served")
     for i, image in enumerate(noise(96, 32)):
-        path = folder / "images" / str(i % 3) / f"{i}.png"
+        path = folder / "images" / "abc"[i % 3] / f"{i}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(image).save(path)
     source = open_source(str(folder / "images"), split="train", files=None, labels="auto", samples=1, seed=0)

@@ -112,7 +112,7 @@ def assert_equal_traced(network: str, labels: str, penalize: bool) -> None:
     [
         *[pytest.param(network, "none", marks=pytest.mark.slow) for network in NETWORKS],
         *[(network, "classes") for network in NETWORKS],
-        *[(network, "mixed") for network in MIXED],
+        *[pytest.param(network, "mixed", marks=pytest.mark.slow) for network in MIXED],
     ],
 )
 def test_as_traced(network, labels):

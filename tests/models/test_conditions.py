@@ -48,7 +48,10 @@ def train(network: str) -> GAN:
     return gan
 
 
-@pytest.mark.parametrize("network", NETWORKS)
+SLOW = ("r3gan", "sngan")
+
+
+@pytest.mark.parametrize("network", [pytest.param(n, marks=[pytest.mark.slow] * (n in SLOW)) for n in NETWORKS])
 def test_the_mean_of_images_follows_their_number(network):
     gan = train(network)
     numbers = torch.tensor([-1.6, -0.8, 0.0, 0.8, 1.6])

@@ -115,6 +115,7 @@ def test_a_run_that_fails_while_it_is_profiled_stops_the_profiler(tiny, tmp_path
     assert "CUDA out of memory." in capsys.readouterr().err and not list((tmp_path / "run").glob("*profile*"))
 
 
+@pytest.mark.slow
 def test_the_main_process_of_two_records_collectives(tiny, tmp_path):
     words = ["--data.shards", tiny, "--run_dir", tmp_path / "run", *TINY, "--images", 16 * 8]
     assert launch(2, *words, "--profile", 3).stdout.count("profile of 3 iterations") == 1

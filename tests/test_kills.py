@@ -120,6 +120,7 @@ def test_resume_with_another_number_of_processes(tiny, tmp_path):
         assert max(abs(a[key] - b[key]) for a, b in zip(*rows, strict=True)) < 1e-4
 
 
+@pytest.mark.slow
 def test_hung_process_times_out_and_is_named(tiny, tmp_path):
     args = ["--data.shards", tiny, "--run_dir", tmp_path / "run", *TINY, "--epochs", 100_000]
     process = start(2, *args, DISTGAN_TIMEOUT_SECONDS="6")

@@ -250,6 +250,7 @@ def test_a_process_lost_before_the_first_iteration_is_named(tiny, tmp_path):
     assert "distgan: process 0: process 1 is unreachable (exited or hung)" in error and "Traceback" not in error
 
 
+@pytest.mark.slow
 def test_bad_input_is_one_line_on_many_processes(tiny, tmp_path):
     words = ["--data.shards", tiny, "--run_dir", tmp_path / "run", *TINY]
     done = launch(3, *words, check=False)

@@ -75,7 +75,7 @@ def specs(draw: st.DrawFn) -> SampleSpec:
     return SampleSpec(height, width, channels, dtype=dtype, range=value_range)
 
 
-@settings(max_examples=10, deadline=None, derandomize=True, phases=[Phase.generate])
+@settings(max_examples=6, deadline=None, derandomize=True, phases=[Phase.generate])
 @given(spec=specs())
 def test_what_is_written_is_what_the_dataset_stores(spec):
     """In every format that holds it, bit by bit; and a dataset of the files has the same pixels and spec."""

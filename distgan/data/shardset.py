@@ -76,6 +76,11 @@ class ShardSet:
         """Names and numbers of samples, by label; [] for a dataset without labels."""
         return self.manifest.classes
 
+    @functools.cached_property
+    def class_ends(self) -> np.ndarray:
+        """Samples of each class and of those before it, int64 [classes]: read at every minibatch."""
+        return np.cumsum([each.samples for each in self.classes])
+
     def labels(self, ids: np.ndarray, spec: SampleSpec | None = None) -> np.ndarray:
         """What networks are given of samples `ids` [N]: int64 [N], the class, or -1 without classes.
 
@@ -98,8 +103,7 @@ class ShardSet:
         """
         if (spec or self.spec).conditions:
             return self.labels((uniform * self.manifest.samples).astype(np.int64), spec)
-        counts = np.cumsum([each.samples for each in self.classes])
-        return np.searchsorted(counts, uniform * counts[-1], side="right")
+        return np.searchsorted(self.class_ends, uniform * self.class_ends[-1], side="right")
 
     def check_index(self) -> None:
         """Raises UsageError if index.npz is not the one in the manifest, or is invalid; reads all of it."""

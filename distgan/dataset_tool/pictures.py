@@ -75,11 +75,16 @@ def correct_transparency(image: Image.Image) -> None:
         image.info["transparency"] = transparent * scale
 
 
+def is_transparent(image: Image.Image) -> bool:
+    """Whether some of its pixels may be transparent."""
+    return image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info
+
+
 def conversion_needed(image: Image.Image) -> str | None:
     """What `prepare` would do to a picture that reading it from a shard does not; None for nothing. Not loaded yet."""
     if image.mode in MODES_16_BIT or bits_dropped(image):
         return "16-bit"
-    if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
+    if is_transparent(image):
         return "transparent"
     if image.getexif().get(ExifTags.Base.Orientation) in range(2, 9):
         return "EXIF-rotated"
@@ -117,7 +122,7 @@ def convert_mode(image: Image.Image, mode: str, background: str, count: Callable
             image.putalpha(Image.fromarray(np.where(values == transparent, 0, 255).astype(np.uint8)))
     elif image.mode == "F":
         raise ValueError("floating-point pixels have no known range; --dtype float32 keeps them")
-    if mode != "RGBA" and (image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info):
+    if mode != "RGBA" and is_transparent(image):
         count("transparent")
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, background), image)

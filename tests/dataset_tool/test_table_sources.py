@@ -81,6 +81,21 @@ def write_hdf5(path: Path, chunks: Any = None, **arrays: Any) -> Path:
     return path
 
 
+def write_arrays(root: Path, kind: str, images: np.ndarray) -> Path:
+    """`images` as hdf5, npz or npy, or the first of them in a folder."""
+    if kind == "hdf5":
+        return write_hdf5(root / "x.h5", images=images)
+    path = root / {"npz": "x.npz", "npy": "x.npy", "folder": "folder"}[kind]
+    if kind == "folder":
+        path.mkdir()
+        np.save(path / "0.npy", images[0])
+    elif kind == "npz":
+        np.savez(path, images=images)
+    else:
+        np.save(path, images)
+    return path
+
+
 @pytest.fixture
 def sources(tmp_path) -> dict[str, Path]:
     """The same ten labelled images in every kind of table."""
@@ -481,16 +496,7 @@ def test_layout_of_the_channels(tmp_path, kind):
 @pytest.mark.parametrize("kind", ["hdf5", "npy", "npz", "folder"])
 def test_types_of_arrays(tmp_path, kind, dtype, kept, capsys):
     images = noise(3, 8, 4).astype(dtype)
-    if kind == "hdf5":
-        path = write_hdf5(tmp_path / "x.h5", images=images)
-    elif kind == "npz":
-        path = tmp_path / "x.npz"
-        np.savez(path, images=images)
-    else:
-        path = tmp_path / ("x.npy" if kind == "npy" else "folder")
-        (tmp_path / "folder").mkdir()
-        np.save(path if kind == "npy" else path / "0.npy", images if kind == "npy" else images[0])
-    source = opened(path)
+    source = opened(write_arrays(tmp_path, kind, images))
     image = array(source, 0)
     assert image.dtype == images.dtype.newbyteorder("=") and image.flags.c_contiguous
     assert np.array_equal(image, images[0])
@@ -522,17 +528,8 @@ def test_arrays_of_other_kinds_are_no_images(tmp_path, kind):
         kind, "images and labels are numbers"
     )
     images = np.zeros((3, 16, 8, 4), np.complex64)
-    (tmp_path / "folder").mkdir()
-    if kind == "hdf5":
-        path = write_hdf5(tmp_path / "x.h5", images=images)
-    elif kind == "npz":
-        path = tmp_path / "x.npz"
-        np.savez(path, images=images)
-    else:
-        path = tmp_path / ("x.npy" if kind == "npy" else "folder")
-        np.save(path if kind == "npy" else path / "0.npy", images if kind == "npy" else images[0])
     with pytest.raises(ValueError, match=test):
-        opened(path).load(0)
+        opened(write_arrays(tmp_path, kind, images)).load(0)
 
 
 def test_arrays_in_fortran_order(tmp_path):

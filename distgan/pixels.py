@@ -21,13 +21,13 @@ def normalize(images: Tensor, spec: SampleSpec) -> Tensor:
     return x if spec.range == LIMITS.get(spec.dtype) else x.clamp_(-1, 1)
 
 
-def to_stored(images: np.ndarray, spec: SampleSpec) -> np.ndarray:
+def to_stored(images: Tensor, spec: SampleSpec) -> Tensor:
     """float [N, C, H, W] in [-1, 1] -> pixels [N, H, W, C] as they are stored; values outside are clipped."""
     low, high = spec.range
-    scaled = (np.clip(images.astype(np.float32), -1, 1) + 1) / 2 * (high - low) + low
+    scaled = (images.float().clamp(-1, 1) + 1) / 2 * (high - low) + low
     if spec.dtype in LIMITS:
         scaled += 0.5
-    return scaled.astype(spec.dtype).transpose(0, 2, 3, 1)
+    return scaled.to(getattr(torch, spec.dtype)).permute(0, 2, 3, 1)
 
 
 def parse_show(text: str | None, channels: int) -> list[int]:

@@ -11,9 +11,10 @@ from distgan.distributed.processes import Distributed
 from distgan.evaluation.card import ImageSum
 from distgan.evaluation.chunks import run_chunks
 from distgan.evaluation.features import Extractor, extract
-from distgan.evaluation.inputs import chunk_size, from_generator, image_sums, to_stored
+from distgan.evaluation.inputs import chunk_size, from_generator, image_sums
 from distgan.evaluation.progress import ProgressBar
 from distgan.evaluation.statistics import Accumulator, Statistics
+from distgan.pixels import to_stored
 from distgan.samples import SampleSpec
 
 

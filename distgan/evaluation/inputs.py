@@ -3,10 +3,9 @@
 import torch
 from torch import Tensor
 
-from distgan.pixels import normalize
+from distgan.pixels import normalize, to_stored
 from distgan.samples import LIMITS, SampleSpec
 
-TYPES = {"uint8": torch.uint8, "uint16": torch.uint16, "float16": torch.float16, "float32": torch.float32}
 CHUNK = 128
 """Images that pass through the networks together, on every number of processes: features depend on it in the last
 bit."""
@@ -43,18 +42,6 @@ def from_generator(images: Tensor, spec: SampleSpec) -> Tensor:
 def to_uint8(images: Tensor) -> Tensor:
     """float [N, C, H, W] in [-1, 1] -> uint8, rounded; values outside are clipped."""
     return ((images.float().clamp(-1, 1) + 1) * 127.5 + 0.5).to(torch.uint8)
-
-
-def to_stored(images: Tensor, spec: SampleSpec) -> Tensor:
-    """float [N, C, H, W] in [-1, 1] -> pixels [N, H, W, C] as they are stored; values outside are clipped.
-
-    Bit by bit `distgan.pixels.to_stored`, on the device of the images.
-    """
-    low, high = spec.range
-    scaled = (images.float().clamp(-1, 1) + 1) / 2 * (high - low) + low
-    if spec.dtype in LIMITS:
-        scaled += 0.5
-    return scaled.to(TYPES[spec.dtype]).permute(0, 2, 3, 1)
 
 
 def image_sums(stored: Tensor) -> Tensor:

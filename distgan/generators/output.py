@@ -3,7 +3,7 @@
 import csv
 import importlib.util
 import io
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +46,7 @@ def choose_format(spec: SampleSpec, wanted: str) -> tuple[str, str]:
 
 def save_sheet(G: PretrainedGenerator, inputs: Inputs, out: Path, columns: int | None, show: Sequence[int]) -> None:
     """Write the channels `show` of the images as one picture. Raises OSError."""
-    images = batches(G, inputs.z, inputs.labels(G), lambda images: to_picture(images, show))
+    images = batches(G, inputs.z, inputs.labels(G), lambda images: to_picture(images.numpy(), show))
     save_picture(grid(np.concatenate(list(images)), columns), out)
 
 
@@ -55,14 +55,21 @@ def save_loop(G: PretrainedGenerator, inputs: Inputs, out: Path, columns: int | 
     labels = inputs.labels(G)
     frames = []
     for z in inputs.z:
-        images = batches(G, z, labels, lambda images: to_picture(images, show))
+        images = batches(G, z, labels, lambda images: to_picture(images.numpy(), show))
         frames.append(Image.fromarray(grid(np.concatenate(list(images)), columns)))
     frames[0].save(out, save_all=True, append_images=frames[1:], duration=40, loop=0, quality=90)
 
 
+def stored_batches(G: PretrainedGenerator, inputs: Inputs) -> Iterator[np.ndarray]:
+    """The images as they are stored, up to 64 at a time."""
+    return batches(G, inputs.z, inputs.labels(G), lambda images: to_stored(images, G.spec).numpy())
+
+
 def save_arrays(G: PretrainedGenerator, inputs: Inputs, out: Path) -> None:
     """Write the images as they are stored, [N, H, W, C]: an .npy, or an .npz with their inputs. Raises OSError."""
-    images = np.concatenate(list(batches(G, inputs.z, inputs.labels(G), lambda images: to_stored(images, G.spec))))
+    images = np.concatenate(
+        list(batches(G, inputs.z, inputs.labels(G), lambda images: to_stored(images, G.spec).numpy()))
+    )
     with open(out, "wb") as file:
         if out.suffix.lower() == ".npy":
             np.save(file, images)
@@ -76,8 +83,7 @@ def save_files(G: PretrainedGenerator, inputs: Inputs, out: Path, format: str) -
     """Write each image as it is stored to a file, and conditions to labels.csv beside them. Raises OSError."""
     out.mkdir(parents=True, exist_ok=True)
     names = [f"{i:06d}.{format}" for i in range(len(inputs.z))]
-    stored = batches(G, inputs.z, inputs.labels(G), lambda images: to_stored(images, G.spec))
-    for name, image in zip(names, (image for batch in stored for image in batch), strict=True):
+    for name, image in zip(names, (image for batch in stored_batches(G, inputs) for image in batch), strict=True):
         save_image(image, out / name)
     if inputs.values:
         atomic_write(out / LABELS_FILE, label_table(G, inputs, names).encode())

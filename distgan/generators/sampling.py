@@ -82,7 +82,7 @@ def loop_latents(G: PretrainedGenerator, count: int, seed: int, truncation: floa
 
 
 def batches(
-    G: PretrainedGenerator, z: Tensor, labels: Tensor | None, convert: Callable[[np.ndarray], np.ndarray]
+    G: PretrainedGenerator, z: Tensor, labels: Tensor | None, convert: Callable[[Tensor], np.ndarray]
 ) -> Iterator[np.ndarray]:
     """Images of z [N, z_dim] by up to 64, each batch as `convert` makes it of float32 [64, C, H, W] in [-1, 1].
 
@@ -95,4 +95,4 @@ def batches(
         images = generate(G.network, z[part].to(device), labels[part].to(device) if labels is not None else None)
         if not images.isfinite().all():
             raise UsageError(f"{G.path} generates NaN or Inf")
-        yield convert(images.float().numpy())
+        yield convert(images.float())

@@ -93,8 +93,8 @@ def compare(run: str, dataset: str, out: Path, count: int, seed: int) -> None:
     energy = np.random.default_rng(seed).uniform(LOW, HIGH, count)
     condition = G.spec.conditions[0]
     labels = torch.from_numpy(((energy - condition.mean) / condition.std).astype(np.float32))[:, None]
-    images = generate(G.network, G.draw(count, seed), labels).numpy()
-    fake = to_stored(images, G.spec).astype(np.float64)[..., 0] ** 2
+    images = generate(G.network, G.draw(count, seed), labels)
+    fake = to_stored(images, G.spec).double().numpy()[..., 0] ** 2
     real_rows = by_bin(real_energy, real)
     fake_rows = by_bin(energy, fake)
     print("| GeV | share real | share G | width real | width G | depth real | depth G | its width real | G |")

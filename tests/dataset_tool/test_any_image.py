@@ -117,7 +117,7 @@ def test_any_samples_come_back_bit_by_bit(spec, tmp_path_factory):
     assert {image.tobytes() for image in streamed} == {image.tobytes() for image in images}
     seen = normalize(torch.from_numpy(images), found)
     assert seen.min() >= -1 and seen.max() <= 1 and seen.shape[1:] == found.shape
-    back = to_stored(seen.numpy(), found)
+    back = to_stored(seen, found).numpy()
     if spec["dtype"] in LIMITS:
         assert back.tobytes() == images.tobytes()
     else:

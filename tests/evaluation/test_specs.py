@@ -9,7 +9,6 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from distgan import pixels
 from distgan.config.keys import Config
 from distgan.data.shardset import ShardSet
 from distgan.distributed.processes import Distributed
@@ -18,7 +17,8 @@ from distgan.evaluation import classifier_training, features
 from distgan.evaluation.classifier import Classifier, ClassifierInfo, load_classifier, save_classifier
 from distgan.evaluation.evaluator import Evaluator
 from distgan.evaluation.feature_networks import PixelFeatures
-from distgan.evaluation.inputs import chunk_size, from_generator, from_stored, image_sums, to_stored
+from distgan.evaluation.inputs import chunk_size, from_generator, from_stored, image_sums
+from distgan.pixels import to_stored
 from distgan.samples import SampleSpec
 from helpers import make_arrays, noise, reset_accelerate, showers
 
@@ -54,8 +54,11 @@ class Row(nn.Module):
 @pytest.mark.parametrize("spec", SPECS, ids=str)
 def test_generated_images_are_rounded_as_they_would_be_stored(spec):
     images = 1.2 * torch.rand(40, *spec.shape) * 2 - 1.2
-    stored = pixels.to_stored(images.numpy(), spec)
-    assert to_stored(images, spec).numpy().tobytes() == stored.tobytes()
+    stored = to_stored(images, spec).numpy()
+    low, high = spec.range
+    scaled = (np.clip(images.numpy(), -1, 1) + 1) / 2 * (high - low) + low
+    whole = np.floor(scaled + 0.5) if spec.dtype.startswith("uint") else scaled
+    assert stored.dtype == spec.dtype and stored.tobytes() == whole.astype(spec.dtype).transpose(0, 2, 3, 1).tobytes()
     assert torch.equal(from_generator(images, spec), from_stored(torch.from_numpy(stored), spec))
     sums = stored.astype(np.float64).sum((1, 2, 3))
     assert image_sums(torch.from_numpy(stored)).numpy() == pytest.approx(sums, rel=1e-12)

@@ -27,11 +27,28 @@ class Condition:
 
 
 @dataclass(frozen=True)
+class LatentSpec:
+    """The latents of an autoencoder, and the 8-bit images that it decodes them to."""
+
+    vae: str
+    """sha256 of the autoencoder's weights."""
+    scale: float
+    """Networks see (latent - shift) * scale."""
+    shift: float
+    height: int
+    """Of the images, in pixels."""
+    width: int
+    channels: int
+    flips: bool = False
+    """Whether each sample has a second encoding, of the image flipped horizontally."""
+
+
+@dataclass(frozen=True)
 class SampleSpec:
-    """The samples of a dataset, which networks see as float32 in [-1, 1]."""
+    """The samples of a dataset, which networks see as float32: pixels in [-1, 1], or latents of about unit variance."""
 
     height: int
-    """In pixels."""
+    """In pixels; of the tensors that networks see, as are width and channels."""
     width: int
     channels: int
     num_classes: int = 0
@@ -42,6 +59,26 @@ class SampleSpec:
     """Of stored pixels."""
     range: tuple[float, float] = LIMITS["uint8"]
     """The stored values that networks see as -1 and 1."""
+    latents: LatentSpec | None = None
+    """Of samples that are latents of an autoencoder, stored as the moments of their distribution."""
+
+    @property
+    def stored_shape(self) -> tuple[int, ...]:
+        """Of a stored sample: (height, width, channels) of pixels; (encodings, 2 channels, height, width) of moments.
+
+        Moments are the means, then the standard deviations; of two encodings the second is that of the flipped image.
+        """
+        if self.latents is None:
+            return self.height, self.width, self.channels
+        return 1 + self.latents.flips, 2 * self.channels, self.height, self.width
+
+    @property
+    def pixels(self) -> "SampleSpec":
+        """The images that latents are decoded to, with the same labels; pixels themselves."""
+        if self.latents is None:
+            return self
+        height, width, channels = self.latents.height, self.latents.width, self.latents.channels
+        return SampleSpec(height, width, channels, self.num_classes, self.conditions)
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -76,6 +113,8 @@ class SampleSpec:
 
     def __str__(self) -> str:
         shape = f"{self.height}x{self.width}x{self.channels}"
+        if self.latents is not None:
+            return f"{shape} latents of {self.pixels.unconditional()}"
         if self.dtype == "uint8" and self.range == LIMITS["uint8"]:
             return shape
         return f"{shape} {self.dtype} in [{self.range[0]:g}, {self.range[1]:g}]"

@@ -13,7 +13,7 @@ PACKAGE = ROOT / "distgan"
 ORDER = (  # from the bottom up: a unit imports from those in the lines above its own, utilities also from each other
     "errors files images locks pixels rng samples sizes __init__ environment plugins",
     "config",
-    "gan models data distributed",
+    "gan models data distributed frozen",
     "dataset_tool evaluation runs",
     "generators logs page",
     "training",

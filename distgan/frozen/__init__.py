@@ -1,0 +1,1 @@
+"""Pretrained networks that are used as they are: autoencoders, feature networks."""

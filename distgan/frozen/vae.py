@@ -3,7 +3,6 @@
 import os
 import shutil
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +34,7 @@ PIXELS_ON_GPU = 1 << 20
 class Autoencoder(nn.Module):
     """A variational autoencoder (Kingma & Welling 2014) as latent diffusion has it (Rombach et al. 2022, section 3.1).
 
-    Frozen, in float32. Networks see its latents as (latent - shift) * scale.
+    Frozen, in float32. Networks see its latents as (latent - shift) * scale. As a module it is its decoder.
     """
 
     def __init__(self, network: nn.Module, config: VaeConfig, folder: Path) -> None:
@@ -55,6 +54,9 @@ class Autoencoder(nn.Module):
     def train(self, mode: bool = True) -> "Autoencoder":
         """Stays in eval mode."""
         return super().train(False)
+
+    def forward(self, latents: Tensor) -> Tensor:
+        return self.decode(latents)
 
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:
@@ -145,17 +147,16 @@ def keep_vae(vae: Autoencoder) -> Path:
 
 def open_decoder(
     spec: SampleSpec, path: str | Path | None, device: torch.device | str, key: str = "data.vae"
-) -> Callable[[Tensor], Tensor]:
+) -> nn.Module:
     """What makes images [N, C, H, W], about in [-1, 1], of samples of `spec` as networks see them, on their device.
 
-    Latents are decoded by the autoencoder that `find_vae` finds; pixels stay as they are. Raises UsageError, which
-    names `key`.
+    The autoencoder that `find_vae` finds, for latents; the identity for pixels. Raises UsageError, which names `key`.
     """
     if spec.latents is None:
-        return lambda images: images
+        return nn.Identity()
     vae = find_vae(spec.latents.vae, path, key)
     check_vae(vae, spec, spec.latents, key)
-    return vae.to(device).decode
+    return vae.to(device)
 
 
 def check_vae(vae: Autoencoder, spec: SampleSpec, latents: LatentSpec, key: str) -> None:

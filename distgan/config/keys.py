@@ -64,6 +64,9 @@ class DataConfig:
     """Shards fetched concurrently on each node, by all of its processes together."""
     decoder: Literal["pillow", "simplejpeg"] = "pillow"
     """JPEG decoder; simplejpeg (pip install 'distgan[fast]') is faster."""
+    vae: str | None = free(None)
+    """Of a dataset of latents, the folder of the autoencoder that decodes them, or hf://OWNER/NAME. null: the one that
+    is kept in ~/.cache/distgan/vae, by the hash in the manifest."""
 
 
 @dataclass(frozen=True)
@@ -149,6 +152,13 @@ class EvaluateConfig:
     best: str | None = None
     """Metric, named as on the card, whose best checkpoint is kept besides the newest ones. null: the first on the
     card."""
+    data: str | None = None
+    """Dataset of the real images. null: the dataset of the run; of latents, the images that are kept beside them, or
+    the dataset that they were encoded from."""
+    balanced: bool = False
+    """Generate as many images of each class; false: at the frequencies of the dataset."""
+    truncation_psi: NonNegativeFloat = 1.0
+    """Truncation of w, for G with a mapping network: w_mean + psi (w - w_mean), with the mean of each label. 1: none."""
     cache_dir: str | None = None
     """Folder of extractors and statistics. null: ~/.cache/distgan."""
 

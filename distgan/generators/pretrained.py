@@ -11,7 +11,10 @@ from torch import Tensor, nn
 
 from distgan import models
 from distgan.errors import UsageError
+from distgan.frozen.vae import open_decoder
+from distgan.gan.outputs import images_of
 from distgan.gan.step import generate
+from distgan.gan.truncation import check_truncation, truncate
 from distgan.generators.conditions import check_values, spread
 from distgan.rng import rng
 from distgan.runs.checkpoint import Checkpoints, find_corruption, load_weights
@@ -28,7 +31,7 @@ class PretrainedGenerator(nn.Module):
 
     `labels` makes the labels of classes and conditions; they are None for a generator that was trained without.
     -1 and 1 stand for `spec.range`: `distgan.pixels.to_stored` makes pixels as the dataset stores them. A run's EMA of
-    G, if it has one, else G.
+    G, if it has one, else G. What G makes of latents of an autoencoder is decoded; `latents` are those themselves.
     """
 
     def __init__(
@@ -40,11 +43,18 @@ class PretrainedGenerator(nn.Module):
         classes: list[str],
         path: Path,
         note: str = "",
+        decoder: nn.Module | None = None,
+        truncation_psi: float = 1.0,
     ):
         super().__init__()
-        self.network = network
-        self.spec = spec
+        self.network = truncate(network, truncation_psi, z_dim)
+        """G, whose samples are `network_spec`."""
+        self.decoder = decoder or nn.Identity()
+        self.network_spec = spec
+        self.spec = spec.pixels
         """What it generates."""
+        self.truncation_psi = truncation_psi
+        """Of w: 1 is off."""
         self.z_dim = z_dim
         self.classes = classes
         """Class names by label; [] for an unconditional network."""
@@ -55,11 +65,15 @@ class PretrainedGenerator(nn.Module):
         self.eval().requires_grad_(False)
 
     def forward(self, z: Tensor, labels: Tensor | None = None) -> Tensor:
+        return self.decoder(self.latents(z, labels))
+
+    def latents(self, z: Tensor, labels: Tensor | None = None) -> Tensor:
+        """What G makes, before it is decoded: [N, *network_spec.shape]; the images, of a G of images."""
         axes = None if labels is None else labels.ndim
         if axes != self.label_axes:
             need = "needs labels, which its method `labels` makes" if self.label_axes else "takes no labels"
             raise ValueError(f"a generator trained with {self.trained_with} {need}")
-        return self.network(z, labels)
+        return images_of(self.network(z, labels))
 
     @property
     def label_axes(self) -> int | None:
@@ -98,7 +112,7 @@ class PretrainedGenerator(nn.Module):
             if len(labels) not in (1, n):
                 raise ValueError(f"conditions: give one value of each, or {n}; there are {len(labels)}")
             labels = labels.expand(n, *labels.shape[1:]).to(device)
-        return generate(self.network, self.draw(n, seed).to(device), labels)
+        return generate(self, self.draw(n, seed).to(device), labels)
 
     def labels(
         self,
@@ -155,10 +169,17 @@ class PretrainedGenerator(nn.Module):
         return f"{', '.join(self.classes[:20])}{more} (or 0 to {len(self.classes) - 1})"
 
 
-def load_generator(path: str | Path, device: str | torch.device = "cpu") -> PretrainedGenerator:
+def load_generator(
+    path: str | Path,
+    device: str | torch.device = "cpu",
+    *,
+    vae: str | Path | None = None,
+    truncation_psi: float = 1.0,
+) -> PretrainedGenerator:
     """The generator in a .safetensors file, or in the best checkpoint of a run folder. Raises UsageError.
 
-    Of a run without evaluations, the newest complete checkpoint.
+    Of a run without evaluations, the newest complete checkpoint. `vae` is the folder of the autoencoder that decodes
+    latents, by default the one that is kept by its hash. `truncation_psi` truncates w (`distgan.gan.truncation`).
     """
     file, note = find_weights(Path(path))
     weights, metadata = load_weights(file)
@@ -178,13 +199,18 @@ def load_generator(path: str | Path, device: str | torch.device = "cpu") -> Pret
         raise UsageError(f"{file}: its metadata does not describe a {model.name} network ({reason})") from None
     if shapes(G.state_dict()) != shapes(weights):
         raise UsageError(f"{file} does not hold a generator; give generator.safetensors or ema.safetensors")
+    check_truncation(G, truncation_psi, "truncation_psi")
+    decoder = open_decoder(spec, vae, "cpu", "vae")
     G, _ = models.build(model.name, spec, **arguments)
     G.load_state_dict(weights)
+    about: dict[str, Any] = {"classes": metadata.classes, "path": file, "note": note}
+    generator = PretrainedGenerator(
+        G, spec=spec, z_dim=model.latent, decoder=decoder, truncation_psi=truncation_psi, **about
+    )
     try:
-        G = G.to(device)
+        return generator.to(device)
     except RuntimeError as error:
         raise UsageError(f"device: {device} cannot be used: {str(error).splitlines()[0]}") from None
-    return PretrainedGenerator(G, spec=spec, z_dim=model.latent, classes=metadata.classes, path=file, note=note)
 
 
 def shapes(tensors: Mapping[str, Tensor]) -> dict[str, torch.Size]:

@@ -20,12 +20,14 @@ from distgan.distributed import batchnorm
 from distgan.distributed.gradients import GradientAverage
 from distgan.distributed.processes import Distributed
 from distgan.errors import UsageError
+from distgan.frozen.vae import open_decoder
 from distgan.gan.adam import TensorAdam
 from distgan.gan.augment import Pipeline
 from distgan.gan.ema import EMA
 from distgan.gan.losses import LOSSES
 from distgan.gan.schedules import value_at
 from distgan.gan.step import GAN, unaugmented
+from distgan.gan.truncation import check_truncation
 from distgan.models import example_labels
 from distgan.pixels import check_show
 from distgan.samples import SampleSpec
@@ -51,6 +53,8 @@ class Data:
     order: Lanes
     spec: SampleSpec
     """Of the images; without classes unless G and D are conditioned on them."""
+    decoder: nn.Module = nn.Identity()
+    """Makes images of samples as networks see them: `distgan.frozen.vae.open_decoder`."""
 
     def metadata(self) -> dict[str, Any]:
         """What a checkpoint's weights say of the samples that G makes."""
@@ -66,7 +70,7 @@ def build(config: Config, processes: Distributed) -> tuple[Data, GAN]:
     check_loss(config.loss)
     check_penalties(config.penalties)
     data = open_data(config, processes)
-    check_show(config.samples.show, data.spec.channels, "samples.show")
+    check_show(config.samples.show, data.spec.pixels.channels, "samples.show")
     return data, build_gan(config, processes, data.spec)
 
 
@@ -81,7 +85,9 @@ def open_data(config: Config, processes: Distributed) -> Data:
         skip_bad=config.data.skip_bad,
         allocate=lambda shape, dtype: torch.empty(shape, dtype=getattr(torch, dtype), pin_memory=pin),
     )
-    return Data(dataset, reader, order, dataset.spec if config.data.labels else dataset.spec.unconditional())
+    spec = dataset.spec if config.data.labels else dataset.spec.unconditional()
+    decoder = processes.run_on_all(lambda: open_decoder(spec, config.data.vae, processes.device))
+    return Data(dataset, reader, order, spec, decoder)
 
 
 def open_lanes(config: Config, rank: int, world_size: int) -> tuple[ShardSet, Lanes]:
@@ -187,6 +193,7 @@ def build_networks(config: Config, processes: Distributed, spec: SampleSpec) -> 
     G, D = G.to(processes.device), D.to(processes.device)
     check_networks(G, D, spec, z_dim=model.latent)
     check_perturbed_d(config, D, spec)
+    check_truncation(G, config.evaluate.truncation_psi, "evaluate.truncation_psi")
     return G, D
 
 

@@ -18,7 +18,7 @@ LEAST_IMAGES = 16
 
 
 def fixed_samples(G: nn.Module, data: Data, config: Config, device: torch.device) -> Tensor:
-    """`samples.count` images [N, C, H, W] of latents that depend on the seed alone; on the CPU.
+    """`samples.count` images [N, C, H, W] of z that depend on the seed alone; on the CPU. G: `Trainer.image_generator`.
 
     Of the classes in turn, or with labels of the dataset, in the order of their first number.
     """

@@ -65,7 +65,7 @@ class Options:
     """Redraw the values of z that are larger: less variety, often better images (Brock et al. 2019)."""
     truncation_psi: NonNegativeFloat = 1.0
     """Truncation of w, for G with a mapping network: w_mean + psi (w - w_mean), with the mean of each label (Karras et
-    al. 2019). 1: none."""
+    al. 2019). 1: off."""
     vae: str | None = None
     """Folder of the autoencoder that decodes what a generator of latents makes. Default: the one that is kept in
     ~/.cache/distgan/vae, by its hash."""

@@ -158,7 +158,7 @@ class EvaluateConfig:
     balanced: bool = False
     """Generate as many images of each class; false: at the frequencies of the dataset."""
     truncation_psi: NonNegativeFloat = 1.0
-    """Truncation of w, for G with a mapping network: w_mean + psi (w - w_mean), with the mean of each label. 1: none."""
+    """Truncation of w, for G with a mapping network: w_mean + psi (w - w_mean), with the mean of each label. 1: off."""
     cache_dir: str | None = None
     """Folder of extractors and statistics. null: ~/.cache/distgan."""
 

@@ -8,8 +8,8 @@ from distgan.gan.outputs import images_of
 class ImageGenerator(nn.Module):
     """z [N, z_dim] and labels -> images [N, C, H, W], about in [-1, 1]: the images of G's output, through `decoder`.
 
-    `decoder` maps G's samples [N, c, h, w] to images: an autoencoder's decoder, or `nn.Identity` for pixels. In G's mode
-    of training or evaluation.
+    `decoder` maps G's samples [N, c, h, w] to images: an autoencoder's decoder, or `nn.Identity` for pixels. It is in
+    the mode of G, training or evaluation.
     """
 
     def __init__(self, G: nn.Module, decoder: nn.Module) -> None:

@@ -1,7 +1,7 @@
 """The truncation trick in w: less variety, often better images.
 
-Karras et al. 2019, "A style-based generator architecture" (arXiv 1812.04948), appendix B; with a mean for each class, as
-in GAT.
+Karras et al. 2019, "A style-based generator architecture" (arXiv 1812.04948), appendix B; here with a mean for each
+label.
 """
 
 from typing import Any
@@ -73,6 +73,6 @@ def check_truncation(G: nn.Module, psi: float, key: str) -> None:
     """Raises UsageError, which names `key`, for a psi other than 1 and a G without a mapping network."""
     if psi != 1 and not (hasattr(G, "mapping") and hasattr(G, "synthesis")):
         raise UsageError(
-            f"{key}: G has no w to truncate, which takes a mapping network and a synthesis network (gat, cat); leave it "
-            "at 1"
+            f"{key}: G has no w to truncate, which takes a mapping network and a synthesis network (gat, cat); "
+            "leave it at 1"
         )

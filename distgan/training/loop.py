@@ -74,7 +74,7 @@ class Trainer:
         """Around each iteration; records some of them, with --profile."""
 
     def image_generator(self, truncation_psi: float = 1.0) -> ImageGenerator:
-        """What images are made by: the EMA of G, or G if the run has none, truncated, and the decoder of its samples."""
+        """What makes images: the EMA of G, or G if the run has none, truncated in w, and the decoder of its samples."""
         G = self.ema.module if self.ema else self.gan.raw_G
         return ImageGenerator(truncate(G, truncation_psi, self.config.model.latent), self.data.decoder)
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
+from distgan.commands.datasets import data_config
 from distgan.commands.run import run_command
 from distgan.config.parser import Parser, take_import
 from distgan.config.types import NonNegativeFloat, PositiveFloat, PositiveInt
@@ -67,8 +68,8 @@ class Options:
     """Truncation of w, for G with a mapping network: w_mean + psi (w - w_mean), with the mean of each label (Karras et
     al. 2019). 1: off."""
     vae: str | None = None
-    """Folder of the autoencoder that decodes what a generator of latents makes. Default: the one that is kept in
-    ~/.cache/distgan/vae, by its hash."""
+    """Folder of the autoencoder that decodes what a generator of latents makes. Default: that of the run, or the one
+    that is kept in ~/.cache/distgan/vae, by its hash."""
     device: str = "cpu"
     """Device of the generator, such as cuda."""
 
@@ -110,7 +111,8 @@ def sample(file_or_run: str, options: Options) -> None:
     from distgan.pixels import check_show, parse_show
 
     show = parse_show(options.show, MAX_CHANNELS)
-    G = distgan.load(file_or_run, options.device, vae=options.vae, truncation_psi=options.truncation_psi)
+    vae = options.vae or data_config(Path(file_or_run)).get("vae")
+    G = distgan.load(file_or_run, options.device, vae=vae, truncation_psi=options.truncation_psi)
     check_show(show, G.spec.channels)
     check_values(G.spec.conditions, conditions)
     format, remark = choose_format(G.spec, options.format) if not options.suffix else ("", "")

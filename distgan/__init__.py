@@ -31,6 +31,6 @@ def load(
     ~/.cache/distgan/vae. `truncation_psi` below 1 pulls w towards its mean, for generators with a mapping network: less
     variety, often better images. Raises UsageError.
     """
-    from distgan.generators.pretrained import load_generator
+    from distgan.generators.loading import load_generator
 
     return load_generator(path, device, vae=vae, truncation_psi=truncation_psi)

@@ -32,7 +32,7 @@ def evaluate_generator(run_or_file: str, options: Options) -> None:
     from distgan.distributed.processes import Distributed
     from distgan.evaluation.evaluator import Evaluator
     from distgan.evaluation.originals import check_same_kind, open_dataset, real_images_of
-    from distgan.generators.pretrained import find_weights, load_generator
+    from distgan.generators.loading import find_weights, load_generator
     from distgan.runs.checkpoint import load_weights
 
     run = Path(run_or_file) if Path(run_or_file).is_dir() else None

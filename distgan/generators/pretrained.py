@@ -1,23 +1,18 @@
-"""A trained generator for inference: from one .safetensors file, or from a run folder."""
+"""A trained generator for inference: z and labels to images."""
 
-import contextlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from distgan import models
 from distgan.errors import UsageError
-from distgan.frozen.vae import open_decoder
 from distgan.gan.outputs import images_of
 from distgan.gan.step import generate
-from distgan.gan.truncation import check_truncation, truncate
+from distgan.gan.truncation import truncate
 from distgan.generators.conditions import check_values, spread
 from distgan.rng import rng
-from distgan.runs.checkpoint import Checkpoints, find_corruption, load_weights
 from distgan.samples import SampleSpec, network_labels
 
 ClassLabel = int | str
@@ -167,72 +162,6 @@ class PretrainedGenerator(nn.Module):
         """The classes, for messages."""
         more = ", ..." if len(self.classes) > 20 else ""
         return f"{', '.join(self.classes[:20])}{more} (or 0 to {len(self.classes) - 1})"
-
-
-def load_generator(
-    path: str | Path,
-    device: str | torch.device = "cpu",
-    *,
-    vae: str | Path | None = None,
-    truncation_psi: float = 1.0,
-) -> PretrainedGenerator:
-    """The generator in a .safetensors file, or in the best checkpoint of a run folder. Raises UsageError.
-
-    Of a run without evaluations, the newest complete checkpoint. `vae` is the folder of the autoencoder that decodes
-    latents, by default the one that is kept by its hash. `truncation_psi` truncates w (`distgan.gan.truncation`).
-    """
-    file, note = find_weights(Path(path))
-    weights, metadata = load_weights(file)
-    model = metadata.config.model
-    try:
-        spec = metadata.spec
-    except ValueError as error:
-        raise UsageError(f"{file}: its metadata does not say what images it makes ({error})") from None
-    arguments: dict[str, Any] = {"z_dim": model.latent, "options": model.options, "seed": 0}
-    try:
-        with torch.device("meta"):  # without memory: the metadata may name a network that no machine can hold
-            G, _ = models.build(model.name, spec, **arguments)
-    except UsageError:
-        raise
-    except Exception as error:  # an architecture documents no exceptions for options that it cannot take
-        reason = (str(error).splitlines() or [""])[0]
-        raise UsageError(f"{file}: its metadata does not describe a {model.name} network ({reason})") from None
-    if shapes(G.state_dict()) != shapes(weights):
-        raise UsageError(f"{file} does not hold a generator; give generator.safetensors or ema.safetensors")
-    check_truncation(G, truncation_psi, "truncation_psi")
-    decoder = open_decoder(spec, vae, "cpu", "vae")
-    G, _ = models.build(model.name, spec, **arguments)
-    G.load_state_dict(weights)
-    about: dict[str, Any] = {"classes": metadata.classes, "path": file, "note": note}
-    generator = PretrainedGenerator(
-        G, spec=spec, z_dim=model.latent, decoder=decoder, truncation_psi=truncation_psi, **about
-    )
-    try:
-        return generator.to(device)
-    except RuntimeError as error:
-        raise UsageError(f"device: {device} cannot be used: {str(error).splitlines()[0]}") from None
-
-
-def shapes(tensors: Mapping[str, Tensor]) -> dict[str, torch.Size]:
-    return {name: tensor.shape for name, tensor in tensors.items()}
-
-
-def find_weights(path: Path, newest: bool = False) -> tuple[Path, str]:
-    """The file to load, and a note: `path` itself, or the EMA of G, else G, in a run's best or newest checkpoint."""
-    if not path.is_dir():
-        return path, ""
-    note = ""
-    with contextlib.closing(Checkpoints(path / "checkpoints")) as checkpoints:
-        best = None if newest else checkpoints.best
-        if best is not None and find_corruption(checkpoints.folder / str(best.images)) is None:
-            folder = checkpoints.folder / str(best.images)
-            note = f" ({best})"
-        else:
-            folder = checkpoints.newest() or path
-    for name in ("ema.safetensors", "generator.safetensors"):
-        if (folder / name).is_file():
-            return folder / name, note
-    raise UsageError(f"{path} holds no checkpoint")
 
 
 def check_counts(values: Mapping[str, np.ndarray]) -> None:

@@ -62,6 +62,10 @@ class DataConfig:
     needed."""
     fetch_threads: PositiveInt = free(32)
     """Shards fetched concurrently on each node, by all of its processes together."""
+    vae: str | None = free(None)
+    """Of a dataset of latents, the VAE that decodes them: a folder with its config.json and
+    diffusion_pytorch_model.safetensors, or hf://OWNER/NAME, which is downloaded. null: the one that `distgan shards
+    encode` kept in ~/.cache/distgan/vae. It must be the one that encoded the dataset."""
     decoder: Literal["pillow", "simplejpeg"] = "pillow"
     """JPEG decoder; simplejpeg (pip install 'distgan[fast]') is faster."""
     vae: str | None = free(None)

@@ -59,6 +59,8 @@ class Data:
     def metadata(self) -> dict[str, Any]:
         """What a checkpoint's weights say of the samples that G makes."""
         kind = {name: value for name, value in asdict(self.spec).items() if name != "num_classes"}
+        if kind["latents"] is None:  # as in the files of versions without latents
+            del kind["latents"]
         names = [each.name for each in self.dataset.classes] if self.spec.num_classes else []
         return {"classes": names, **kind}
 
@@ -106,6 +108,10 @@ def open_lanes(config: Config, rank: int, world_size: int) -> tuple[ShardSet, La
             f"data.labels: {data.shards} has {found}; set data.labels false, or make a dataset with labels"
         )
     check_decoder(data.decoder, dataset.encoding)
+    latents = dataset.spec.latents
+    if data.flip and latents is not None and not latents.flips:
+        fix = "encode the dataset again with --flips, or set data.flip false"
+        raise UsageError(f"data.flip: {data.shards} has no latents of flipped images; {fix}")
     lanes = data.lanes or default_lanes(config.batch, int(dataset.counts.sum()))
     rank_rows(config.batch, lanes, rank, world_size)  # raises UsageError if the processes do not divide the lanes
     check_shares(config, lanes, world_size)

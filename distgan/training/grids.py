@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from distgan.config.keys import Config
+from distgan.gan.latents import sample_posterior
 from distgan.gan.step import generate
 from distgan.images import grid
 from distgan.pixels import normalize, to_picture
@@ -34,12 +35,15 @@ def fixed_samples(G: nn.Module, data: Data, config: Config, device: torch.device
 
 
 def first_images(data: Data, count: int) -> Tensor:
-    """Up to `count` of the first images that this process trains on, [N, C, H, W] in [-1, 1], on the CPU."""
+    """Up to `count` of the first images that this process trains on, [N, C, H, W] in [-1, 1], on the CPU.
+
+    Of a dataset of latents the means of their posterior, as networks see them.
+    """
     order = data.order
     count = min(count, order.epoch_images)
     slots = min(-(-count // len(order.local_lanes)), order.length)
     images = data.reader.read(order.ids(0, slots * order.lanes)[:count]).images
-    return normalize(images, data.spec)
+    return normalize(images, data.spec) if data.spec.latents is None else sample_posterior(images, data.spec)
 
 
 def to_grid(images: Tensor, show: Sequence[int]) -> np.ndarray:

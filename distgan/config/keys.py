@@ -68,9 +68,6 @@ class DataConfig:
     encode` kept in ~/.cache/distgan/vae. It must be the one that encoded the dataset."""
     decoder: Literal["pillow", "simplejpeg"] = "pillow"
     """JPEG decoder; simplejpeg (pip install 'distgan[fast]') is faster."""
-    vae: str | None = free(None)
-    """Of a dataset of latents, the folder of the autoencoder that decodes them, or hf://OWNER/NAME. null: the one that
-    is kept in ~/.cache/distgan/vae, by the hash in the manifest."""
 
 
 @dataclass(frozen=True)

@@ -34,16 +34,18 @@ def fixed_samples(G: nn.Module, data: Data, config: Config, device: torch.device
     return generate(G, z.to(device), labels)
 
 
-def first_images(data: Data, count: int) -> Tensor:
+def first_images(data: Data, count: int, device: torch.device) -> Tensor:
     """Up to `count` of the first images that this process trains on, [N, C, H, W] in [-1, 1], on the CPU.
 
-    Of a dataset of latents the means of their posterior, as networks see them.
+    Of a dataset of latents the images that the means of their posterior are decoded to.
     """
     order = data.order
     count = min(count, order.epoch_images)
     slots = min(-(-count // len(order.local_lanes)), order.length)
     images = data.reader.read(order.ids(0, slots * order.lanes)[:count]).images
-    return normalize(images, data.spec) if data.spec.latents is None else sample_posterior(images, data.spec)
+    if data.spec.latents is None:
+        return normalize(images, data.spec)
+    return data.decoder(sample_posterior(images.to(device), data.spec)).cpu()
 
 
 def to_grid(images: Tensor, show: Sequence[int]) -> np.ndarray:

@@ -295,12 +295,12 @@ class Trainer:
         self.log.grid(grid_name(images_seen / self.clock.epoch_images), picture, images_seen)
         # the grid of an end or a stop between two others is not in the log: an uninterrupted run has none there
         if self.clock.crossed(self.config.samples.every_epochs, images_seen) and len(images) >= LEAST_IMAGES:
-            real = first_images(self.data, len(images))
+            real = first_images(self.data, len(images), self.processes.device)
             self.reporter.add_diversity(spread(images) / max(spread(real), 1e-6))
 
     def save_real_grid(self) -> None:
         """The first images that the main process trains on, as samples/real.png; on the main process."""
-        images = first_images(self.data, self.config.samples.count)
+        images = first_images(self.data, self.config.samples.count, self.processes.device)
         self.log.grid("real", to_grid(images, self.config.samples.show), self.state.images_seen)
 
     def write_page(self) -> None:

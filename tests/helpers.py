@@ -1,5 +1,6 @@
 """Helpers of the tests: small datasets, runs in this process, and runs in processes of their own."""
 
+import importlib
 import json
 import os
 import subprocess
@@ -7,6 +8,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -36,6 +38,16 @@ def make_dataset(folder: Path, images: np.ndarray, *, shards: int = 8, jobs: int
     source = from_arrays("noise", images, np.arange(len(images)) % 3, ["a", "b", "c"])
     member = images[0].size + 2048
     make.make(source, folder, make.Options(shard_mb=len(images) * member / shards / 1e6, **changes), jobs)
+    return folder
+
+
+def make_vae(folder: Path, *, channels: int = 4, seed: int = 0, **changes) -> Path:
+    """A random AutoencoderKL of half the resolution, saved by diffusers; `changes` are keys of its config."""
+    diffusers: Any = importlib.import_module("diffusers")  # takes seconds
+    blocks = {"down_block_types": ("DownEncoderBlock2D",) * 2, "up_block_types": ("UpDecoderBlock2D",) * 2}
+    widths = {"block_out_channels": (8, 16), "norm_num_groups": 4, "layers_per_block": 1}
+    torch.manual_seed(seed)
+    diffusers.AutoencoderKL(**blocks, **widths, **{"latent_channels": channels, **changes}).save_pretrained(folder)
     return folder
 
 

@@ -184,6 +184,8 @@ def test_a_run_folder_needs_no_other_word(run, dataset, cache, capsys, monkeypat
         "file": str(run / "checkpoints/320/ema.safetensors"),
         "images": 320,
         "ema": True,
+        "truncation_psi": 1.0,
+        "labels": "as in the dataset",
     }
     assert card["data"]["path"] == str(dataset) and card["metrics"].keys() >= {"fd_classifier", "recall", "modes"}
     assert "EMA of G; at 320 images" in line or "EMA of G at 320 images" in line

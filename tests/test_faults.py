@@ -283,7 +283,7 @@ def test_decompression_bomb_is_not_decoded(tmp_path):
         index.index(bomb.parent)
     reader = Reader(open_dataset(tmp_path / "dataset"))
     with pytest.raises(ValueError, match="9000x9000 pixels"):
-        reader.decode(png(9_000), np.empty(reader.shape, np.uint8))
+        reader.decode(png(9_000), np.empty(reader.shards.spec.stored_shape, np.uint8))
 
 
 def edit_manifest(folder: Path, change: Callable[[dict], object]) -> None:

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from distgan.commands.datasets import data_config, open_dataset, trained_on
+from distgan.commands.datasets import data_config, trained_on
 from distgan.commands.evaluate_options import Options
 from distgan.commands.run import run_distributed
 from distgan.commands.train_extractor import train_extractor
@@ -14,10 +14,8 @@ from distgan.errors import RunError, UsageError, format_os_error
 from distgan.plugins import import_user_modules
 
 if TYPE_CHECKING:
-    from distgan.data.shardset import ShardSet
     from distgan.distributed.processes import Distributed
     from distgan.evaluation.card import Card
-    from distgan.generators.pretrained import PretrainedGenerator
 
 DESCRIPTION = (
     "`distgan evaluate RUN_OR_FILE` computes metrics of generated images against the images of a dataset, on all "
@@ -33,50 +31,36 @@ def evaluate_generator(run_or_file: str, options: Options) -> None:
     from distgan.config.keys import Config
     from distgan.distributed.processes import Distributed
     from distgan.evaluation.evaluator import Evaluator
-    from distgan.generators.pretrained import find_weights, load_generator
+    from distgan.evaluation.originals import check_same_kind, open_dataset, real_images_of
+    from distgan.generators.loading import find_weights, load_generator
     from distgan.runs.checkpoint import load_weights
 
     run = Path(run_or_file) if Path(run_or_file).is_dir() else None
     out = options.out_file
     if out is not None and out.suffix != ".json":
         raise UsageError(f"out: {out} must end in .json")
-    data = options.data or trained_on(run)
+    address = options.data or trained_on(run)
     processes = Distributed(Config())
     # found once: a run that goes on may save another checkpoint meanwhile
     file, _ = processes.run_on_main(lambda: find_weights(Path(run_or_file), newest=True))
-    G = processes.run_on_all(lambda: load_generator(file, processes.device))
+    keys = data_config(run)
+    vae = options.vae or keys.get("vae")
+    psi = options.truncation_psi
+    G = processes.run_on_all(lambda: load_generator(file, processes.device, vae=vae, truncation_psi=psi))
     images = load_weights(G.path)[1].images
-    dataset = processes.run_on_all(lambda: open_dataset(data, data_config(run)))
-    check_data(G, dataset, data)
-    evaluator = Evaluator(processes, dataset, path=data, **options.evaluator_arguments())
+    real = processes.run_on_all(lambda: real_images_of(open_dataset(address, keys), address, keys))
+    check_same_kind(G.spec, G.classes, *real)
+    evaluator = Evaluator(processes, real.dataset, path=real.address, **options.evaluator_arguments())
     about = {"images": images, "ema": G.path.stem == "ema", "file": str(G.path)}
     with readable_errors(processes):
-        card = evaluator(G.network, z_dim=G.z_dim, spec=G.spec, **about)
+        card = evaluator(G, z_dim=G.z_dim, spec=G.spec, truncation_psi=psi, **about)
         if processes.is_main_process:
             print(card.line(), flush=True)
         if out is None and run is not None:
-            out = run / "cards" / options.card_name(images, card.extractor["name"])
+            out = run / "cards" / options.card_name(images, card.extractor["name"], real.dataset.digest)
         if out is not None:
             processes.run_on_main(lambda: write_card(card, out))
     processes.shutdown()
-
-
-def check_data(G: "PretrainedGenerator", dataset: "ShardSet", address: str) -> None:
-    """Raises UsageError for a dataset of other images, classes or conditions than those of the generator."""
-    if not G.spec.same_images(dataset.spec):
-        raise UsageError(f"data: {address} has images {dataset.spec}, the generator makes {G.spec}")
-    conditions = {one.name: one for one in dataset.spec.conditions}
-    if G.spec.conditions and conditions.keys() != {one.name for one in G.spec.conditions}:
-        theirs = ", ".join(conditions) or "none"
-        trained = ", ".join(one.name for one in G.spec.conditions)
-        raise UsageError(f"data: the conditions of {address} are {theirs}; the generator was trained with {trained}")
-    for one in G.spec.conditions:
-        if one.kind == "flag" and conditions[one.name].kind != "flag":
-            raise UsageError(
-                f"data: {one.name} of {address} is not 0 or 1 everywhere, as the generator was trained with"
-            )
-    if G.classes and G.classes != [label.name for label in dataset.classes]:
-        raise UsageError(f"data: the classes of {address} are not those that the generator was trained with")
 
 
 def write_card(card: "Card", out: Path) -> None:
@@ -111,15 +95,16 @@ def prefetch_statistics(address: str, options: Options) -> None:
     from distgan.config.keys import Config
     from distgan.distributed.processes import Distributed
     from distgan.evaluation.evaluator import Evaluator
+    from distgan.evaluation.originals import open_dataset, real_images_of
 
     processes = Distributed(Config())
-    dataset = processes.run_on_all(lambda: open_dataset(address))
-    evaluator = Evaluator(processes, dataset, path=address, **options.evaluator_arguments())
+    real = processes.run_on_all(lambda: real_images_of(open_dataset(address), address))
+    evaluator = Evaluator(processes, real.dataset, path=real.address, **options.evaluator_arguments())
     with readable_errors(processes):
         evaluator.prepare()
         evaluator.prepare_bins()
     if processes.is_main_process:
-        print(f"the statistics of {address} for {evaluator.extractor.name} are cached", flush=True)
+        print(f"the statistics of {real.address} for {evaluator.extractor.name} are cached", flush=True)
     processes.shutdown()
 
 

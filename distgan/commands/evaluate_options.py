@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from distgan.config.types import NonNegativeInt, PositiveInt
+from distgan.config.types import NonNegativeFloat, NonNegativeInt, PositiveInt
 from distgan.files import cache_folder
 
 
@@ -14,7 +14,8 @@ class Options:
     """The options of `distgan evaluate`; the docstrings are their help."""
 
     data: str | None = None
-    """Dataset of the real images. Default: the one that the generator was trained on."""
+    """Dataset of the real images. Default: the one that the generator was trained on; of a dataset of latents, the
+    images that are kept beside them, or the dataset that they were encoded from."""
     metrics: str = ""
     """Comma-separated: fid, kid, is, precision_recall, density_coverage, modes. Default: fid, precision_recall, and
     modes with a classifier of the dataset's labels. Scores are named fid, kid and is only with Inception features; with
@@ -27,6 +28,13 @@ class Options:
     bins: PositiveInt | None = None
     """Bins of --by, with about as many images in each; one for each value of a condition with fewer values, and for
     each class. Default: 5."""
+    balanced: bool = False
+    """Generate as many images of each class. Default: at the frequencies of the dataset."""
+    truncation_psi: NonNegativeFloat = 1.0
+    """Truncation of w, for G with a mapping network: w_mean + psi (w - w_mean), with the mean of each label. 1: off."""
+    vae: str | None = None
+    """Folder of the autoencoder that decodes what a generator of latents makes. Default: that of the run, or the one
+    that is kept in ~/.cache/distgan/vae, by its hash."""
     samples: PositiveInt | None = None
     """Generated images. Default: 26,000 for stacked-mnist, else as many as the dataset has, up to 50,000."""
     seed: NonNegativeInt = 0
@@ -37,7 +45,7 @@ class Options:
     """Corrupt images of the dataset to replace by others; one more ends the evaluation."""
     out: str | None = None
     """File of the card (.json), or of the classifier (.safetensors). Default: RUN/cards/IMAGES-EXTRACTOR.json, with the
-    metrics, --by and the seed in its name if they are given, or the cache."""
+    metrics, --by, psi, balanced, the hash of --data and the seed in its name if they are given, or the cache."""
     train_extractor: str | None = None
     """Dataset on whose labels to train a classifier, on one process."""
     train_images: PositiveInt | None = None
@@ -69,11 +77,18 @@ class Options:
             "cache": self.cache,
             "by": self.by,
             "bins": self.bins,
+            "balanced": self.balanced,
         }
 
-    def card_name(self, images: int | None, extractor: str) -> str:
-        """A name of its own for each choice of metrics, bins and seed: their cards do not overwrite each other."""
+    def card_name(self, images: int | None, extractor: str, manifest: str) -> str:
+        """A name of its own for each choice of metrics, bins, sampling, seed and other data.
+
+        Their cards do not overwrite each other. `manifest` is the hash of the dataset of the real images.
+        """
         bins = ["by", re.sub(r"[^\w.]+", "_", self.by)] if self.by is not None else []
         bins += [str(self.bins)] if self.bins is not None else []
         seed = [f"seed{self.seed}"] if self.seed else []
-        return "-".join([str(images), extractor, *self.metric_names, *bins, *seed]) + ".json"
+        sampling = [f"psi{self.truncation_psi:g}"] if self.truncation_psi != 1 else []
+        sampling += ["balanced"] * self.balanced
+        data = [f"data{manifest[:8]}"] if self.data is not None else []
+        return "-".join([str(images), extractor, *self.metric_names, *bins, *sampling, *data, *seed]) + ".json"

@@ -5,9 +5,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
+from distgan.commands.datasets import data_config
 from distgan.commands.run import run_command
 from distgan.config.parser import Parser, take_import
-from distgan.config.types import PositiveFloat, PositiveInt
+from distgan.config.types import NonNegativeFloat, PositiveFloat, PositiveInt
 from distgan.errors import UsageError, format_os_error
 from distgan.plugins import import_user_modules
 
@@ -63,6 +64,12 @@ class Options:
     """Images per row, from one latent to another (spherical interpolation); or frames of a loop."""
     truncation: PositiveFloat | None = None
     """Redraw the values of z that are larger: less variety, often better images (Brock et al. 2019)."""
+    truncation_psi: NonNegativeFloat = 1.0
+    """Truncation of w, for G with a mapping network: w_mean + psi (w - w_mean), with the mean of each label (Karras et
+    al. 2019). 1: off."""
+    vae: str | None = None
+    """Folder of the autoencoder that decodes what a generator of latents makes. Default: that of the run, or the one
+    that is kept in ~/.cache/distgan/vae, by its hash."""
     device: str = "cpu"
     """Device of the generator, such as cuda."""
 
@@ -104,7 +111,8 @@ def sample(file_or_run: str, options: Options) -> None:
     from distgan.pixels import check_show, parse_show
 
     show = parse_show(options.show, MAX_CHANNELS)
-    G = distgan.load(file_or_run, options.device)
+    vae = options.vae or data_config(Path(file_or_run)).get("vae")
+    G = distgan.load(file_or_run, options.device, vae=vae, truncation_psi=options.truncation_psi)
     check_show(show, G.spec.channels)
     check_values(G.spec.conditions, conditions)
     format, remark = choose_format(G.spec, options.format) if not options.suffix else ("", "")
@@ -115,7 +123,8 @@ def sample(file_or_run: str, options: Options) -> None:
         written = write(G, choices, options)
     except OSError as error:
         raise UsageError(f"out: {options.out} cannot be written: {format_os_error(error)}") from None
-    about = [words for words in (remark, describe(G.spec.conditions, conditions)) if words]
+    truncated = f"truncation psi {G.truncation_psi:g}" if G.truncation_psi != 1 else ""
+    about = [words for words in (remark, describe(G.spec.conditions, conditions), truncated) if words]
     print("; ".join([f"{options.out}: {written} of {G.path}{G.note}", *about]))
 
 

@@ -16,7 +16,7 @@ import distgan.dataset_tool.make
 from distgan.commands.run import run_command
 from distgan.config.keys import default_lanes
 from distgan.config.parser import Parser
-from distgan.data.manifest import spec_of
+from distgan.data.manifest import encoding_of, spec_of
 from distgan.data.order import Lanes, rank_rows
 from distgan.data.remote.cache import open_storage
 from distgan.data.schema import Manifest
@@ -263,7 +263,7 @@ def summary(manifest: Manifest) -> str:
     labels = ", ".join([*classes, *numbers]) or "no labels"
     megabytes = sum(shard.bytes for shard in manifest.shards) / 1e6
     shards = f"{len(manifest.shards)} shard{'s' if len(manifest.shards) > 1 else ''}"
-    kind = f"{spec_of(manifest).unconditional()} {manifest.fields.image.encoding}"
+    kind = f"{spec_of(manifest).unconditional()} {encoding_of(manifest)}"
     return f"{manifest.samples:,} images {kind}, {labels}, {shards}, {megabytes:.1f} MB"
 
 

@@ -5,7 +5,6 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from distgan.commands.datasets import open_dataset
 from distgan.errors import RunError, UsageError, format_os_error
 
 if TYPE_CHECKING:
@@ -40,10 +39,11 @@ def train_extractor(address: str, *, seed: int, images: int | None, cache: Path,
     from distgan.evaluation.classifier import save_classifier
     from distgan.evaluation.classifier_training import train_classifier
     from distgan.evaluation.features import default_classifier
+    from distgan.evaluation.originals import open_dataset, real_images_of
 
     if int(os.environ.get("WORLD_SIZE", 1)) > 1:
         raise UsageError("train_extractor: it runs on one process; start it without accelerate launch")
-    dataset = open_dataset(address)
+    dataset = real_images_of(open_dataset(address), address).dataset
     out = out or default_classifier(dataset, cache)
     check_writable(out)  # before the training, not after it
     progress = TrainingProgress()

@@ -64,6 +64,10 @@ class DataConfig:
     needed."""
     fetch_threads: PositiveInt = free(32)
     """Shards fetched concurrently on each node, by all of its processes together."""
+    vae: str | None = free(None)
+    """Of a dataset of latents, the VAE that decodes them: a folder with its config.json and
+    diffusion_pytorch_model.safetensors, or hf://OWNER/NAME, which is downloaded. null: the one that `distgan shards
+    encode` kept in ~/.cache/distgan/vae. It must be the one that encoded the dataset."""
     decoder: Literal["pillow", "simplejpeg"] = "pillow"
     """JPEG decoder; simplejpeg (pip install 'distgan[fast]') is faster."""
 
@@ -156,6 +160,13 @@ class EvaluateConfig:
     best: str | None = None
     """Metric, named as on the card, whose best checkpoint is kept besides the newest ones. null: the first on the
     card."""
+    data: str | None = None
+    """Dataset of the real images. null: the dataset of the run; of latents, the images that are kept beside them, or
+    the dataset that they were encoded from."""
+    balanced: bool = False
+    """Generate as many images of each class; false: at the frequencies of the dataset."""
+    truncation_psi: NonNegativeFloat = 1.0
+    """Truncation of w, for G with a mapping network: w_mean + psi (w - w_mean), with the mean of each label. 1: off."""
     cache_dir: str | None = None
     """Folder of extractors and statistics. null: ~/.cache/distgan."""
 

@@ -17,6 +17,8 @@ from distgan.files import atomic_write
 
 COLUMNS = {"offset": "<i8", "size": "<u4", "label": "<i4", "check": "<u8"}
 """Columns of index.npz, 24 bytes per image; `check` is the xxh3 of the image's bytes."""
+IMAGE_COLUMNS = {f"image_{name}": COLUMNS[name] for name in ("offset", "size", "check")}
+"""Columns of the images beside latents."""
 NUMBERS = "numbers"
 """The column [samples, conditions], float32, of a dataset that has them."""
 INVALID_INDEX = (
@@ -31,10 +33,14 @@ INVALID_INDEX = (
 """What zipfile and numpy raise for a file that is no index."""
 
 
-def map_columns(path: Path, samples: int, conditions: int = 0) -> dict[str, np.ndarray]:
-    """Memory-map the arrays of an uncompressed .npz (numpy maps only single .npy files). Raises INVALID_INDEX."""
+def map_columns(path: Path, samples: int, conditions: int = 0, images: bool = False) -> dict[str, np.ndarray]:
+    """Memory-map the arrays of an uncompressed .npz (numpy maps only single .npy files). Raises INVALID_INDEX.
+
+    With `images`, also IMAGE_COLUMNS.
+    """
     columns = {}
-    kinds: dict[str, tuple[str, tuple[int, ...]]] = {name: (dtype, (samples,)) for name, dtype in COLUMNS.items()}
+    stored = COLUMNS | (IMAGE_COLUMNS if images else {})
+    kinds: dict[str, tuple[str, tuple[int, ...]]] = {name: (dtype, (samples,)) for name, dtype in stored.items()}
     if conditions:
         kinds[NUMBERS] = ("<f4", (samples, conditions))
     with zipfile.ZipFile(path) as archive, open(path, "rb") as file:
@@ -81,7 +87,8 @@ NPY_KEYS = {b"shape": rb"\(([\d, ]{0,80})\)", b"fortran_order": rb"(True|False)"
 def write_index(folder: Path, columns: dict[str, np.ndarray]) -> File:
     """Write index.npz atomically; returns what the manifest records of it."""
     buffer = io.BytesIO()
-    arrays = {name: np.asarray(columns[name], dtype) for name, dtype in COLUMNS.items()}
+    stored = COLUMNS | {name: dtype for name, dtype in IMAGE_COLUMNS.items() if name in columns}
+    arrays = {name: np.asarray(columns[name], dtype) for name, dtype in stored.items()}
     if NUMBERS in columns:
         arrays[NUMBERS] = np.ascontiguousarray(columns[NUMBERS], "<f4")
     np.savez(buffer, **arrays)  # type: ignore[arg-type]

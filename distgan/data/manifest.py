@@ -8,9 +8,9 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from distgan.data.schema import FORMAT, FORMAT_1, ClassCount, ConditionRow, Manifest, decode
+from distgan.data.schema import FORMAT, FORMAT_1, ClassCount, ConditionRow, Fields, LatentField, Manifest, decode
 from distgan.files import atomic_write
-from distgan.samples import LIMITS, Condition, DType, SampleSpec
+from distgan.samples import LIMITS, Condition, DType, LatentSpec, SampleSpec
 
 
 def decode_manifest(data: bytes) -> Manifest:
@@ -33,20 +33,41 @@ def decode_manifest(data: bytes) -> Manifest:
 
 def check(manifest: Manifest) -> None:
     """Raises ValueError, with one line about what is wrong."""
-    image = manifest.fields.image
-    limits = LIMITS.get(image.dtype, (-np.inf, np.inf))
     fault = None
     for key, rows in (("shards", manifest.shards), ("classes", manifest.classes)):
         if (rows or key == "shards") and sum(row.samples for row in rows) != manifest.samples:
             fault = f"its {key} do not have {manifest.samples} samples"
-    if not limits[0] <= image.range[0] < image.range[1] <= limits[1] or not np.isfinite(image.range).all():
-        fault = f"its range {image.range} is none of {image.dtype} pixels"
-    if image.encoding != "npy" and not (image.dtype == "uint8" and image.channels in (1, 3)):
-        fault = f"its images of {image.channels} channels of {image.dtype} cannot be {image.encoding}"
+    fault = fault_of_fields(manifest.fields) or fault
     if not np.isfinite([number for row in manifest.conditions for number in (row.mean, row.std)]).all():
         fault = "the mean or std of a condition is not finite"
     if fault:
         raise ValueError(f"manifest.json is corrupt ({fault})")
+
+
+def fault_of_fields(fields: Fields) -> str | None:
+    """What is wrong with them; None: nothing."""
+    image = fields.image
+    latents = fields.latents
+    if image is None and latents is None:
+        return "its fields have neither an image nor latents"
+    if image is not None:
+        limits = LIMITS.get(image.dtype, (-np.inf, np.inf))
+        if image.encoding != "npy" and not (image.dtype == "uint8" and image.channels in (1, 3)):
+            return f"its images of {image.channels} channels of {image.dtype} cannot be {image.encoding}"
+        if not limits[0] <= image.range[0] < image.range[1] <= limits[1] or not np.isfinite(image.range).all():
+            return f"its range {image.range} is none of {image.dtype} pixels"
+    if image is not None and latents is not None:
+        decoded = (latents.image_height, latents.image_width, latents.image_channels, "uint8", LIMITS["uint8"])
+        if (image.height, image.width, image.channels, image.dtype, image.range) != decoded:
+            return "its images are not those that its latents are decoded to"
+    if latents is not None and not np.isfinite([latents.shift, *latent_range(latents)]).all():
+        return "the scale or shift of its latents is not finite"
+    return None
+
+
+def latent_range(latents: LatentField) -> tuple[float, float]:
+    """The latents that networks see as -1 and 1."""
+    return latents.shift - 1 / latents.scale, latents.shift + 1 / latents.scale
 
 
 def from_format_1(keys: dict[str, Any]) -> dict[str, Any]:
@@ -78,10 +99,30 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
 
 def spec_of(manifest: Manifest) -> SampleSpec:
     """What the samples of a dataset are."""
+    labels = len(manifest.classes), conditions_of(manifest.conditions)
     image = manifest.fields.image
-    shape = (image.height, image.width, image.channels)
-    conditions = conditions_of(manifest.conditions)
-    return SampleSpec(*shape, len(manifest.classes), conditions, image.dtype, image.range)
+    stored = manifest.fields.latents
+    if stored is None:
+        assert image is not None, "a manifest that was checked has one of them"
+        return SampleSpec(image.height, image.width, image.channels, *labels, image.dtype, image.range)
+    decoded = stored.image_height, stored.image_width, stored.image_channels
+    latents = LatentSpec(stored.vae, stored.scale, stored.shift, *decoded, stored.flips)
+    limits = latent_range(stored)
+    return SampleSpec(stored.height, stored.width, stored.channels, *labels, "float16", limits, latents)
+
+
+def encoding_of(manifest: Manifest) -> str:
+    """How its samples are stored; latents as .npy."""
+    image = manifest.fields.image
+    return "npy" if image is None or manifest.fields.latents is not None else image.encoding
+
+
+def images_of(manifest: Manifest) -> Manifest | None:
+    """The manifest of the images beside the latents; None without latents, or without images."""
+    fields = manifest.fields
+    if fields.image is None or fields.latents is None:
+        return None
+    return msgspec.structs.replace(manifest, fields=Fields(fields.image), mean=None, std=None)
 
 
 def conditions_of(rows: Sequence[ConditionRow]) -> tuple[Condition, ...]:

@@ -60,10 +60,31 @@ class ImageField(Struct, frozen=True):
     encoding: Literal["npy", "png", "jpg"]
 
 
-class Fields(Struct, frozen=True):
-    """What a sample consists of, beside its label."""
+class LatentField(Struct, frozen=True):
+    """The moments of the latents of a dataset, float16: means, then standard deviations."""
 
-    image: ImageField
+    height: Size
+    width: Size
+    channels: Channels
+    """Of the latents; the moments have twice as many."""
+    scale: Annotated[float, Meta(gt=0)]
+    """Networks see (latent - shift) * scale."""
+    shift: float
+    flips: bool
+    """Whether each sample has a second encoding, of the image flipped horizontally."""
+    vae: Sha256
+    """Of the autoencoder's weights."""
+    image_height: Size
+    image_width: Size
+    image_channels: Channels
+    """Of the images that they are decoded to."""
+
+
+class Fields(Struct, frozen=True, omit_defaults=True):
+    """What a sample consists of, beside its label: an image, latents of one, or both."""
+
+    image: ImageField | None = None
+    latents: LatentField | None = None
 
 
 class ConditionRow(Struct, frozen=True):
@@ -88,7 +109,7 @@ class Manifest(Struct, kw_only=True, omit_defaults=True):
     conditions: list[ConditionRow] = []
     """[] for a dataset without numbers."""
     mean: list[float] | None = None
-    """Per channel, of the stored pixels."""
+    """Per channel, of the stored pixels, or of latents drawn from the stored moments."""
     std: list[float] | None = None
     shards: list[Shard]
     options: dict[str, Any] | None = None

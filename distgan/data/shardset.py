@@ -5,14 +5,14 @@ import functools
 import hashlib
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 
-from distgan.data.index_file import INVALID_INDEX, NUMBERS, map_columns
-from distgan.data.manifest import decode_manifest, spec_of
+from distgan.data.index_file import IMAGE_COLUMNS, INVALID_INDEX, NUMBERS, map_columns
+from distgan.data.manifest import decode_manifest, encoding_of, images_of, spec_of
 from distgan.data.schema import ClassCount, Manifest
 from distgan.data.tar import members, split_key
 from distgan.errors import CorruptDataError, UsageError
@@ -57,8 +57,8 @@ class ShardSet:
     digest: str
     """sha256 of manifest.json; identifies the dataset."""
     columns: dict[str, np.ndarray]
-    """The columns of index.npz, [samples] each, memory-mapped. Offset and size are those of the image's bytes in its
-    shard; for .npy, of its pixels."""
+    """The columns of index.npz, [samples] each, memory-mapped. Offset and size are those of the bytes of the image, or
+    of the latents, in its shard; for .npy, of the values alone."""
     counts: np.ndarray
     """Samples of each shard."""
 
@@ -69,7 +69,18 @@ class ShardSet:
 
     @property
     def encoding(self) -> str:
-        return self.manifest.fields.image.encoding
+        return encoding_of(self.manifest)
+
+    @functools.cached_property
+    def images(self) -> "ShardSet | None":
+        """The images beside its latents, as a dataset of the same samples; None without latents or without images."""
+        manifest = images_of(self.manifest)
+        if manifest is None:
+            return None
+        of_images = {name.removeprefix("image_"): self.columns[name] for name in IMAGE_COLUMNS}
+        columns = {name: column for name, column in self.columns.items() if name not in IMAGE_COLUMNS} | of_images
+        digest = hashlib.sha256(f"images of {self.digest}".encode()).hexdigest()
+        return replace(self, manifest=manifest, digest=digest, columns=columns)
 
     @property
     def classes(self) -> list[ClassCount]:
@@ -116,9 +127,11 @@ class ShardSet:
         self.check_bounds()
 
     def check_bounds(self) -> None:
-        """Raises UsageError unless all images are inside of their shards, and all labels are among the classes."""
+        """Raises UsageError unless all samples are inside of their shards, and all labels are among the classes."""
+        if self.images is not None:
+            self.images.check_bounds()
         manifest = self.manifest
-        image_bytes = np.dtype(self.spec.dtype).itemsize * math.prod(self.spec.shape)
+        image_bytes = np.dtype(self.spec.dtype).itemsize * math.prod(self.spec.stored_shape)
         starts = np.concatenate([[0], np.cumsum(self.counts)])
         lengths = np.array([shard.bytes for shard in manifest.shards])
         fault = None
@@ -203,7 +216,7 @@ def open_shardset(storage: Storage, name: str) -> ShardSet:
         raise UsageError(f"{name}: {error}; restore it, or re-create the dataset") from None
     try:
         path = storage.path("index.npz", manifest.index.bytes, manifest.index.sha256)
-        columns = map_columns(path, manifest.samples, len(manifest.conditions))
+        columns = map_columns(path, manifest.samples, len(manifest.conditions), images_of(manifest) is not None)
         counts = np.array([shard.samples for shard in manifest.shards], dtype=np.int64)
     except UsageError:
         raise

@@ -26,7 +26,8 @@ LOCATION = ("offset", "size", "check")
 
 class ImageBatch(NamedTuple):
     images: Any
-    """[N, height, width, channels] as they are stored, a NumPy array or what the reader's `allocate` returned."""
+    """[N, *stored_shape] of the dataset's spec, as they are stored: a NumPy array or what the reader's `allocate`
+    returned. Latents are moments, float16 [N, encodings, 2C, h, w]."""
     labels: np.ndarray
     """As networks get them: `ShardSet.labels`."""
     corrupt: list[str]
@@ -35,6 +36,8 @@ class ImageBatch(NamedTuple):
     """Random numbers for these images, by name."""
     wait_seconds: float = 0.0
     """How long the loop waited for them."""
+    pixels: Any = None
+    """The images beside the latents, uint8 [N, height, width, channels], of a reader that reads both."""
 
     def digest(self) -> int:
         """The sum over rows of a 40-bit hash of image and latent: digests of the parts of a global minibatch add up to
@@ -57,16 +60,24 @@ class Reader:
         decoder: str = "pillow",
         skip_bad: int = 0,
         allocate: Callable[[tuple[int, ...], str], Any] = np.empty,
+        images: bool = False,
     ) -> None:
+        """With `images`, of a dataset of latents that has kept them, minibatches have `pixels` too."""
         raise_file_limit()
         self.shards = shards
         self.skip_bad = skip_bad
         self.allocate = allocate
         self.starts = np.concatenate([[0], np.cumsum(shards.counts)])
         """The first sample id of each shard, and the number of samples."""
-        self.shape = (shards.spec.height, shards.spec.width, shards.spec.channels)
+        self.views = [shards]
+        """The fields of a sample that are read."""
+        if images:
+            assert shards.images is not None, "the dataset has no images beside its latents"
+            self.views.append(shards.images)
         self.decode = DECODERS[decoder]
-        self.raw = shards.encoding == "npy"
+        self.is_raw = [view.encoding == "npy" for view in self.views]
+        self.raw = all(self.is_raw)
+        """Whether there is nothing to decode."""
         self.fetcher = FetchAhead(shards, shards.storage) if isinstance(shards.storage, RemoteStorage) else None
         opened = functools.lru_cache(MAX_OPEN_FILES)(functools.partial(open_shard, shards))
         self._open = self.fetcher.open if self.fetcher else opened
@@ -82,48 +93,53 @@ class Reader:
 
     def read(self, ids: np.ndarray) -> ImageBatch:
         """The images of `ids` [N], in that order."""
-        images = self.allocate((len(ids), *self.shape), self.shards.spec.dtype)
-        array = np.asarray(images).view(np.uint8)  # shares memory with `images`
-        columns = self.shards.columns
+        fields = [self.allocate((len(ids), *view.spec.stored_shape), view.spec.dtype) for view in self.views]
+        arrays = [np.asarray(field).view(np.uint8) for field in fields]  # share memory with `fields`
         shards = (np.searchsorted(self.starts, ids, side="right") - 1).tolist()
         if self.fetcher:
             self.fetcher.want(dict.fromkeys(shards))  # lets the fetcher download them in parallel
-        locations = zip(shards, *(columns[name][ids].tolist() for name in LOCATION), strict=True)
+        located = [zip(*(view.columns[name][ids].tolist() for name in LOCATION), strict=True) for view in self.views]
         corrupt: list[str] = []
-        for place, (shard, offset, size, xxh3) in enumerate(locations):
+        for place, (shard, *locations) in enumerate(zip(shards, *located, strict=True)):
+            rows = [array[place] for array in arrays]
             try:
-                self._read_image(array[place], shard, offset, size, xxh3)
+                self._read_sample(rows, shard, locations)
             except CorruptDataError as error:
                 self._count(error, corrupt)
                 ids = ids.copy()
-                ids[place] = self._replace(array[place], int(ids[place]), corrupt)
-        return ImageBatch(images, self.shards.labels(ids), corrupt, {})
+                ids[place] = self._replace(rows, int(ids[place]), corrupt)
+        return ImageBatch(fields[0], self.shards.labels(ids), corrupt, {}, pixels=fields[1] if fields[1:] else None)
 
-    def _read_image(self, out: np.ndarray, shard: int, offset: int, size: int, xxh3: int) -> None:
+    def _read_sample(self, rows: list[np.ndarray], shard: int, locations: list[tuple[int, int, int]]) -> None:
+        """Read its fields into `rows`. Raises CorruptDataError."""
+        for out, location, raw in zip(rows, locations, self.is_raw, strict=True):
+            self._read_image(out, shard, *location, raw)
+
+    def _read_image(self, out: np.ndarray, shard: int, offset: int, size: int, xxh3: int, raw: bool) -> None:
         """Read, check and decode one image into `out`. Raises CorruptDataError."""
         file = self._open(shard)  # referenced until the read is done: eviction from the cache would close it
         try:
-            data: Any = out.data if self.raw else os.pread(file.fd, size, offset)
-            received = os.preadv(file.fd, [data], offset) if self.raw else len(data)
+            data: Any = out.data if raw else os.pread(file.fd, size, offset)
+            received = os.preadv(file.fd, [data], offset) if raw else len(data)
         except OSError as error:
             raise self._error(shard, offset, error.strerror or str(error)) from None
         if received != size or xxhash.xxh3_64_intdigest(data) != xxh3:
             raise self._error(shard, offset, "the image's bytes do not match the index")
-        if self.raw:
+        if raw:
             return
         try:
             self.decode(data, out)
         except Exception as error:  # decoders document no exceptions
             raise self._error(shard, offset, f"the image cannot be decoded ({error})") from error
 
-    def _replace(self, out: np.ndarray, id: int, corrupt: list[str]) -> int:
+    def _replace(self, rows: list[np.ndarray], id: int, corrupt: list[str]) -> int:
         """Read the next good image in place of `id`; returns its id, which does not depend on the process count."""
         while True:
             id = (id + 1) % int(self.starts[-1])
             shard = int(np.searchsorted(self.starts, id, side="right")) - 1
-            location = (int(self.shards.columns[name][id]) for name in LOCATION)
+            located = [[int(view.columns[name][id]) for name in LOCATION] for view in self.views]
             try:
-                self._read_image(out, shard, *location)
+                self._read_sample(rows, shard, [(offset, size, xxh3) for offset, size, xxh3 in located])
                 return id
             except CorruptDataError as error:
                 self._count(error, corrupt)

@@ -150,6 +150,8 @@ def read_manifest_of_make(folder: Path) -> Manifest | None:
         manifest = decode_manifest(path.read_bytes())
     except ValueError as error:
         raise UsageError(f"{folder}: {error}; restore it, or delete it to index the tars alone") from None
+    if manifest.fields.latents is not None:
+        raise UsageError(f"{folder} holds latents, which `shards index` does not read; encode the dataset again")
     return manifest if manifest.options is not None else None
 
 
@@ -158,6 +160,7 @@ def check_same(folder: Path, made: Manifest, tars: Tars) -> None:
     labels = tars.columns["label"]
     samples = np.bincount(labels[labels >= 0], minlength=len(made.classes)).tolist()
     image = made.fields.image
+    assert image is not None, "datasets of latents are refused before"
     kind = Kind(image.height, image.width, image.channels, image.dtype, image.encoding)
     same = made.shards == tars.shards and kind == tars.kind
     if made.conditions:

@@ -7,6 +7,8 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, NamedTuple
 
 SHOWN_CLASSES = 10
+BALANCED = "balanced"
+AS_IN_THE_DATASET = "as in the dataset"
 OPTIONAL = ("image_sum", "by", "bins")
 """Keys that are not on a card where they are empty."""
 
@@ -36,7 +38,8 @@ class Card:
     data: dict[str, Any]
     """The reference: path, sha256 of the manifest, the resize filter of its images, and what KL compares with"""
     generator: dict[str, Any]
-    """file, images seen in training, whether it is an EMA; None where not known"""
+    """file, images seen in training, whether it is an EMA; truncation_psi of w, 1: none; labels: balanced or as in the
+    dataset; None where not known, and for a G without labels"""
     seed: int
     """Of the latents"""
     histogram: list[int]
@@ -76,6 +79,7 @@ class Card:
             + (f" (accuracy {accuracy:.2%})" if accuracy is not None else ""),
             f"resize {self.extractor['resize']}",
             f"data {self.data['manifest'][:8]}",
+            *self.sampling(),
             f"seed {self.seed}",
             f"distgan {self.code['version']} {(self.code['commit'] or 'unknown')[:8]}",
             self.time,
@@ -85,6 +89,12 @@ class Card:
         about = "; ".join(part for part in parts if part)
         values = format_values(self.metrics, self.floor, self.image_sum, shown)
         return "\n".join([f"{values} | {about}", *(self.bin_line(row) for row in self.bins)])
+
+    def sampling(self) -> list[str]:
+        """How the generated images were drawn, if not as they are by default."""
+        psi = self.generator.get("truncation_psi", 1.0)
+        labels = ["labels balanced"] if self.generator.get("labels") == BALANCED else []
+        return ([f"truncation psi {psi:g}"] if psi != 1 else []) + labels
 
     def bin_line(self, row: Mapping[str, Any]) -> str:
         """A bin in one line of text."""

@@ -17,6 +17,7 @@ from distgan.evaluation.bins import Bin, check_conditioned_on, choose_bin_metric
 from distgan.evaluation.card import Card, describe_sums
 from distgan.evaluation.classifier import is_stacked
 from distgan.evaluation.describe import choose_metrics, code_versions, describe_dataset, describe_extractor
+from distgan.evaluation.fake_labels import FakeLabels
 from distgan.evaluation.features import open_extractor
 from distgan.evaluation.generated import Generated, GeneratedStatistics
 from distgan.evaluation.reference import Population, RealImages, RealImageStatistics
@@ -24,7 +25,7 @@ from distgan.evaluation.scores import METRICS, check_library, class_histogram, c
 from distgan.evaluation.split import Split
 from distgan.evaluation.statistics import ROWS
 from distgan.files import cache_folder
-from distgan.rng import normal_rows, philox, uniform_rows
+from distgan.rng import normal_rows, philox
 from distgan.samples import SampleSpec
 
 LEAST_IMAGES = 20
@@ -52,6 +53,7 @@ class Evaluator:
         cache: Folder of extractors and statistics. Default: ~/.cache/distgan.
         by: A condition of the dataset, or `class`: the card tells the metrics of each bin of images by it too.
         bins: How many bins of a condition, with about as many images in each. Default: 5.
+        balanced: As many generated images of each class of the dataset, in place of its frequencies.
         log: Where lines on progress go. Default: a bar on a terminal, else standard output.
 
     Raises UsageError for anything missing: unknown metrics, weights, packages, labels.
@@ -72,6 +74,7 @@ class Evaluator:
         cache: Path | None = None,
         by: str | None = None,
         bins: int | None = None,
+        balanced: bool = False,
         log: Callable[[str], None] | None = None,
     ) -> None:
         self.processes = processes
@@ -91,6 +94,7 @@ class Evaluator:
         self.reference_images = reference_images
         self.by = by
         self.bins = split_into_bins(dataset, by, bins)
+        self.fake_labels = FakeLabels(dataset, seed, balanced)
         self.bin_metrics = choose_bin_metrics(self.metrics, by)
         folder = self.cache / "statistics"
         self.real_images = RealImageStatistics(processes, dataset, self.extractor, folder, skip_bad, log)
@@ -121,22 +125,25 @@ class Evaluator:
         images: int | None = None,
         ema: bool | None = None,
         file: str | None = None,
+        truncation_psi: float = 1.0,
         stop: Callable[[], bool] = never,
     ) -> Card:
         """Evaluate G, which makes images in [-1, 1] of z [N, z_dim] and labels [N, ...] or None.
 
         Called on each process, with G on its device; returns the same card on all. `spec` is of G's samples: if it is
-        conditional, G is given labels at the frequencies of the dataset, standardized by it; default: no labels.
-        `images` seen, `ema` and `file` are for the card. Raises UsageError for bins by what G is not conditioned on,
-        and Stopped on all processes soon after `stop()` is true on one.
+        conditional, G is given labels of the dataset, standardized by it; default: no labels. `images` seen, `ema`,
+        `file` and the psi that G is truncated by are for the card. Raises UsageError for bins by what G is not
+        conditioned on, and for balanced classes of a G without, and Stopped on all processes soon after `stop()` is
+        true on one.
         """
         check_conditioned_on(spec, self.by)
+        labels = self.fake_labels.describe(spec)
         self.prepare(stop)
         start = time.perf_counter()
         inputs = self.inputs(z_dim, spec, None)
         generated = self.generated_images.of(G, inputs, self.samples, stop)
         rows = [self.bin_row(each, G, self.inputs(z_dim, spec, each), stop) for each in self.bins]
-        about = {"file": file, "images": images, "ema": ema}
+        about = {"file": file, "images": images, "ema": ema, "truncation_psi": truncation_psi, "labels": labels}
         return self.processes.run_on_main(lambda: self.card(generated, rows, about, start))
 
     def inputs(
@@ -157,11 +164,7 @@ class Evaluator:
         z = torch.from_numpy(normal_rows(philox(self.seed, "evaluate", *place), first, count, z_dim)).to(device)
         if spec is None or not spec.conditional:
             return z, None
-        uniform = uniform_rows(philox(self.seed, "evaluate-labels", *place), first, count, 1)[:, 0]
-        if within is None:
-            return z, torch.from_numpy(self.dataset.draw_labels(uniform, spec)).to(device)
-        drawn = within.ids[(uniform * len(within.ids)).astype(np.int64)]
-        return z, torch.from_numpy(self.dataset.labels(drawn, spec)).to(device)
+        return z, torch.from_numpy(self.fake_labels.draw(first, count, spec, within)).to(device)
 
     def share(self, part: Bin) -> tuple[int, Population]:
         """How many images are generated for a bin, and the real ones they are compared with: its share of all."""

@@ -1,8 +1,7 @@
 """Feature extractors by name: Inception, EfficientNet-Lite0, classifiers of the dataset's own labels, and pixels."""
 
-import contextlib
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -20,6 +19,7 @@ from distgan.evaluation.feature_networks import (
     PixelFeatures,
 )
 from distgan.files import sha256_file
+from distgan.frozen.precision import full_float32
 
 INCEPTION_FILE = "weights-inception-2015-12-05-6726825d.pth"
 INCEPTION_URL = f"https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/{INCEPTION_FILE}"
@@ -53,20 +53,6 @@ class Extractor:
     """Hash of that dataset's manifest."""
     sums_images: bool = False
     """Whether the cards of bins tell the sums of images too, in stored units."""
-
-
-@contextlib.contextmanager
-def full_float32() -> Iterator[None]:
-    """No TF32 on GPUs: features have all bits of float32 whatever the run's own setting is."""
-    convolutions = torch.backends.cudnn.allow_tf32
-    products = torch.backends.cuda.matmul.allow_tf32
-    torch.backends.cudnn.allow_tf32 = False
-    torch.backends.cuda.matmul.allow_tf32 = False
-    try:
-        yield
-    finally:
-        torch.backends.cudnn.allow_tf32 = convolutions
-        torch.backends.cuda.matmul.allow_tf32 = products
 
 
 @torch.no_grad()

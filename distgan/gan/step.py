@@ -260,11 +260,11 @@ def means(scalars: Sequence[Scalars]) -> Scalars:
 
 @torch.no_grad()
 def generate(G: nn.Module, z: Tensor, labels: Tensor | None, batch: int = 64) -> Tensor:
-    """Images [N, C, H, W] in [-1, 1] of G in eval mode, `batch` at a time, on the CPU; G's mode is restored."""
+    """The images [N, C, H, W] of G in eval mode, `batch` at a time, on the CPU; G's mode is restored."""
     training = G.training
     G.eval()
     starts = range(0, len(z), batch)
-    rows = [slice(start, start + batch) for start in starts]
-    images = [images_of(G(z[i], labels[i] if labels is not None else None)).cpu() for i in rows]
+    outputs = (G(z[i : i + batch], labels[i : i + batch] if labels is not None else None) for i in starts)
+    images = [images_of(output).cpu() for output in outputs]
     G.train(training)
     return torch.cat(images)

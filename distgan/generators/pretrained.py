@@ -1,20 +1,18 @@
-"""A trained generator for inference: from one .safetensors file, or from a run folder."""
+"""A trained generator for inference: z and labels to images."""
 
-import contextlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from distgan import models
 from distgan.errors import UsageError
+from distgan.gan.outputs import images_of
 from distgan.gan.step import generate
+from distgan.gan.truncation import truncate
 from distgan.generators.conditions import check_values, spread
 from distgan.rng import rng
-from distgan.runs.checkpoint import Checkpoints, find_corruption, load_weights
 from distgan.samples import SampleSpec, network_labels
 
 ClassLabel = int | str
@@ -28,7 +26,7 @@ class PretrainedGenerator(nn.Module):
 
     `labels` makes the labels of classes and conditions; they are None for a generator that was trained without.
     -1 and 1 stand for `spec.range`: `distgan.pixels.to_stored` makes pixels as the dataset stores them. A run's EMA of
-    G, if it has one, else G.
+    G, if it has one, else G. What G makes of latents of an autoencoder is decoded; `latents` are those themselves.
     """
 
     def __init__(
@@ -40,11 +38,18 @@ class PretrainedGenerator(nn.Module):
         classes: list[str],
         path: Path,
         note: str = "",
+        decoder: nn.Module | None = None,
+        truncation_psi: float = 1.0,
     ):
         super().__init__()
-        self.network = network
-        self.spec = spec
+        self.network = truncate(network, truncation_psi, z_dim)
+        """G, whose samples are `network_spec`."""
+        self.decoder = decoder or nn.Identity()
+        self.network_spec = spec
+        self.spec = spec.pixels
         """What it generates."""
+        self.truncation_psi = truncation_psi
+        """Of w: 1 is off."""
         self.z_dim = z_dim
         self.classes = classes
         """Class names by label; [] for an unconditional network."""
@@ -55,11 +60,15 @@ class PretrainedGenerator(nn.Module):
         self.eval().requires_grad_(False)
 
     def forward(self, z: Tensor, labels: Tensor | None = None) -> Tensor:
+        return self.decoder(self.latents(z, labels))
+
+    def latents(self, z: Tensor, labels: Tensor | None = None) -> Tensor:
+        """What G makes, before it is decoded: [N, *network_spec.shape]; the images, of a G of images."""
         axes = None if labels is None else labels.ndim
         if axes != self.label_axes:
             need = "needs labels, which its method `labels` makes" if self.label_axes else "takes no labels"
             raise ValueError(f"a generator trained with {self.trained_with} {need}")
-        return self.network(z, labels)
+        return images_of(self.network(z, labels))
 
     @property
     def label_axes(self) -> int | None:
@@ -98,7 +107,7 @@ class PretrainedGenerator(nn.Module):
             if len(labels) not in (1, n):
                 raise ValueError(f"conditions: give one value of each, or {n}; there are {len(labels)}")
             labels = labels.expand(n, *labels.shape[1:]).to(device)
-        return generate(self.network, self.draw(n, seed).to(device), labels)
+        return generate(self, self.draw(n, seed).to(device), labels)
 
     def labels(
         self,
@@ -153,60 +162,6 @@ class PretrainedGenerator(nn.Module):
         """The classes, for messages."""
         more = ", ..." if len(self.classes) > 20 else ""
         return f"{', '.join(self.classes[:20])}{more} (or 0 to {len(self.classes) - 1})"
-
-
-def load_generator(path: str | Path, device: str | torch.device = "cpu") -> PretrainedGenerator:
-    """The generator in a .safetensors file, or in the best checkpoint of a run folder. Raises UsageError.
-
-    Of a run without evaluations, the newest complete checkpoint.
-    """
-    file, note = find_weights(Path(path))
-    weights, metadata = load_weights(file)
-    model = metadata.config.model
-    try:
-        spec = metadata.spec
-    except ValueError as error:
-        raise UsageError(f"{file}: its metadata does not say what images it makes ({error})") from None
-    arguments: dict[str, Any] = {"z_dim": model.latent, "options": model.options, "seed": 0}
-    try:
-        with torch.device("meta"):  # without memory: the metadata may name a network that no machine can hold
-            G, _ = models.build(model.name, spec, **arguments)
-    except UsageError:
-        raise
-    except Exception as error:  # an architecture documents no exceptions for options that it cannot take
-        reason = (str(error).splitlines() or [""])[0]
-        raise UsageError(f"{file}: its metadata does not describe a {model.name} network ({reason})") from None
-    if shapes(G.state_dict()) != shapes(weights):
-        raise UsageError(f"{file} does not hold a generator; give generator.safetensors or ema.safetensors")
-    G, _ = models.build(model.name, spec, **arguments)
-    G.load_state_dict(weights)
-    try:
-        G = G.to(device)
-    except RuntimeError as error:
-        raise UsageError(f"device: {device} cannot be used: {str(error).splitlines()[0]}") from None
-    return PretrainedGenerator(G, spec=spec, z_dim=model.latent, classes=metadata.classes, path=file, note=note)
-
-
-def shapes(tensors: Mapping[str, Tensor]) -> dict[str, torch.Size]:
-    return {name: tensor.shape for name, tensor in tensors.items()}
-
-
-def find_weights(path: Path, newest: bool = False) -> tuple[Path, str]:
-    """The file to load, and a note: `path` itself, or the EMA of G, else G, in a run's best or newest checkpoint."""
-    if not path.is_dir():
-        return path, ""
-    note = ""
-    with contextlib.closing(Checkpoints(path / "checkpoints")) as checkpoints:
-        best = None if newest else checkpoints.best
-        if best is not None and find_corruption(checkpoints.folder / str(best.images)) is None:
-            folder = checkpoints.folder / str(best.images)
-            note = f" ({best})"
-        else:
-            folder = checkpoints.newest() or path
-    for name in ("ema.safetensors", "generator.safetensors"):
-        if (folder / name).is_file():
-            return folder / name, note
-    raise UsageError(f"{path} holds no checkpoint")
 
 
 def check_counts(values: Mapping[str, np.ndarray]) -> None:

@@ -92,7 +92,7 @@ def batches(
     starts = tqdm(range(0, len(z), BATCH), unit_scale=BATCH, unit=" images", disable=None if len(z) > 1024 else True)
     for start in starts:
         part = slice(start, start + BATCH)
-        images = generate(G.network, z[part].to(device), labels[part].to(device) if labels is not None else None)
+        images = generate(G, z[part].to(device), labels[part].to(device) if labels is not None else None)
         if not images.isfinite().all():
             raise UsageError(f"{G.path} generates NaN or Inf")
         yield convert(images.float())

@@ -4,10 +4,11 @@ from math import isfinite
 from typing import Annotated, Any
 
 from msgspec import Meta, Struct
+from msgspec.structs import asdict
 
 from distgan.data.manifest import conditions_of
 from distgan.data.schema import MAX_CLASSES, Channels, ConditionRow, Count, Sha256, Size
-from distgan.samples import LIMITS, DType, SampleSpec
+from distgan.samples import LIMITS, DType, LatentSpec, SampleSpec
 
 WeightsName = Annotated[str, Meta(pattern=r"^[A-Za-z0-9_-]+\.safetensors\Z")]
 
@@ -36,6 +37,18 @@ class ConfigMetadata(Struct, frozen=True):
     model: ModelMetadata
 
 
+class LatentMetadata(Struct, frozen=True):
+    """Of a generator of latents: `distgan.samples.LatentSpec`."""
+
+    vae: Sha256
+    scale: Annotated[float, Meta(gt=0)]
+    shift: float
+    height: Size
+    width: Size
+    channels: Channels
+    flips: bool = False
+
+
 class WeightsMetadata(Struct, frozen=True):
     """What a generator is built from: the metadata of a .safetensors file of a checkpoint."""
 
@@ -49,6 +62,7 @@ class WeightsMetadata(Struct, frozen=True):
     dtype: DType = "uint8"
     range: tuple[float, float] = LIMITS["uint8"]
     conditions: list[ConditionRow] = []
+    latents: LatentMetadata | None = None
     images: Count | None = None
 
     @property
@@ -60,5 +74,6 @@ class WeightsMetadata(Struct, frozen=True):
             raise ValueError("neither height and width nor size")
         if not (isfinite(self.range[0]) and isfinite(self.range[1]) and self.range[0] < self.range[1]):
             raise ValueError(f"range {self.range}")
-        conditions = conditions_of(self.conditions)
-        return SampleSpec(height, width, self.channels, len(self.classes), conditions, self.dtype, self.range)
+        labels = len(self.classes), conditions_of(self.conditions)
+        latents = None if self.latents is None else LatentSpec(**asdict(self.latents))
+        return SampleSpec(height, width, self.channels, *labels, self.dtype, self.range, latents)

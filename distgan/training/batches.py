@@ -12,6 +12,7 @@ from distgan.config.keys import Config
 from distgan.data.order import Lanes
 from distgan.data.stream import ImageBatch, Stream
 from distgan.distributed.processes import Distributed
+from distgan.gan.latents import sample_posterior
 from distgan.gan.penalties import PENALTIES
 from distgan.gan.step import GAN, Batches, Minibatch
 from distgan.pixels import normalize
@@ -34,6 +35,8 @@ class Needs(NamedTuple):
     """The images, "real" or "fake", that a penalty adds noise to."""
     fresh: bool = False
     """Whether G is updated on latents and real images of its own."""
+    posterior: bool = False
+    """Whether real samples are drawn from the moments of latents."""
 
 
 class Draws:
@@ -73,6 +76,8 @@ class Draws:
                 arrays[name] = self.uniform32(name, position, columns)
         for images in self.needs.perturbs:
             arrays[f"noise_{images}"] = self.keys(f"noise of {images}", position)
+        if self.needs.posterior:
+            arrays["posterior"] = self.keys("posterior", position)
         return arrays
 
     def keys(self, purpose: str, position: tuple[int, ...]) -> np.ndarray:
@@ -153,15 +158,11 @@ class Minibatches:
             yield self.to_device(batch)
 
     def to_device(self, batch: ImageBatch) -> LoadedBatch:
-        """Copy a minibatch to the device without waiting, normalize and flip its images, and split it."""
+        """Copy a minibatch to the device without waiting, see `to_real`, and split it."""
         config = self.config
         device = self.processes.device
         inputs = {name: tensor.to(device, non_blocking=True) for name, tensor in batch.random_inputs.items()}
-        real = normalize(batch.images.to(device, non_blocking=True), self.data.spec)
-        if not config.channels_last:
-            real = real.contiguous()
-        if "flip" in inputs:
-            real = torch.where(inputs["flip"][:, None, None, None], real.flip(3), real)
+        real = self.to_real(batch.images.to(device, non_blocking=True), inputs)
         labels = None
         if config.data.labels:
             labels = self.processes.to_pinned(batch.labels).to(device, non_blocking=True)
@@ -183,6 +184,19 @@ class Minibatches:
             g = split(minibatch._replace(z=inputs["g_z"], u_real=inputs.get("g_u_real")), size)
         return LoadedBatch(batch, split(minibatch, size), g)
 
+    def to_real(self, stored: Tensor, inputs: dict[str, Tensor]) -> Tensor:
+        """Stored images on the device -> as networks see them, [N, C, H, W], flipped where `data.flip` says.
+
+        Of latents the flipped image has an encoding of its own: that of the image, flipped, would be another.
+        """
+        flip = inputs.get("flip")
+        spec = self.data.spec
+        layout = torch.channels_last if self.config.channels_last else torch.contiguous_format
+        if spec.latents is not None:
+            return sample_posterior(stored, spec, inputs["posterior"], flip).contiguous(memory_format=layout)
+        real = normalize(stored, spec).contiguous(memory_format=layout)
+        return real if flip is None else torch.where(flip[:, None, None, None], real.flip(3), real)
+
 
 def minibatches_of(config: Config, processes: Distributed, data: Data, gan: GAN) -> Minibatches:
     """The minibatches that a run trains on."""
@@ -190,7 +204,9 @@ def minibatches_of(config: Config, processes: Distributed, data: Data, gan: GAN)
     interpolates = any(penalty.interpolates for penalty in penalties)
     perturbs = frozenset(penalty.perturbs for penalty in penalties if penalty.perturbs)
     columns = build_view(config, gan.raw_D).columns
-    needs = Needs(gan.loss.paired, interpolates, columns, perturbs, has_own_minibatch(config))
+    fresh = has_own_minibatch(config)
+    posterior = data.spec.latents is not None
+    needs = Needs(gan.loss.paired, interpolates, columns, perturbs, fresh, posterior)
     draws = Draws(config, data.order, data.dataset.draw_labels, needs)
     return Minibatches(config, processes, data, draws)
 

@@ -20,6 +20,7 @@ from distgan.distributed import batchnorm
 from distgan.distributed.gradients import GradientAverage
 from distgan.distributed.processes import Distributed
 from distgan.errors import UsageError
+from distgan.frozen.vae import open_decoder
 from distgan.gan.adam import TensorAdam
 from distgan.gan.augment import Pipeline
 from distgan.gan.ema import EMA
@@ -28,6 +29,7 @@ from distgan.gan.losses import LOSSES
 from distgan.gan.schedules import value_at
 from distgan.gan.step import GAN, unaugmented
 from distgan.gan.terms import TERMS, WeightedTerm
+from distgan.gan.truncation import check_truncation
 from distgan.models import example_labels
 from distgan.pixels import check_show
 from distgan.samples import SampleSpec
@@ -55,10 +57,14 @@ class Data:
     order: Lanes
     spec: SampleSpec
     """Of the images; without classes unless G and D are conditioned on them."""
+    decoder: nn.Module = nn.Identity()
+    """Makes images of samples as networks see them: `distgan.frozen.vae.open_decoder`."""
 
     def metadata(self) -> dict[str, Any]:
         """What a checkpoint's weights say of the samples that G makes."""
         kind = {name: value for name, value in asdict(self.spec).items() if name != "num_classes"}
+        if kind["latents"] is None:  # as in the files of versions without latents
+            del kind["latents"]
         names = [each.name for each in self.dataset.classes] if self.spec.num_classes else []
         return {"classes": names, **kind}
 
@@ -70,7 +76,7 @@ def build(config: Config, processes: Distributed) -> tuple[Data, GAN]:
     check_loss(config.loss)
     check_penalties(config.penalties)
     data = open_data(config, processes)
-    check_show(config.samples.show, data.spec.channels, "samples.show")
+    check_show(config.samples.show, data.spec.pixels.channels, "samples.show")
     return data, build_gan(config, processes, data.spec)
 
 
@@ -85,7 +91,9 @@ def open_data(config: Config, processes: Distributed) -> Data:
         skip_bad=config.data.skip_bad,
         allocate=lambda shape, dtype: torch.empty(shape, dtype=getattr(torch, dtype), pin_memory=pin),
     )
-    return Data(dataset, reader, order, dataset.spec if config.data.labels else dataset.spec.unconditional())
+    spec = dataset.spec if config.data.labels else dataset.spec.unconditional()
+    decoder = processes.run_on_all(lambda: open_decoder(spec, config.data.vae, processes.device))
+    return Data(dataset, reader, order, spec, decoder)
 
 
 def open_lanes(config: Config, rank: int, world_size: int) -> tuple[ShardSet, Lanes]:
@@ -104,6 +112,10 @@ def open_lanes(config: Config, rank: int, world_size: int) -> tuple[ShardSet, La
             f"data.labels: {data.shards} has {found}; set data.labels false, or make a dataset with labels"
         )
     check_decoder(data.decoder, dataset.encoding)
+    latents = dataset.spec.latents
+    if data.flip and latents is not None and not latents.flips:
+        fix = "encode the dataset again with --flips, or set data.flip false"
+        raise UsageError(f"data.flip: {data.shards} has no latents of flipped images; {fix}")
     lanes = data.lanes or default_lanes(config.batch, int(dataset.counts.sum()))
     rank_rows(config.batch, lanes, rank, world_size)  # raises UsageError if the processes do not divide the lanes
     check_shares(config, lanes, world_size)
@@ -194,6 +206,7 @@ def build_networks(config: Config, processes: Distributed, spec: SampleSpec) -> 
     check_stages(config, G, D, spec)
     check_widths(config, G, D)
     check_perturbed_d(config, D, spec)
+    check_truncation(G, config.evaluate.truncation_psi, "evaluate.truncation_psi")
     return G, D
 
 

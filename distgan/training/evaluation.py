@@ -4,6 +4,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Collection, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,10 @@ from torch import nn
 from distgan.config.keys import Config
 from distgan.distributed.processes import Distributed
 from distgan.errors import RunError, UsageError
-from distgan.evaluation.card import better
+from distgan.evaluation.card import BALANCED, better
 from distgan.evaluation.chunks import Stopped
 from distgan.evaluation.evaluator import Evaluator
+from distgan.evaluation.originals import RealImageSet, check_same_kind, open_dataset, real_images_of
 from distgan.evaluation.scores import value_names
 from distgan.logs.log import RunLog
 from distgan.runs.checkpoint import Best, Checkpoints, read_best
@@ -24,7 +26,7 @@ from distgan.training.due import Clock
 
 Cards = Sequence[tuple[int, dict[str, Any]]]
 """(images seen, metric card) of every evaluation so far."""
-OPTIONS = ("extractor", "metrics", "samples", "reference_images")
+OPTIONS = ("extractor", "metrics", "samples", "reference_images", "data", "balanced")
 """Of `distgan evaluate`, that are keys of `evaluate` too."""
 
 
@@ -48,18 +50,34 @@ def open_evaluator(config: Config, processes: Distributed, data: Data) -> Evalua
 def make_evaluator(config: Config, processes: Distributed, data: Data) -> Evaluator:
     """Raises UsageError, which names the options of `distgan evaluate`."""
     keys = config.evaluate
+    real = processes.run_on_all(lambda: real_images(config, data))
+    processes.check_same_on_all_ranks(f"the manifest of {real.address}", real.dataset.digest)
+    if keys.balanced and not data.spec.num_classes:
+        raise UsageError("balanced: G takes no classes; set it to false, or data.labels to true")
     return Evaluator(
         processes,
-        data.dataset,
+        real.dataset,
         extractor=keys.extractor,
         metrics=keys.metrics,
         samples=keys.samples,
         reference_images=keys.reference_images,
         skip_bad=config.data.skip_bad,
-        path=config.data.shards,
+        path=real.address,
+        balanced=keys.balanced,
         cache=Path(keys.cache_dir) if keys.cache_dir else None,
         log=lambda line: None,
     )
+
+
+def real_images(config: Config, data: Data) -> RealImageSet:
+    """The images that a run's evaluations compare with. Raises UsageError, which names `data`."""
+    given = config.evaluate.data
+    keys = asdict(config.data)
+    dataset = data.dataset if given is None else open_dataset(given, keys)
+    real = real_images_of(dataset, given or config.data.shards, keys)
+    classes = [each.name for each in data.dataset.classes] if data.spec.num_classes else []
+    check_same_kind(data.spec.pixels, classes, *real)
+    return real
 
 
 class Evaluations:
@@ -99,13 +117,16 @@ class Evaluations:
     ) -> bool:
         """Evaluate G, log the card, and keep its checkpoint if it is the best; called on all processes.
 
+        G makes images of `spec`, truncated as the configuration says: `Trainer.image_generator`.
+
         Returns whether it came to its end; `stop` ends it early, and the resumed run evaluates again.
         """
         assert self.evaluator is not None, "due only with an evaluator"
         start = time.monotonic()
-        z_dim = self.config.model.latent
+        about: dict[str, Any] = {"images": images_seen, "ema": ema}
+        about["truncation_psi"] = self.config.evaluate.truncation_psi
         try:
-            card = self.evaluator(G, z_dim=z_dim, spec=spec, images=images_seen, ema=ema, stop=stop)
+            card = self.evaluator(G, z_dim=self.config.model.latent, spec=spec, **about, stop=stop)
         except Stopped:
             return False
         self.processes.run_on_main(self.checkpoints.wait)  # a best checkpoint must be on disk
@@ -160,7 +181,8 @@ def best_of(cards: Cards, metric: str | None, kept: Collection[int]) -> Best | N
 
 def measured_by(card: dict[str, Any]) -> list[Any]:
     """What two cards must agree in to be compared."""
-    return [card["extractor"], card["data"]["manifest"], card["counts"], card["seed"]]
+    sampling = card["generator"].get("truncation_psi", 1.0), card["generator"].get("labels") == BALANCED
+    return [card["extractor"], card["data"]["manifest"], card["counts"], card["seed"], *sampling]
 
 
 def describe_best(run_dir: Path, cards: Cards) -> str | None:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from distgan.config.keys import Config
+from distgan.gan.latents import sample_posterior
 from distgan.gan.step import generate
 from distgan.images import grid
 from distgan.pixels import normalize, to_picture
@@ -18,7 +19,7 @@ LEAST_IMAGES = 16
 
 
 def fixed_samples(G: nn.Module, data: Data, config: Config, device: torch.device) -> Tensor:
-    """`samples.count` images [N, C, H, W] of latents that depend on the seed alone; on the CPU.
+    """`samples.count` images [N, C, H, W] of z that depend on the seed alone; on the CPU. G: `Trainer.image_generator`.
 
     Of the classes in turn, or with labels of the dataset, in the order of their first number.
     """
@@ -33,13 +34,18 @@ def fixed_samples(G: nn.Module, data: Data, config: Config, device: torch.device
     return generate(G, z.to(device), labels)
 
 
-def first_images(data: Data, count: int) -> Tensor:
-    """Up to `count` of the first images that this process trains on, [N, C, H, W] in [-1, 1], on the CPU."""
+def first_images(data: Data, count: int, device: torch.device) -> Tensor:
+    """Up to `count` of the first images that this process trains on, [N, C, H, W] in [-1, 1], on the CPU.
+
+    Of a dataset of latents the images that the means of their posterior are decoded to.
+    """
     order = data.order
     count = min(count, order.epoch_images)
     slots = min(-(-count // len(order.local_lanes)), order.length)
     images = data.reader.read(order.ids(0, slots * order.lanes)[:count]).images
-    return normalize(images, data.spec)
+    if data.spec.latents is None:
+        return normalize(images, data.spec)
+    return data.decoder(sample_posterior(images.to(device), data.spec)).cpu()
 
 
 def to_grid(images: Tensor, show: Sequence[int]) -> np.ndarray:

@@ -5,13 +5,15 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from distgan.config.keys import Config
 from distgan.data.stream import ImageBatch
 from distgan.distributed.processes import Distributed
 from distgan.evaluation.evaluator import Evaluator
+from distgan.gan.image_generator import ImageGenerator
 from distgan.gan.step import GAN, Batches, Penalties
+from distgan.gan.truncation import truncate
 from distgan.logs.alarms import Alarms, spread
 from distgan.logs.log import RunLog, Terminal
 from distgan.logs.trackers import start_trackers
@@ -71,10 +73,10 @@ class Trainer:
         self.profiler: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
         """Around each iteration; records some of them, with --profile."""
 
-    @property
-    def G_for_sampling(self) -> nn.Module:
-        """The EMA of G, or G if the run has none."""
-        return self.ema.module if self.ema else self.gan.raw_G
+    def image_generator(self, truncation_psi: float = 1.0) -> ImageGenerator:
+        """What makes images: the EMA of G, or G if the run has none, truncated in w, and the decoder of its samples."""
+        G = self.ema.module if self.ema else self.gan.raw_G
+        return ImageGenerator(truncate(G, truncation_psi, self.config.model.latent), self.data.decoder)
 
     def start(self) -> None:
         """Begin to log at the state that was restored, if any. Raises UsageError on all processes."""
@@ -263,9 +265,9 @@ class Trainer:
         """Evaluate the generator; returns whether it came to its end, which a stop prevents."""
         start = time.monotonic()
         done = self.evaluations.evaluate(
-            self.G_for_sampling,
+            self.image_generator(self.config.evaluate.truncation_psi),
             self.state.images_seen,
-            spec=self.data.spec,
+            spec=self.data.spec.pixels,
             ema=self.ema is not None,
             stop=self.stop.requested,
         )
@@ -288,17 +290,17 @@ class Trainer:
         if not self.processes.is_main_process:
             return
         images_seen = self.state.images_seen
-        images = fixed_samples(self.G_for_sampling, self.data, self.config, self.processes.device)
+        images = fixed_samples(self.image_generator(), self.data, self.config, self.processes.device)
         picture = to_grid(images, self.config.samples.show)
         self.log.grid(grid_name(images_seen / self.clock.epoch_images), picture, images_seen)
         # the grid of an end or a stop between two others is not in the log: an uninterrupted run has none there
         if self.clock.crossed(self.config.samples.every_epochs, images_seen) and len(images) >= LEAST_IMAGES:
-            real = first_images(self.data, len(images))
+            real = first_images(self.data, len(images), self.processes.device)
             self.reporter.add_diversity(spread(images) / max(spread(real), 1e-6))
 
     def save_real_grid(self) -> None:
         """The first images that the main process trains on, as samples/real.png; on the main process."""
-        images = first_images(self.data, self.config.samples.count)
+        images = first_images(self.data, self.config.samples.count, self.processes.device)
         self.log.grid("real", to_grid(images, self.config.samples.show), self.state.images_seen)
 
     def write_page(self) -> None:

@@ -20,6 +20,7 @@ from distgan.plugins import import_user_modules
 from distgan.runs.checkpoint import Checkpoints
 from distgan.runs.folder import Changes, open_run_dir, write_run_info
 from distgan.training.build import Data, build, parameter_counts
+from distgan.training.decoding import describe_decoding
 from distgan.training.evaluation import open_evaluator
 from distgan.training.loop import Trainer
 from distgan.training.stop import Requeue, StopRequest
@@ -157,6 +158,8 @@ def header(config: Config, processes: Distributed, data: Data, gan: GAN, facts: 
         f"{config.data.shards}: {data.dataset.manifest.samples:,} images {data.spec}, {order.lanes} lanes, "
         f"{order.epoch_images:,} images per epoch; parameters: {parameter_counts(gan)}"
     )
+    if processes.is_main_process:
+        yield from describe_decoding(config, data)
     yield json.dumps(to_dict(config))
 
 

@@ -21,7 +21,7 @@ from torch.nn.functional import cosine_similarity
 from distgan import models
 from distgan.gan.finite_difference import DInputs, FiniteDifference, output_and_change, squared_slope
 from distgan.gan.penalties import squared_gradient
-from distgan.generators.pretrained import load_generator
+from distgan.generators.loading import load_generator
 from distgan.runs.checkpoint import load_weights
 
 SIGMAS = (0.003, 0.01, 0.03, 0.1, 0.3)

@@ -93,7 +93,7 @@ def compare(run: str, dataset: str, out: Path, count: int, seed: int) -> None:
     energy = np.random.default_rng(seed).uniform(LOW, HIGH, count)
     condition = G.spec.conditions[0]
     labels = torch.from_numpy(((energy - condition.mean) / condition.std).astype(np.float32))[:, None]
-    images = generate(G.network, G.draw(count, seed), labels)
+    images = generate(G, G.draw(count, seed), labels)
     fake = to_stored(images, G.spec).double().numpy()[..., 0] ** 2
     real_rows = by_bin(real_energy, real)
     fake_rows = by_bin(energy, fake)

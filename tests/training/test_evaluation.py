@@ -118,6 +118,7 @@ def card(images: int, extractor: str = "a", **metrics: float) -> tuple[int, dict
         "metrics": metrics,
         "extractor": {"sha256": extractor},
         "data": {"manifest": "m"},
+        "generator": {},
         "counts": {"generated": 40},
         "seed": 0,
     }

@@ -1,0 +1,20 @@
+"""What a run on latents says at its start: what decodes them, and what its images can be measured against."""
+
+from collections.abc import Iterator
+
+from distgan.config.keys import Config
+from distgan.errors import UsageError
+from distgan.frozen.vae import Autoencoder
+from distgan.training.build import Data
+from distgan.training.evaluation import real_images
+
+
+def describe_decoding(config: Config, data: Data) -> Iterator[str]:
+    """Lines on the autoencoder that decodes the samples of G and on the images that were encoded; none for pixels."""
+    if not isinstance(data.decoder, Autoencoder):
+        return
+    yield f"latents are decoded to {data.spec.pixels} by the VAE {data.decoder.sha256[:12]} in {data.decoder.folder}"
+    try:
+        yield f"metrics compare with the images of {real_images(config, data).address}"
+    except UsageError as error:  # an evaluation during the run was refused already
+        yield f"no metrics can be computed: {error}, as evaluate.data or `distgan evaluate --data`"

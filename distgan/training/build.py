@@ -26,11 +26,13 @@ from distgan.gan.augment import Pipeline
 from distgan.gan.ema import EMA
 from distgan.gan.levels import View
 from distgan.gan.losses import LOSSES
+from distgan.gan.penalties import PENALTIES
 from distgan.gan.schedules import value_at
 from distgan.gan.step import GAN, unaugmented
 from distgan.gan.terms import TERMS, WeightedTerm
 from distgan.gan.truncation import check_truncation
 from distgan.models import example_labels
+from distgan.models.transformer import twice_differentiable
 from distgan.pixels import check_show
 from distgan.samples import SampleSpec
 from distgan.training.checks import (
@@ -191,6 +193,8 @@ def build_networks(config: Config, processes: Distributed, spec: SampleSpec) -> 
     model = config.model
     G, D = models.build(model.name, spec, z_dim=model.latent, options=model.options, seed=config.seed)
     check_d(config, D)
+    if any(PENALTIES[name].differentiates for name in config.penalties):
+        twice_differentiable(D)
     if config.compile:
         check_compile(G, D)
     if config.sync_batchnorm and processes.world_size > 1:

@@ -13,8 +13,10 @@ from torch.utils.flop_counter import flop_registry
 from distgan import models
 from distgan.config.keys import Config
 from distgan.gan.losses import LOSSES
+from distgan.gan.penalties import PENALTIES
 from distgan.gan.step import GAN, Batches, Minibatch, train_step, unaugmented
 from distgan.models import example_labels
+from distgan.models.transformer import twice_differentiable
 from distgan.samples import SampleSpec
 from distgan.training.batches import split
 from distgan.training.build import adam, build_view, has_own_minibatch, weighted_terms
@@ -162,6 +164,8 @@ def fake_gan(config: Config, spec: SampleSpec) -> tuple[GAN, nn.Module | None]:
         return mixed_precision(G, config.precision), mixed_precision(D, config.precision)
 
     G, D = build()
+    if any(PENALTIES[name].differentiates for name in config.penalties):
+        twice_differentiable(D)
     optimizers = adam(G, config.g_optimizer), adam(D, config.d_optimizer)
     ema = build()[0] if config.ema.half_life_images else None
     view = build_view(config, D)

@@ -95,7 +95,7 @@ def test_own_parts_without_a_fork(parts, tiny, tmp_path, capsys):
     sys.modules.pop("my_parts")
     MODELS.pop("linear")
     assert sample.main(["run", "--out", "b.png"]) == 2  # never taken from the checkpoint
-    assert "unknown model 'linear'; choose from dcgan, " in capsys.readouterr().err
+    assert "unknown model 'linear'; choose from cat, dcgan, " in capsys.readouterr().err
     assert "my_parts" not in sys.modules
     with pytest.raises(distgan.UsageError, match="unknown model"):
         distgan.load("run")

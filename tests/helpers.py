@@ -16,10 +16,14 @@ from safetensors.torch import save_file
 
 import distgan.commands.train
 from distgan import models
+from distgan.data.index_file import NUMBERS
 from distgan.data.shardset import LocalStorage, ShardSet, open_shardset
+from distgan.data.stream import Reader
 from distgan.dataset_tool import make
 from distgan.dataset_tool.convert import resolve_options
 from distgan.dataset_tool.sources.source import Source, from_arrays
+from distgan.frozen.vae import load_vae
+from distgan.pixels import normalize
 from distgan.runs.checkpoint import METADATA
 from distgan.samples import SampleSpec
 
@@ -48,6 +52,25 @@ def make_vae(folder: Path, *, channels: int = 4, seed: int = 0, **changes) -> Pa
     widths = {"block_out_channels": (8, 16), "norm_num_groups": 4, "layers_per_block": 1}
     torch.manual_seed(seed)
     diffusers.AutoencoderKL(**blocks, **widths, **{"latent_channels": channels, **changes}).save_pretrained(folder)
+    return folder
+
+
+def make_latents(folder: Path, images: ShardSet, address: Path, vae: Path) -> Path:
+    """A dataset of the moments of the latents of `images`, with the same labels, made from the one at `address`."""
+    ids = np.arange(images.manifest.samples)
+    encoder = load_vae(vae)
+    moments = encoder.encode(normalize(torch.from_numpy(Reader(images).read(ids).images), images.spec)).half().numpy()
+    n, channels, height, width = moments.shape
+    numbers = {one.name: images.columns[NUMBERS][:, k] for k, one in enumerate(images.spec.conditions)}
+    labels = np.array(images.columns["label"]) if images.classes else None
+    make_arrays(folder, moments.reshape(n, channels * height, width, 1), labels=labels, numbers=numbers or None)
+    keys = json.loads((folder / "manifest.json").read_text())
+    latents = {"height": height, "width": width, "channels": channels // 2, "scale": encoder.scale}
+    latents |= {"shift": encoder.shift, "flips": False, "vae": encoder.sha256}
+    latents |= {f"image_{name}": getattr(images.spec, name) for name in ("height", "width", "channels")}
+    keys["fields"] = {"latents": latents}
+    keys["source"] = {"name": str(address), "images": n, "sha256": images.digest}
+    (folder / "manifest.json").write_text(json.dumps(keys))
     return folder
 
 

@@ -40,7 +40,7 @@ def real_images_of(dataset: ShardSet, address: str, keys: Mapping[str, Any] | No
     if (images := dataset.images) is not None:
         return RealImageSet(images, address)
     source = dataset.manifest.source or {}
-    where, recorded = str(source.get("dataset")), source.get("manifest")
+    where, recorded = str(source.get("name")), source.get("sha256")
     fix = "give the dataset that was encoded"
     try:
         original = open_dataset(where, keys)

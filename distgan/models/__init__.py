@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from distgan.errors import UsageError
-from distgan.models import dcgan, mlp, r3gan, sngan
+from distgan.models import cat, dcgan, gat, mlp, r3gan, sngan
 from distgan.rng import derive_seed
 from distgan.samples import SampleSpec
 
@@ -62,7 +62,9 @@ def count_parameters(network: nn.Module) -> int:
 
 
 MODELS: dict[str, Builder] = {
+    "cat": cat.build,
     "dcgan": dcgan.build,
+    "gat": gat.build,
     "mlp": mlp.build,
     "r3gan": r3gan.build,
     "sngan": sngan.build,

@@ -12,6 +12,7 @@ from PIL import Image
 import distgan
 import distgan.commands.evaluate
 import distgan.commands.sample
+from distgan import rng
 from distgan.data.shardset import LocalStorage, ShardSet, open_shardset
 from distgan.data.stream import Reader
 from distgan.evaluation.classifier import load_classifier
@@ -85,7 +86,7 @@ def test_grids_are_decoded(run, latents, vae):
     G = distgan.load(run / "checkpoints/160/ema.safetensors", vae=vae)
     with Image.open(run / "samples/fake-0002.png") as picture:
         fake = np.asarray(picture)[2:14, 2:18]
-    z = torch.from_numpy(distgan.rng.rng(0, "samples").standard_normal((16, 8), np.float32))
+    z = torch.from_numpy(rng.rng(0, "samples").standard_normal((16, 8), np.float32))
     expected = to_picture(G(z, torch.arange(16) % 3).numpy())[0]
     assert np.abs(fake.astype(int) - expected).max() <= 1
 

@@ -69,7 +69,7 @@ def make_latents(folder: Path, images: ShardSet, address: Path, vae: Path) -> Pa
     latents |= {"shift": encoder.shift, "flips": False, "vae": encoder.sha256}
     latents |= {f"image_{name}": getattr(images.spec, name) for name in ("height", "width", "channels")}
     keys["fields"] = {"latents": latents}
-    keys["source"] = {"name": str(address), "images": n, "sha256": images.digest}
+    keys["source"] = {"name": str(address), "images": n, "manifest": images.digest}
     (folder / "manifest.json").write_text(json.dumps(keys))
     return folder
 

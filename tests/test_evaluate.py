@@ -196,14 +196,16 @@ def test_a_run_folder_needs_no_other_word(run, dataset, cache, capsys, monkeypat
 
 
 def test_every_choice_has_a_card_of_its_own():
-    digest = "0123456789" * 6
-    names = [
-        Options(**changes).card_name(320, "pixels", digest)
-        for changes in ({}, {"truncation_psi": 0.7}, {"balanced": True}, {"data": "a"}, {"by": "class"}, {"seed": 2})
-    ]
-    assert names == [
-        f"320-pixels{rest}.json" for rest in ("", "-psi0.7", "-balanced", "-data01234567", "-by-class", "-seed2")
-    ]
+    choices = {
+        "": Options(),
+        "-psi0.7": Options(truncation_psi=0.7),
+        "-balanced": Options(balanced=True),
+        "-data01234567": Options(data="a"),
+        "-by-class": Options(by="class"),
+        "-seed2": Options(seed=2),
+    }
+    for name, options in choices.items():
+        assert options.card_name(320, "pixels", "0123456789" * 6) == f"320-pixels{name}.json"
 
 
 def test_prefetch_caches_the_statistics_of_a_dataset(dataset, cache, tmp_path, capsys, monkeypatch):

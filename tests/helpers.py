@@ -63,10 +63,12 @@ def make_latents(folder: Path, source: Path, vae: Path, *words: object) -> Path:
     return folder
 
 
-def save_generator(path: Path, spec: SampleSpec, classes: Sequence[str] = (), **changes) -> Path:
+def save_generator(
+    path: Path, spec: SampleSpec, classes: Sequence[str] = (), *, model: dict[str, Any] | None = None, **changes
+) -> Path:
     """A file of an untrained G of `spec`, as a checkpoint has it; `changes` are keys of its metadata, None: without."""
-    model = {"name": "mlp", "latent": 8, "options": {"width": 8, "layers": 1}}
-    G, _ = models.build("mlp", spec, z_dim=8, options=model["options"], seed=0)
+    model = {"latent": 8} | (model or {"name": "mlp", "options": {"width": 8, "layers": 1}})
+    G, _ = models.build(model["name"], spec, z_dim=8, options=model["options"], seed=0)
     kind = {name: value for name, value in asdict(spec).items() if name != "num_classes"}
     keys = {"config": {"model": model}, "classes": list(classes), **kind, **changes}
     metadata = json.dumps({name: value for name, value in keys.items() if value is not None})

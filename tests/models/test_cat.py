@@ -129,7 +129,8 @@ def test_stages():
 def test_published_numbers(size, millions, billions):
     """Weights of G, and the multiplications of one image: published GFLOPs count a multiply-add once."""
     with FakeTensorMode():
-        G, D = models.build("cat", LATENTS, z_dim=64, options={"size": size}, seed=0)
+        networks: tuple[Any, Any] = models.build("cat", LATENTS, z_dim=64, options={"size": size}, seed=0)
+        G, D = networks
         with FlopCounterMode(display=False) as counter:
             twice_differentiable(G)(torch.empty(1, 64), torch.zeros(1, dtype=torch.long))
     assert models.count_parameters(G) / 1e6 == pytest.approx(millions, rel=0.003)

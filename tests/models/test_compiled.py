@@ -30,6 +30,8 @@ NETWORKS: dict[str, tuple[str, int, dict[str, Any]]] = {
     "cat-recomputed": ("cat", 8, TINY | {"d_width": 16, "d_depth": 2, "d_heads": 2, "checkpoint_blocks": 2}),
 }
 """By name: architecture, image size, options."""
+TRANSFORMERS = ("gat", "gat-recomputed", "cat", "cat-recomputed")
+"""What takes half a minute each."""
 PENALIZED = [network for network in NETWORKS if network != "dcgan"]  # whose D has BatchNorm
 CONDITIONS = (Condition("energy"), Condition("tagged", "flag"), Condition("angle"))
 MIXED = ("dcgan-spectral", "r3gan", "sngan", "gat", "cat")
@@ -118,7 +120,10 @@ def assert_equal_traced(network: str, labels: str, penalize: bool) -> None:
     ("network", "labels"),
     [
         *[pytest.param(network, "none", marks=pytest.mark.slow) for network in NETWORKS],
-        *[(network, "classes") for network in NETWORKS],
+        *[
+            pytest.param(network, "classes", marks=[pytest.mark.slow] * (network in TRANSFORMERS))
+            for network in NETWORKS
+        ],
         *[pytest.param(network, "mixed", marks=pytest.mark.slow) for network in MIXED],
     ],
 )

@@ -231,7 +231,10 @@ def test_numbers_of_weights(size, of_g, of_d, with_projector):
 
 def test_d_of_another_size():
     with FakeTensorMode():
-        G, D = models.build("gat", LATENTS, z_dim=64, options={"size": "S", "d_size": "B", "d_depth": 2}, seed=0)
+        networks: tuple[Any, Any] = models.build(
+            "gat", LATENTS, z_dim=64, options={"size": "S", "d_size": "B", "d_depth": 2}, seed=0
+        )
+        G, D = networks
         assert (G.width, D.width, len(D.blocks)) == (384, 768, 2)
         G, D = build(d_width=32)
         assert (D.width, len(D.blocks), D.blocks[0].attention.heads) == (32, 4, 2)

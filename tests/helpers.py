@@ -9,21 +9,20 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import torch
 from safetensors.torch import save_file
 
+import distgan.commands.shards
 import distgan.commands.train
+import distgan.frozen.vae
 from distgan import models
-from distgan.data.index_file import NUMBERS
 from distgan.data.shardset import LocalStorage, ShardSet, open_shardset
-from distgan.data.stream import Reader
 from distgan.dataset_tool import make
 from distgan.dataset_tool.convert import resolve_options
 from distgan.dataset_tool.sources.source import Source, from_arrays
-from distgan.frozen.vae import load_vae
-from distgan.pixels import normalize
 from distgan.runs.checkpoint import METADATA
 from distgan.samples import SampleSpec
 
@@ -55,22 +54,12 @@ def make_vae(folder: Path, *, channels: int = 4, seed: int = 0, **changes) -> Pa
     return folder
 
 
-def make_latents(folder: Path, images: ShardSet, address: Path, vae: Path) -> Path:
-    """A dataset of the moments of the latents of `images`, with the same labels, made from the one at `address`."""
-    ids = np.arange(images.manifest.samples)
-    encoder = load_vae(vae)
-    moments = encoder.encode(normalize(torch.from_numpy(Reader(images).read(ids).images), images.spec)).half().numpy()
-    n, channels, height, width = moments.shape
-    numbers = {one.name: images.columns[NUMBERS][:, k] for k, one in enumerate(images.spec.conditions)}
-    labels = np.array(images.columns["label"]) if images.classes else None
-    make_arrays(folder, moments.reshape(n, channels * height, width, 1), labels=labels, numbers=numbers or None)
-    keys = json.loads((folder / "manifest.json").read_text())
-    latents = {"height": height, "width": width, "channels": channels // 2, "scale": encoder.scale}
-    latents |= {"shift": encoder.shift, "flips": False, "vae": encoder.sha256}
-    latents |= {f"image_{name}": getattr(images.spec, name) for name in ("height", "width", "channels")}
-    keys["fields"] = {"latents": latents}
-    keys["source"] = {"name": str(address), "images": n, "manifest": images.digest}
-    (folder / "manifest.json").write_text(json.dumps(keys))
+def make_latents(folder: Path, source: Path, vae: Path, *words: object) -> Path:
+    """The latents of a dataset by `shards encode`, with more words for the command line."""
+    command = ["encode", source, folder, "--vae", vae, *words]
+    reset_accelerate()
+    with mock.patch.object(distgan.frozen.vae, "cache_folder", lambda: folder.parent / "cache"):
+        assert distgan.commands.shards.main([str(word) for word in command]) == 0
     return folder
 
 

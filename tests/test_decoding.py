@@ -46,7 +46,7 @@ def images(folder) -> ShardSet:
 
 @pytest.fixture(scope="module")
 def latents(folder, images, vae) -> Path:
-    return make_latents(folder / "latents", images, folder / "images", vae)
+    return make_latents(folder / "latents", folder / "images", vae)
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""Schedules, penalties and augmentations: what a configuration may say of them, parsed into typed values."""
+"""Schedules, penalties, terms and augmentations: what a configuration may say of them, parsed into typed values."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -32,6 +32,7 @@ UNIT_FRACTION = Range(
 SHAPES = ("linear", "cosine")
 PENALTY = "{weight: number or schedule, every: iterations, sigma: number, share: number}"
 PENALTY_OPTIONS = ("every", "sigma", "share")
+TERM = "{weight: number or schedule, network: name, path: folder}"
 ADAPTIVE = "{target: number, images: number}"
 
 
@@ -52,6 +53,18 @@ class PenaltyEntry:
     def stride(self) -> int:
         """Every so many images, noise is added to one."""
         return round(1 / (self.share or 1))
+
+
+@dataclass(frozen=True)
+class TermEntry:
+    """A term of the objective of D or of G."""
+
+    weight: float | dict[str, Any]
+    """A number or a schedule."""
+    network: str | None = None
+    """The frozen network whose features it compares with; None: it needs none, or the default one."""
+    path: str | None = None
+    """The folder of its weights; None: the cache."""
 
 
 @dataclass(frozen=True)
@@ -123,6 +136,17 @@ def parse_penalty(key: str, value: Any) -> PenaltyEntry:
     sigma = parse_number(f"{key}.sigma", value["sigma"], POSITIVE) if "sigma" in value else None
     share = parse_number(f"{key}.share", value["share"], UNIT_FRACTION) if "share" in value else None
     return PenaltyEntry(parse_schedule(f"{key}.weight", value["weight"]), int(every), sigma, share)
+
+
+def parse_term(key: str, value: Any) -> TermEntry:
+    """A weight, a schedule of it, or {weight, network, path}. Raises UsageError."""
+    if not (isinstance(value, dict) and value.keys() & {"weight", "network", "path"}):
+        return TermEntry(parse_schedule(key, value, NUMBER, TERM))
+    check_keys(key, value, TERM, required=("weight",), optional=("network", "path"))
+    for name in ("network", "path"):
+        if not isinstance(value.get(name), str | None):
+            raise UsageError(f"{key}.{name}: expected text, got {value[name]!r}")
+    return TermEntry(parse_schedule(f"{key}.weight", value["weight"]), value.get("network"), value.get("path"))
 
 
 def parse_augmentation(value: Any) -> AugmentEntry:

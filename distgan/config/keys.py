@@ -11,10 +11,12 @@ from distgan.config.entries import (
     AdaptiveProbability,
     AugmentEntry,
     PenaltyEntry,
+    TermEntry,
     parse_augmentation,
     parse_penalty,
     parse_probability,
     parse_schedule,
+    parse_term,
 )
 from distgan.config.types import (
     Decay,
@@ -93,8 +95,13 @@ class OptimizerConfig:
     """Adam betas, per update; the second may be a schedule."""
     eps: PositiveFloat = 1e-8
     """Adam epsilon."""
+    base_width: PositiveInt | None = None
+    """Width of the network that `lr` is meant for: it is multiplied by base_width / the network's width. null: `lr` as
+    it is. For networks that have a width, gat and cat."""
     weight_decay: NonNegativeFloat = 0.0
-    """L2 penalty on the weights, added to the gradient."""
+    """L2 penalty on the weights, added to the gradient, or see `decoupled`."""
+    decoupled: bool = False
+    """Subtract lr * weight_decay * weight from each weight instead, as AdamW does."""
     clip: NonNegativeFloat = 0.0
     """Maximum norm of the network's gradient; a larger one is scaled down to it. 0: no clipping."""
 
@@ -242,6 +249,13 @@ class Config:
     model: ModelConfig = field(default_factory=ModelConfig)
     loss: str = "bce"
     """An entry of LOSSES in distgan/gan/losses.py, or one added by a module in `import`."""
+    terms: dict[str, Any] = field(default_factory=dict)
+    """Further terms of the objectives: entries of TERMS in distgan/gan/terms.py, each with a weight, a schedule, or
+    {weight: weight or schedule, network: dinov2, path: folder} where D's features are compared with those of a frozen
+    network."""
+    g_minibatch: Literal["same", "next"] | None = None
+    """Minibatch of G's update: `same`, the last that D saw, with the same fakes; `next`, new latents, and for a paired
+    loss the real images that D sees next. null: `next` for a paired loss, else `same`."""
     n_critic: PositiveInt = 1
     """Updates of D per update of G, each on a minibatch of its own."""
     penalties: dict[str, Any] = field(default_factory=dict)
@@ -278,7 +292,7 @@ class Config:
             parse_schedule(f"{key}.lr", optimizer.lr)
             parse_schedule(f"{key}.betas", optimizer.betas[1], BETA)
         parse_schedule("ema.half_life_images", self.ema.half_life_images)
-        for entries in ("penalty_entries", "augment_entries", "adaptive_p"):
+        for entries in ("penalty_entries", "term_entries", "augment_entries", "adaptive_p"):
             getattr(self, entries)  # parsed now, so that a mistake is found now
         if not self.augment and self.augment_p != 1:
             raise UsageError("augment_p: no augmentation is given in augment, e.g. [color, translation, cutout]")
@@ -287,6 +301,11 @@ class Config:
     def penalty_entries(self) -> dict[str, PenaltyEntry]:
         """The penalties by name, in order."""
         return {name: parse_penalty(f"penalties.{name}", value) for name, value in self.penalties.items()}
+
+    @cached_property
+    def term_entries(self) -> dict[str, TermEntry]:
+        """The terms by name, in order."""
+        return {name: parse_term(f"terms.{name}", value) for name, value in self.terms.items()}
 
     @cached_property
     def augment_entries(self) -> list[AugmentEntry]:

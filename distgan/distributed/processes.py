@@ -2,7 +2,7 @@
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -124,7 +124,9 @@ class Distributed:
         if isinstance(network, nn.parallel.DistributedDataParallel):
             network.broadcast_buffers = False  # type: ignore[assignment] - as an argument it is deprecated
         before = {name: tensor.clone() for name, tensor in raw.state_dict().items()}
-        network(*inputs).sum().backward()
+        output = network(*inputs)
+        parts = output.values() if isinstance(output, Mapping) else [output]
+        torch.stack([part.sum() for part in parts]).sum().backward()
         raw.zero_grad()
         raw.load_state_dict(before)
 

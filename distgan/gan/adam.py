@@ -39,7 +39,10 @@ def update(parameters: list[Tensor], states: list[dict[str, Tensor]], group: dic
     steps = [state["step"] for state in states]
     means = [state["exp_avg"] for state in states]
     squares = [state["exp_avg_sq"] for state in states]
-    if group["weight_decay"]:
+    if group["weight_decay"] and group["decoupled_weight_decay"]:
+        # AdamW (Loshchilov & Hutter 2019, arXiv 1711.05101, algorithm 2)
+        torch._foreach_mul_(parameters, 1 - group["lr"].to(dtype) * group["weight_decay"])
+    elif group["weight_decay"]:
         gradients = torch._foreach_add(gradients, parameters, alpha=group["weight_decay"])
     torch._foreach_add_(steps, 1)
     # m = beta1 m + (1 - beta1) g, v = beta2 v + (1 - beta2) g^2

@@ -26,6 +26,8 @@ class Augmentation:
     """
     columns: int
     """The uniform numbers that an image needs."""
+    geometric: bool = False
+    """Whether it moves pixels and leaves their colours alone."""
 
 
 class Pipeline:
@@ -35,10 +37,17 @@ class Pipeline:
         self.parts = [(AUGMENTATIONS[name], factor) for name, factor in entries]
         self.columns = sum(part.columns for part, _ in self.parts)
 
-    def __call__(self, images: Tensor, u: Tensor, p: Tensor | float) -> Tensor:
-        """As `Augmentation.apply`."""
+    def __call__(self, images: Tensor, u: Tensor, p: Tensor | float, geometric: bool = False) -> Tensor:
+        """As `Augmentation.apply`; of stages [N, K, C, H, W] all that belong to an image are changed alike.
+
+        With `geometric` only those that move pixels are applied: to other images of the same samples.
+        """
+        if images.ndim == 5:
+            n, k = images.shape[:2]
+            return self(images.flatten(0, 1), u.repeat_interleave(k, 0), p, geometric).unflatten(0, (n, k))
         for (part, factor), own in zip(self.parts, u.split([part.columns for part, _ in self.parts], 1), strict=True):
-            images = part.apply(images, own, p * factor)
+            if part.geometric or not geometric:
+                images = part.apply(images, own, p * factor)
         return images
 
 
@@ -63,7 +72,7 @@ def normal(u: Tensor) -> Tensor:
 
 
 def working(images: Tensor) -> Tensor:
-    """Images in the precision to compute in, float32 or better."""
+    """Images, or features of them, in the precision to compute in, float32 or better."""
     return images.to(torch.promote_types(images.dtype, torch.float32))
 
 
@@ -107,6 +116,25 @@ def color(images: Tensor, u: Tensor, p: Tensor | float) -> Tensor:
     mean = x.mean((1, 2, 3) if is_rgb else (2, 3), keepdim=True)
     x = mean + (x - mean) * per_image(uniform(u[:, 3], 0.5, 1.5), x)
     return choose(u[:, 0] < p, x, images)
+
+
+def mixed_color(images: Tensor, u: Tensor, p: Tensor | float) -> Tensor:
+    """`color` of images of any number of channels as if they were RGB: all are mixed, and have one mean.
+
+    For latents, as GAT (arXiv 2509.24935) has it: about the means of the image before brightness is added.
+    """
+    x = working(images)
+    grey = x.mean(1, keepdim=True)
+    mean = x.mean((1, 2, 3), keepdim=True)
+    changed = x + per_image(uniform(u[:, 1], -0.5, 0.5), x)
+    changed = grey + (changed - grey) * per_image(uniform(u[:, 2], 0, 2), x)
+    changed = mean + (changed - mean) * per_image(uniform(u[:, 3], 0.5, 1.5), x)
+    return choose(u[:, 0] < p, changed, images)
+
+
+def flip(images: Tensor, u: Tensor, p: Tensor | float) -> Tensor:
+    """Horizontal flip."""
+    return choose(u[:, 0] < p, images.flip(3), images)
 
 
 def translation(images: Tensor, u: Tensor, p: Tensor | float) -> Tensor:
@@ -232,10 +260,12 @@ def ada_cutout(images: Tensor, u: Tensor, p: Tensor | float) -> Tensor:
 
 AUGMENTATIONS: dict[str, Augmentation] = {
     "color": Augmentation(color, 4),
-    "translation": Augmentation(translation, 3),
+    "mixed_color": Augmentation(mixed_color, 4),
+    "translation": Augmentation(translation, 3, geometric=True),
     "cutout": Augmentation(cutout, 3),
-    "ada_blit": Augmentation(ada_blit, 7),
-    "ada_geometry": Augmentation(ada_geometry, 11),
+    "flip": Augmentation(flip, 1, geometric=True),
+    "ada_blit": Augmentation(ada_blit, 7, geometric=True),
+    "ada_geometry": Augmentation(ada_geometry, 11, geometric=True),
     "ada_color": Augmentation(ada_color, 10),
     "ada_cutout": Augmentation(ada_cutout, 3),
 }

@@ -1,12 +1,15 @@
 """The change of D's logits when noise is added to the images, for penalties without a second derivative."""
 
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 
 from distgan.gan.noise import normal_noise
+from distgan.gan.outputs import Output, logits_of
+
+Returned = TypeVar("Returned", bound=Output)
 
 
 class FiniteDifference(NamedTuple):
@@ -22,9 +25,9 @@ class LogitChange(NamedTuple):
     """D at M images and at the same images with noise added, computed in one pass."""
 
     logits: Tensor
-    """[M], D(x)"""
+    """[M] or [M, K], D(x)"""
     perturbed_logits: Tensor
-    """[M], D(x + sigma e)"""
+    """The same, D(x + sigma e)"""
     sigma: float
 
 
@@ -32,7 +35,7 @@ class DInputs(NamedTuple):
     """Images for D, and what goes with them."""
 
     images: Tensor
-    """[N, C, H, W], before augmentation"""
+    """[N, C, H, W], or the stages [N, K, C, H, W] of fakes, before augmentation"""
     labels: Tensor | None
     """[N] or [N, label_width]"""
     u: Tensor | None
@@ -41,10 +44,10 @@ class DInputs(NamedTuple):
     """[N], int64 keys of the noise that a penalty adds to them"""
 
 
-def logits_and_change(
-    D: Callable[[DInputs], Tensor], inputs: DInputs, difference: FiniteDifference | None
-) -> tuple[Tensor, LogitChange | None]:
-    """D's logits [N], and their change where noise is added to the images, before augmentation.
+def output_and_change(
+    D: Callable[[DInputs], Returned], inputs: DInputs, difference: FiniteDifference | None
+) -> tuple[Returned, LogitChange | None]:
+    """What D returns for N images, and the change of its logits where noise is added to them, before augmentation.
 
     The perturbed images have the labels and the random numbers of augmentation of the images they come from, and go
     through D in the same pass. Two passes would be two functions wherever a pass changes D, as in spectral
@@ -60,9 +63,17 @@ def logits_and_change(
 
     perturbed = perturb(inputs.images[::stride].detach(), inputs.noise[::stride], sigma)
     images = torch.cat([inputs.images, perturbed])
-    logits = D(DInputs(images, repeat_chosen(inputs.labels), repeat_chosen(inputs.u), None))
+    output = D(DInputs(images, repeat_chosen(inputs.labels), repeat_chosen(inputs.u), None))
+    logits = logits_of(output)
     n = len(inputs.images)
-    return logits[:n], LogitChange(logits[:n:stride], logits[n:], sigma)
+    return first_rows(output, n), LogitChange(logits[:n:stride], logits[n:], sigma)
+
+
+def first_rows(output: Any, count: int) -> Any:
+    """What D returned for the first `count` images."""
+    if isinstance(output, Mapping):
+        return {name: value[:count] for name, value in output.items()}
+    return output[:count]
 
 
 def perturb(images: Tensor, keys: Tensor, sigma: float) -> Tensor:
@@ -72,7 +83,11 @@ def perturb(images: Tensor, keys: Tensor, sigma: float) -> Tensor:
 
 
 def squared_slope(change: LogitChange | None) -> Tensor:
-    """((D(x + sigma e) - D(x)) / sigma)^2 [M], float32 or better; its mean over e is |grad D(x)|^2 + O(sigma^2)."""
+    """((D(x + sigma e) - D(x)) / sigma)^2 [M], float32 or better; its mean over e is |grad D(x)|^2 + O(sigma^2).
+
+    Of several logits of an image, it is the slope of their sum.
+    """
     assert change is not None, "the penalty perturbs these images"
     dtype = torch.promote_types(change.logits.dtype, torch.float32)
-    return ((change.perturbed_logits.to(dtype) - change.logits.to(dtype)) / change.sigma).square()
+    difference = change.perturbed_logits.to(dtype) - change.logits.to(dtype)
+    return (difference.flatten(1).sum(1) if difference.ndim > 1 else difference).div(change.sigma).square()

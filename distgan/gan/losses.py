@@ -1,4 +1,4 @@
-"""Adversarial losses: functions of logits that return per-sample losses. The step takes the mean."""
+"""Adversarial losses: elementwise functions of logits, [N] or [N, K]. The step takes the mean."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Loss:
-    """What D and what G minimize, as per-sample losses of logits."""
+    """What D and what G minimize, as losses of logits, elementwise: of K logits of an image the mean counts."""
 
     d: Callable[[Tensor, Tensor], Tensor]
     """(real_logits [N], fake_logits [N]) -> [N]"""

@@ -14,15 +14,16 @@ class DForward(NamedTuple):
     """What D was applied to in its update, and what it returned."""
 
     D: Callable[[Tensor, Any], Tensor]
-    """(images [N, C, H, W], labels or None) -> logits [N], through the augmentations of the real images"""
+    """(images or stages, labels or None) -> logits [N] or [N, K], through the augmentations of the real images"""
     real: Tensor
     """[N, C, H, W], before augmentation; requires a gradient if a penalty `differentiates`"""
     fake: Tensor
-    """[N, C, H, W], before augmentation, detached from G; requires a gradient if a penalty `differentiates`"""
+    """[N, C, H, W], or stages [N, K, C, H, W], before augmentation, detached from G; requires a gradient if a penalty
+    `differentiates`"""
     real_logits: Tensor
-    """[N]"""
+    """[N] or [N, K]"""
     fake_logits: Tensor
-    """[N]"""
+    """[N] or [N, K]"""
     labels: Tensor | None
     """[N] or [N, label_width], of the real images"""
     mix: Tensor | None
@@ -31,6 +32,10 @@ class DForward(NamedTuple):
     """Of D at real images with noise added; None unless a penalty `perturbs` them"""
     fake_change: LogitChange | None = None
     """The same at fakes"""
+    features: Tensor | None = None
+    """[N, tokens, F], of the real images, of a D that returns them"""
+    targets: Tensor | None = None
+    """[N, tokens, F], those of a frozen network; None unless a term of D compares with them"""
 
 
 @dataclass(frozen=True)
@@ -50,10 +55,11 @@ class Penalty:
 def squared_gradient(logits: Tensor, images: Tensor) -> Tensor:
     """|grad D|^2 [N], in float32: squares of the gradient of each logit with respect to its image, summed over pixels.
 
+    Of several logits or stages of an image, it is the gradient of the sum of its logits with respect to all stages.
     In a network that lets images see each other, as BatchNorm does, it would mix the gradients of all logits.
     """
     (gradient,) = torch.autograd.grad(logits.sum(), images, create_graph=True)
-    return gradient.float().square().sum((1, 2, 3))
+    return gradient.float().square().flatten(1).sum(1)
 
 
 def r1(forward: DForward) -> Tensor:
@@ -71,7 +77,8 @@ def wgan_gp(forward: DForward) -> Tensor:
     assert forward.mix is not None, "the penalty interpolates"
     # not detached: torch.compile takes no images that are made to require a gradient on the way
     fake = forward.fake.to(forward.real.dtype)
-    images = torch.lerp(fake, forward.real, forward.mix.view(-1, 1, 1, 1))
+    real = forward.real if fake.ndim == 4 else forward.real.unsqueeze(1)  # the same image at all stages
+    images = torch.lerp(fake, real.expand_as(fake), forward.mix.view(-1, *[1] * (fake.ndim - 1)))
     squares = squared_gradient(forward.D(images, forward.labels), images)
     return ((squares + 1e-12).sqrt() - 1).square()  # the square root has no derivative at 0
 

@@ -17,7 +17,7 @@ from distgan.gan.penalties import PENALTIES
 from distgan.gan.step import GAN, Batches, Minibatch
 from distgan.pixels import normalize
 from distgan.rng import normal_rows, philox, random_rows, uniform_rows
-from distgan.training.build import Data, build_augment
+from distgan.training.build import Data, build_view, has_own_minibatch
 
 LARGEST_BELOW_1 = np.float32(1 - 2**-24)
 
@@ -26,13 +26,15 @@ class Needs(NamedTuple):
     """What the loss, the penalties and the augmentations of a run draw random numbers for."""
 
     paired: bool = False
-    """Whether G is updated on latents and real images of its own."""
+    """Whether each fake is compared with a real image, of the same label."""
     interpolates: bool = False
     """Whether a penalty evaluates D between a real image and a fake one."""
     augment_columns: int = 0
     """Uniform numbers that augment one image."""
     perturbs: frozenset[str] = frozenset()
     """The images, "real" or "fake", that a penalty adds noise to."""
+    fresh: bool = False
+    """Whether G is updated on latents and real images of its own."""
     posterior: bool = False
     """Whether real samples are drawn from the moments of latents."""
 
@@ -61,7 +63,7 @@ class Draws:
         """The arrays [rows, ...] by name of the minibatch at `images_seen`, after so many `rollbacks`."""
         position = (images_seen, *([rollbacks] if rollbacks else []))
         arrays = {"z": self.normal("latents", position, self.config.model.latent)}
-        if self.needs.paired:
+        if self.needs.fresh:
             arrays["g_z"] = self.normal("latents of G", position, self.config.model.latent)
         if self.config.data.labels and not (self.needs.paired or self.needs.interpolates):
             arrays["fake_labels"] = self.draw_labels(self.uniform("labels", position)[:, 0])
@@ -70,7 +72,7 @@ class Draws:
         if self.needs.interpolates:
             arrays["mix"] = self.uniform32("mix", position, 1)[:, 0]
         if columns := self.needs.augment_columns:
-            for name in ("u_real", "u_fake", "u_g", *(["g_u_real"] if self.needs.paired else [])):
+            for name in ("u_real", "u_fake", "u_g", *(["g_u_real"] if self.needs.fresh else [])):
                 arrays[name] = self.uniform32(name, position, columns)
         for images in self.needs.perturbs:
             arrays[f"noise_{images}"] = self.keys(f"noise of {images}", position)
@@ -123,18 +125,17 @@ class Minibatches:
     ) -> Iterator[Batches]:
         """The minibatches of `count` iterations from `images_seen` on.
 
-        `on_read` is called with what was read, before D is updated on it. The real images for G's update, where the
-        loss compares fakes with them, are those that D sees next: D has not been updated on them yet, and nothing is
-        read twice.
+        `on_read` is called with what was read, before D is updated on it. The real images for G's update, where it has
+        its own, are those that D sees next: D has not been updated on them yet, and nothing is read twice.
         """
-        paired = self.draws.needs.paired
-        loaded = self.load(images_seen, count * self.config.n_critic + (1 if paired else 0), rollbacks)
+        fresh = self.draws.needs.fresh
+        loaded = self.load(images_seen, count * self.config.n_critic + (1 if fresh else 0), rollbacks)
         ahead = deque[LoadedBatch]()
         for _ in range(count):
             batches = [ahead.popleft() if ahead else next(loaded) for _ in range(self.config.n_critic)]
             for batch in batches:
                 on_read(batch.images)
-            if paired:
+            if fresh:
                 ahead.append(next(loaded))
             yield Batches([batch.d for batch in batches], ahead[0].g if ahead else None)
 
@@ -202,8 +203,10 @@ def minibatches_of(config: Config, processes: Distributed, data: Data, gan: GAN)
     penalties = [PENALTIES[name] for name in config.penalties]
     interpolates = any(penalty.interpolates for penalty in penalties)
     perturbs = frozenset(penalty.perturbs for penalty in penalties if penalty.perturbs)
+    columns = build_view(config, gan.raw_D).columns
+    fresh = has_own_minibatch(config)
     posterior = data.spec.latents is not None
-    needs = Needs(gan.loss.paired, interpolates, build_augment(config).columns, perturbs, posterior)
+    needs = Needs(gan.loss.paired, interpolates, columns, perturbs, fresh, posterior)
     draws = Draws(config, data.order, data.dataset.draw_labels, needs)
     return Minibatches(config, processes, data, draws)
 

@@ -24,11 +24,15 @@ from distgan.frozen.vae import open_decoder
 from distgan.gan.adam import TensorAdam
 from distgan.gan.augment import Pipeline
 from distgan.gan.ema import EMA
+from distgan.gan.levels import View
 from distgan.gan.losses import LOSSES
+from distgan.gan.penalties import PENALTIES
 from distgan.gan.schedules import value_at
 from distgan.gan.step import GAN, unaugmented
+from distgan.gan.terms import TERMS, WeightedTerm
 from distgan.gan.truncation import check_truncation
 from distgan.models import example_labels
+from distgan.models.transformer import twice_differentiable
 from distgan.pixels import check_show
 from distgan.samples import SampleSpec
 from distgan.training.checks import (
@@ -39,6 +43,8 @@ from distgan.training.checks import (
     check_loss,
     check_networks,
     check_penalties,
+    check_stages,
+    check_widths,
 )
 from distgan.training.compiled import compiler
 from distgan.training.noise_checks import check_perturbed_d, check_shares
@@ -138,7 +144,7 @@ def build_gan(config: Config, processes: Distributed, spec: SampleSpec) -> GAN:
     d_optimizer = accelerator.prepare(adam(raw_D, config.d_optimizer, config.graph))
     G, D = wrap(config, processes, raw_G, raw_D, spec)
     average = processes.world_size > 1 and not uses_ddp(config)
-    augment = build_augment(config)
+    view = build_view(config, raw_D)
     more: dict[str, Any] = {"average_g": GradientAverage(raw_G), "average_d": GradientAverage(raw_D)} if average else {}
     if config.compile:
         more["compile"] = compiler(config.deterministic)
@@ -150,7 +156,8 @@ def build_gan(config: Config, processes: Distributed, spec: SampleSpec) -> GAN:
         g_optimizer=g_optimizer,
         d_optimizer=d_optimizer,
         loss=LOSSES[config.loss],
-        augment=augment if augment.columns else unaugmented,
+        augment=view if view.columns else unaugmented,
+        terms=weighted_terms(config, processes.device),
         backward=accelerator.backward,
         no_sync=accelerator.no_sync,
         clip_g=clipper(processes, G, g_optimizer, config.g_optimizer.clip),
@@ -186,6 +193,8 @@ def build_networks(config: Config, processes: Distributed, spec: SampleSpec) -> 
     model = config.model
     G, D = models.build(model.name, spec, z_dim=model.latent, options=model.options, seed=config.seed)
     check_d(config, D)
+    if any(PENALTIES[name].differentiates for name in config.penalties):
+        twice_differentiable(D)
     if config.compile:
         check_compile(G, D)
     if config.sync_batchnorm and processes.world_size > 1:
@@ -198,6 +207,8 @@ def build_networks(config: Config, processes: Distributed, spec: SampleSpec) -> 
         G, D = (network.to(memory_format=torch.channels_last) for network in (G, D))  # type: ignore[call-overload]
     G, D = G.to(processes.device), D.to(processes.device)
     check_networks(G, D, spec, z_dim=model.latent)
+    check_stages(config, G, D, spec)
+    check_widths(config, G, D)
     check_perturbed_d(config, D, spec)
     check_truncation(G, config.evaluate.truncation_psi, "evaluate.truncation_psi")
     return G, D
@@ -222,9 +233,23 @@ def clipper(
     return clip
 
 
-def build_augment(config: Config) -> Pipeline:
-    """The augmentations in order, each with the factor of its probability."""
-    return Pipeline([(entry.name, entry.factor) for entry in config.augment_entries])
+def build_view(config: Config, D: nn.Module) -> View:
+    """What D, without its wrapper, sees of images: the augmentations in order, then its noise levels."""
+    augment = Pipeline([(entry.name, entry.factor) for entry in config.augment_entries])
+    return View(augment, getattr(D, "noise_levels", ()))
+
+
+def weighted_terms(config: Config, device: torch.device) -> dict[str, WeightedTerm]:
+    """The terms by name, with their weights at the start of a run as float32 tensors."""
+    return {
+        name: WeightedTerm(TERMS[name], torch.full((), value_at(entry.weight, 0), dtype=torch.float32, device=device))
+        for name, entry in config.term_entries.items()
+    }
+
+
+def has_own_minibatch(config: Config) -> bool:
+    """Whether G is updated on latents and real images of its own: by default with a paired loss."""
+    return LOSSES[config.loss].paired if config.g_minibatch is None else config.g_minibatch == "next"
 
 
 def build_ema(config: Config, gan: GAN) -> EMA | None:
@@ -239,6 +264,11 @@ def parameter_counts(gan: GAN) -> str:
     return ", ".join(f"{name} {models.count_parameters(network) / 1e6:.2f} M" for name, network in networks.items())
 
 
+def lr_factor(network: nn.Module, config: OptimizerConfig) -> float:
+    """What the learning rate is multiplied by for the width of a network, without its wrapper."""
+    return config.base_width / int(getattr(network, "width", 0)) if config.base_width else 1.0
+
+
 def adam(network: nn.Module, config: OptimizerConfig, graph: bool = False) -> torch.optim.Adam:
     """Adam with the fused kernel; in a captured iteration, with a beta2 that changes, one that reads it as a tensor."""
     scheduled_beta2 = isinstance(config.betas[1], dict)
@@ -246,10 +276,11 @@ def adam(network: nn.Module, config: OptimizerConfig, graph: bool = False) -> to
     fused = kind is not TensorAdam and next(network.parameters()).device.type in ("cuda", "cpu")
     return kind(
         network.parameters(),
-        lr=value_at(config.lr, 0),
+        lr=value_at(config.lr, 0) * lr_factor(network, config),
         betas=(float(config.betas[0]), value_at(config.betas[1], 0)),
         eps=float(config.eps),
         weight_decay=float(config.weight_decay),
+        decoupled_weight_decay=config.decoupled,
         fused=fused,
         capturable=graph,
     )

@@ -1,7 +1,7 @@
 """What is refused, with the reason: combinations that cannot work, and parts of a user's that do not do their work."""
 
 import copy
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +13,9 @@ from distgan.errors import UsageError
 from distgan.gan.augment import AUGMENTATIONS
 from distgan.gan.finite_difference import LogitChange
 from distgan.gan.losses import LOSSES
+from distgan.gan.outputs import images_of, logits_of, shown_to_d
 from distgan.gan.penalties import PENALTIES, DForward
+from distgan.gan.terms import TERMS
 from distgan.models import example_labels
 from distgan.models.layers import has_torch_spectral_norm
 from distgan.samples import SampleSpec
@@ -25,6 +27,12 @@ def check_config(config: Config) -> None:
     check_name("loss", "loss", config.loss, LOSSES)
     for name in config.penalties:
         check_name("penalties", "penalty", name, PENALTIES)
+    for name in config.terms:
+        check_name("terms", "term", name, TERMS)
+        if name in config.penalties:
+            raise UsageError(f"terms.{name}: a penalty has the same name; rename one of yours")
+    if config.g_minibatch == "next" and not LOSSES[config.loss].paired:
+        raise UsageError(f"g_minibatch: the loss {config.loss} is not paired; set it to same, or take the loss rpgan")
     check_perturbations(config)
     for entry in config.augment_entries:
         check_name("augment", "augmentation", entry.name, AUGMENTATIONS)
@@ -124,21 +132,66 @@ def check_networks(G: nn.Module, D: nn.Module, spec: SampleSpec, *, z_dim: int) 
                 message = (str(error).splitlines() or [""])[0]
                 call = "G(z, labels)" if name == "G" else "D(images, labels)"
                 raise UsageError(f"model.name: {call} raises {type(error).__name__}: {message}") from error
-        output = outputs[0]
-        if not isinstance(output, Tensor) or output.shape != expected:
-            returned = list(output.shape) if isinstance(output, Tensor) else type(output).__name__
-            raise UsageError(f"model.name: for 2 inputs {name} returns {returned}; it must return {list(expected)}")
-        if len(outputs) > 1 and torch.equal(*outputs) and ignores_labels(network, input, spec):
+        of = images_of if name == "G" else logits_of
+        check_output(name, outputs[0], of, expected)
+        first, second = of(outputs[0]), of(outputs[-1])
+        if len(outputs) > 1 and torch.equal(first, second) and ignores_labels(network, input, spec, of):
             raise UsageError(f"data.labels: {name} ignores labels")
         network.train(training)
 
 
-def ignores_labels(network: nn.Module, input: Tensor, spec: SampleSpec) -> bool:
+def check_output(name: str, output: object, of: Callable[[object], object], expected: tuple[int, ...]) -> None:
+    """Raises UsageError unless what `of` takes of the output of G or D has the expected shape; logits may be [N, K]."""
+    try:
+        main = of(output)
+    except (KeyError, TypeError):
+        main = output
+    shape = tuple(main.shape) if isinstance(main, Tensor) else None
+    if shape != expected and not (name == "D" and shape is not None and len(shape) == 2 and shape[0] == expected[0]):
+        returned = type(main).__name__ if shape is None else list(shape)
+        raise UsageError(f"model.name: for 2 inputs {name} returns {returned}; it must return {list(expected)}")
+
+
+@torch.no_grad()
+def check_stages(config: Config, G: nn.Module, D: nn.Module, spec: SampleSpec) -> None:
+    """Raises UsageError where D cannot take what G shows it, or a term lacks what it compares."""
+    device = next(G.parameters()).device
+    labels = example_labels(spec, 2, device)
+    output = G(torch.zeros(2, config.model.latent, device=device), labels)
+    shown = shown_to_d(output)
+    stages = shown.shape[1] if shown.ndim == 5 else 1
+    levels = len(getattr(D, "noise_levels", ()))
+    if levels and stages not in (1, levels):
+        raise UsageError(f"model.options: G has {stages} stages, and D has {levels} noise levels; give as many")
+    try:
+        seen = D(shown, labels)
+    except Exception as error:  # a user's network may raise anything
+        message = (str(error).splitlines() or [""])[0]
+        raise UsageError(
+            f"model.name: D of G's output {list(shown.shape)} raises {type(error).__name__}: {message}"
+        ) from error
+    for name in config.terms:
+        if TERMS[name].of == "g" and name in ("consistency", "consistency_detached") and stages < 2:
+            raise UsageError(f"terms.{name}: G has no stages to compare; take the model cat or gat")
+        if TERMS[name].network and not (isinstance(seen, Mapping) and "features" in seen):
+            raise UsageError(f"terms.{name}: D returns no features to compare; take the model gat or cat")
+
+
+def check_widths(config: Config, G: nn.Module, D: nn.Module) -> None:
+    """Raises UsageError for a learning rate by width of a network that has none."""
+    for key, network, keys in (("g_optimizer", G, config.g_optimizer), ("d_optimizer", D, config.d_optimizer)):
+        if keys.base_width and not getattr(network, "width", 0):
+            raise UsageError(f"{key}.base_width: the network {config.model.name} has no width; leave it out")
+
+
+def ignores_labels(
+    network: nn.Module, input: Tensor, spec: SampleSpec, of: Callable[[object], Tensor] = logits_of
+) -> bool:
     """Whether two labels change nothing for other weights: at initialization classes may be alike, as in BatchNorm."""
     other = copy.deepcopy(network)
     for parameter in other.parameters():
         parameter.add_(torch.randn_like(parameter), alpha=0.1)
-    first, second = (other(input, example_labels(spec, len(input), input.device, variant)) for variant in (0, 1))
+    first, second = (of(other(input, example_labels(spec, len(input), input.device, variant))) for variant in (0, 1))
     return torch.equal(first, second)
 
 
@@ -146,9 +199,9 @@ def check_penalties(names: Iterable[str]) -> None:
     """Compute each penalty of a quadratic D on three images. Raises UsageError if it is not per-sample."""
     for name in names:
         real, fake = (torch.full((3, 1, 2, 2), value, requires_grad=True) for value in (0.5, -0.5))
-        changes = (LogitChange(quadratic(x), quadratic(x + 0.1), 0.1) for x in (real, fake))
+        changes = [LogitChange(quadratic(x), quadratic(x + 0.1), 0.1) for x in (real, fake)]
         forward = DForward(
-            quadratic, real, fake, quadratic(real), quadratic(fake), None, torch.full((3,), 0.5), *changes
+            quadratic, real, fake, quadratic(real), quadratic(fake), None, torch.full((3,), 0.5), changes[0], changes[1]
         )
         try:
             value = PENALTIES[name].compute(forward)

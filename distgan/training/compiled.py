@@ -99,11 +99,12 @@ def objective_gradients(gan: GAN, batch: Minibatch, penalties: Penalties, p: Ten
     """The gradients of D's objective and of G's, of one micro-batch; updates nothing but buffers."""
     gan.raw_D.requires_grad_(True)
     fake = gan.compile(gan.G)(batch.z, batch.fake_labels)
-    total, _ = gan.compile(d_objective)(gan, *inputs_of_d(batch, fake, penalties), penalties, p)
+    targets = gan.frozen_features(batch, p)
+    total, _ = gan.compile(d_objective)(gan, *inputs_of_d(batch, fake, penalties), penalties, p, targets)
     gradients = parameter_gradients("D", total, gan.raw_D)
     gan.raw_D.requires_grad_(False)
-    g_loss = gan.compile(g_objective)(gan, batch, fake, p)
-    return gradients | parameter_gradients("G", g_loss, gan.raw_G)
+    total, _ = gan.compile(g_objective)(gan, batch, fake, p)
+    return gradients | parameter_gradients("G", total, gan.raw_G)
 
 
 def parameter_gradients(prefix: str, objective: Tensor, network: nn.Module) -> Gradients:

@@ -13,11 +13,13 @@ from torch.utils.flop_counter import flop_registry
 from distgan import models
 from distgan.config.keys import Config
 from distgan.gan.losses import LOSSES
+from distgan.gan.penalties import PENALTIES
 from distgan.gan.step import GAN, Batches, Minibatch, train_step, unaugmented
 from distgan.models import example_labels
+from distgan.models.transformer import twice_differentiable
 from distgan.samples import SampleSpec
 from distgan.training.batches import split
-from distgan.training.build import adam, build_augment
+from distgan.training.build import adam, build_view, has_own_minibatch, weighted_terms
 from distgan.training.scheduled import weighted_penalties
 
 try:
@@ -70,8 +72,8 @@ def estimate_cost(config: Config, spec: SampleSpec, world_size: int) -> Cost:
         penalties = weighted_penalties(config, torch.device("cpu"))
         flops = 0
         for _ in range(2):
-            micro_batches = fake_minibatch(config, spec, config.batch // world_size)
-            fresh = micro_batches if LOSSES[config.loss].paired else None
+            micro_batches = fake_minibatch(config, spec, config.batch // world_size, build_view(config, gan.D).columns)
+            fresh = micro_batches if has_own_minibatch(config) else None
             before = meter.flops
             train_step(gan, Batches([micro_batches] * config.n_critic, fresh), penalties)
             flops = meter.flops - before
@@ -162,10 +164,13 @@ def fake_gan(config: Config, spec: SampleSpec) -> tuple[GAN, nn.Module | None]:
         return mixed_precision(G, config.precision), mixed_precision(D, config.precision)
 
     G, D = build()
+    if any(PENALTIES[name].differentiates for name in config.penalties):
+        twice_differentiable(D)
     optimizers = adam(G, config.g_optimizer), adam(D, config.d_optimizer)
     ema = build()[0] if config.ema.half_life_images else None
-    augment = build_augment(config)
-    gan = GAN(G, D, G, D, *optimizers, LOSSES[config.loss], augment if augment.columns else unaugmented)
+    view = build_view(config, D)
+    terms = weighted_terms(config, torch.device("cpu"))
+    gan = GAN(G, D, G, D, *optimizers, LOSSES[config.loss], view if view.columns else unaugmented, terms)
     return gan, ema
 
 
@@ -180,12 +185,12 @@ def mixed_precision(network: nn.Module, precision: str) -> nn.Module:
     return network
 
 
-def fake_minibatch(config: Config, spec: SampleSpec, n: int) -> list[Minibatch]:
-    """A minibatch of `n` images, as micro-batches."""
+def fake_minibatch(config: Config, spec: SampleSpec, n: int, columns: int) -> list[Minibatch]:
+    """A minibatch of `n` images, as micro-batches; D's view of each needs `columns` random numbers."""
     real = torch.empty(n, spec.height, spec.width, spec.channels).permute(0, 3, 1, 2)
     real = real if config.channels_last else real.contiguous()
     labels = example_labels(spec, n, torch.device("cpu"))
-    u = torch.empty(n, build_augment(config).columns)
+    u = torch.empty(n, columns)
     keys = torch.zeros(n, dtype=torch.long)
     batch = Minibatch(real, torch.empty(n, config.model.latent), labels, labels, u, u, u, torch.empty(n), keys, keys)
     return split(batch, config.micro_batch or n)

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from distgan.config.keys import Config
 from distgan.errors import UsageError
 from distgan.gan.finite_difference import FiniteDifference
+from distgan.gan.outputs import logits_of
 from distgan.gan.penalties import PENALTIES
 from distgan.models import example_labels
 from distgan.samples import SampleSpec
@@ -81,7 +82,8 @@ def check_perturbed_d(config: Config, D: nn.Module, spec: SampleSpec) -> None:
         x, y, z = torch.rand(3, 1, *spec.shape, device=device) * 2 - 1
         labels = example_labels(spec, 4, device)
         before = generator_state(device)
-        first, second = (copy.deepcopy(D).train()(torch.cat([x, x, other, other]), labels) for other in (y, z))
+        batches = (torch.cat([x, x, other, other]) for other in (y, z))
+        first, second = (logits_of(copy.deepcopy(D).train()(images, labels)) for images in batches)
         draws = not torch.equal(before, generator_state(device))
     tolerance = 1e-3 * float(first.abs().max())
     if draws or not torch.allclose(first[0], first[1], atol=tolerance):

@@ -11,6 +11,7 @@ from distgan.gan.finite_difference import FiniteDifference
 from distgan.gan.penalties import PENALTIES
 from distgan.gan.schedules import adapt_probability, iterations_averaged, value_at
 from distgan.gan.step import GAN, WeightedPenalty
+from distgan.training.build import lr_factor
 
 
 class ScheduledValues:
@@ -28,8 +29,8 @@ class ScheduledValues:
         self.penalties = weighted_penalties(config, device)
         # the fused kernel of CUDA reads a learning rate in float32
         dtype = torch.float32 if device.type == "cuda" else exact_dtype(device)
-        self.g_lr = torch.full((), value_at(config.g_optimizer.lr, 0), dtype=dtype, device=device)
-        self.d_lr = torch.full((), value_at(config.d_optimizer.lr, 0), dtype=dtype, device=device)
+        self.g_lr = torch.zeros((), dtype=dtype, device=device)
+        self.d_lr = torch.zeros((), dtype=dtype, device=device)
         self.g_beta2 = torch.zeros((), dtype=exact_dtype(device), device=device)
         self.d_beta2 = torch.zeros_like(self.g_beta2)
         self.ema_weight: Tensor | float = torch.ones((), device=device) if config.graph else 1.0
@@ -51,6 +52,10 @@ class ScheduledValues:
             weight = self.penalties[name].weight
             assert isinstance(weight, Tensor)
             self.fill(f"{name}_weight", weight, value_at(entry.weight, images_seen))
+        for name, entry in self.config.term_entries.items():
+            weight = self.gan.terms[name].weight
+            assert isinstance(weight, Tensor)
+            self.fill(f"{name}_weight", weight, value_at(entry.weight, images_seen))
         if self.config.adaptive_p is None:
             self.fill("augment_p", self.p, value_at(self.config.augment_p, images_seen))
 
@@ -59,7 +64,8 @@ class ScheduledValues:
     ) -> None:
         """Give the optimizer of a network ("g" or "d") its learning rate, a tensor, and its betas."""
         lr = getattr(self, f"{network}_lr")
-        self.fill(f"{network}_lr", lr, value_at(keys.lr, images_seen))
+        raw_network = self.gan.raw_G if network == "g" else self.gan.raw_D
+        self.fill(f"{network}_lr", lr, value_at(keys.lr, images_seen) * lr_factor(raw_network, keys))
         beta2: Tensor | float = value_at(keys.betas[1], images_seen)
         if isinstance(getattr(optimizer, "optimizer", optimizer), TensorAdam):
             tensor = getattr(self, f"{network}_beta2")
@@ -108,7 +114,8 @@ class ScheduledValues:
 
     def logged(self, images_seen: int) -> dict[str, float]:
         """The values of schedules of penalties and augmentation after `images_seen` images, by name; waits."""
-        values = {f"{name}_weight": entry.weight for name, entry in self.config.penalty_entries.items()}
+        entries = self.config.penalty_entries | self.config.term_entries
+        values = {f"{name}_weight": entry.weight for name, entry in entries.items()}
         if self.config.adaptive_p is None:
             values["augment_p"] = self.config.augment_p
         scheduled = {name: value_at(value, images_seen) for name, value in values.items() if isinstance(value, dict)}

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity
 
 from distgan import models
-from distgan.gan.finite_difference import DInputs, FiniteDifference, logits_and_change, squared_slope
+from distgan.gan.finite_difference import DInputs, FiniteDifference, output_and_change, squared_slope
 from distgan.gan.penalties import squared_gradient
 from distgan.generators.loading import load_generator
 from distgan.runs.checkpoint import load_weights
@@ -42,7 +42,7 @@ def autocast(network: nn.Module, dtype: torch.dtype | None) -> nn.Module:
 def penalty_and_gradient(D: nn.Module, images: Tensor, sigma: float, repeat: int) -> tuple[float, Tensor]:
     keys = torch.arange(len(images)) + 1000 * repeat
     inputs = DInputs(images, None, None, keys)
-    _, change = logits_and_change(lambda inputs: D(inputs.images), inputs, FiniteDifference(sigma))
+    _, change = output_and_change(lambda inputs: D(inputs.images), inputs, FiniteDifference(sigma))
     penalty = squared_slope(change).mean() / 2
     gradients = torch.autograd.grad(penalty * SCALE, list(D.parameters()), materialize_grads=True)
     return penalty.item(), torch.cat([gradient.flatten() for gradient in gradients]) / SCALE

@@ -34,6 +34,7 @@ from distgan.distributed.batchnorm import GlobalBatchNorm2d
 from distgan.gan.losses import LOSSES
 from distgan.gan.step import GAN, Batches, train_step
 from distgan.samples import SampleSpec
+from distgan.training.build import build_view
 from distgan.training.cost import estimate_cost, fake_gan, fake_minibatch
 from distgan.training.scheduled import weighted_penalties
 from helpers import ROOT, make_dataset, noise
@@ -91,7 +92,7 @@ def count_operations(config: Config, spec: SampleSpec) -> tuple[int, GAN]:
         penalties = weighted_penalties(config, torch.device("cpu"))
         starts = Starts()
         for _ in range(2):  # the first makes the optimizers' state
-            minibatch = fake_minibatch(config, spec, config.batch)
+            minibatch = fake_minibatch(config, spec, config.batch, build_view(config, gan.raw_D).columns)
             fresh = minibatch if LOSSES[config.loss].paired else None
             starts = Starts()
             with starts:

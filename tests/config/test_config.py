@@ -124,9 +124,11 @@ DEFAULT_FINGERPRINT = (
     ', "deterministic": true, "tf32": true, "compile": false, "graph": false, "sync_batchnorm": true'
     ', "data": {"flip": false, "labels": false'
     ', "lanes": 64, "decoder": "pillow"}, "model": {"name": "dcgan", "latent": 100, "options": {}}'
-    ', "loss": "bce", "n_critic": 1, "penalties": {}, "augment": [], "augment_p": 1.0'
-    ', "g_optimizer": {"lr": 0.0002, "betas": [0.5, 0.999], "eps": 1e-08, "weight_decay": 0.0, "clip": 0.0}'
-    ', "d_optimizer": {"lr": 0.0002, "betas": [0.5, 0.999], "eps": 1e-08, "weight_decay": 0.0, "clip": 0.0}'
+    ', "loss": "bce", "terms": {}, "g_minibatch": null, "n_critic": 1, "penalties": {}, "augment": [], "augment_p": 1.0'
+    ', "g_optimizer": {"lr": 0.0002, "betas": [0.5, 0.999], "eps": 1e-08, "base_width": null'
+    ', "weight_decay": 0.0, "decoupled": false, "clip": 0.0}'
+    ', "d_optimizer": {"lr": 0.0002, "betas": [0.5, 0.999], "eps": 1e-08, "base_width": null'
+    ', "weight_decay": 0.0, "decoupled": false, "clip": 0.0}'
     ', "ema": {"half_life_images": 10000, "warmup": 0.05}}'
 )
 FULL_FINGERPRINT = (
@@ -134,13 +136,16 @@ FULL_FINGERPRINT = (
     ', "deterministic": false, "tf32": false, "compile": false, "graph": false, "sync_batchnorm": false'
     ', "data": {"flip": true, "labels": true'
     ', "lanes": 12, "decoder": "simplejpeg"}, "model": {"name": "r3gan", "latent": 64'
-    ', "options": {"widths": [16, 32], "group_width": 16}}, "loss": "rpgan", "n_critic": 2'
+    ', "options": {"widths": [16, 32], "group_width": 16}}, "loss": "rpgan", "terms": {}, "g_minibatch": null'
+    ', "n_critic": 2'
     ', "penalties": {"r1": 10, "r2": {"from": 0.05, "to": 0.005, "images": 2000000.0, "shape": "linear"'
     ', "start": 10}, "wgan_gp": {"weight": 1.5, "every": 4}}, "augment": ["ada_blit", {"ada_color": 0.5}]'
     ', "augment_p": {"target": 0.6, "images": 500000}, "g_optimizer": {"lr": {"from": 0.0002, "to": 5e-05'
-    ', "images": 20000000}, "betas": [0.0, {"from": 0.9, "to": 0.99, "images": 9}], "eps": 1e-07'
-    ', "weight_decay": 0.1, "clip": 1.0}, "d_optimizer": {"lr": 0.001, "betas": [0.0, 0.99], "eps": 1e-08'
-    ', "weight_decay": 0.0, "clip": 0.0}, "ema": {"half_life_images": {"from": 0, "to": 5000, "images": 20000'
+    ', "images": 20000000}, "betas": [0.0, {"from": 0.9, "to": 0.99, "images": 9}], "eps": 1e-07, "base_width": null'
+    ', "weight_decay": 0.1, "decoupled": false, "clip": 1.0}'
+    ', "d_optimizer": {"lr": 0.001, "betas": [0.0, 0.99], "eps": 1e-08, "base_width": null'
+    ', "weight_decay": 0.0, "decoupled": false, "clip": 0.0}'
+    ', "ema": {"half_life_images": {"from": 0, "to": 5000, "images": 20000'
     ', "shape": "cosine"}, "warmup": 0.0}}'
 )
 
@@ -339,7 +344,8 @@ def test_configs_read_and_open_with_their_command(path):
         ("batch: 3\nema:", "ema: expected a section with the keys half_life_images, warmup, got nothing"),
         (
             "g_optimizer: 2.0e-4",
-            "g_optimizer: expected a section with the keys lr, betas, eps, weight_decay, clip, got 0.0",
+            "g_optimizer: expected a section with the keys lr, betas, eps, base_width, weight_decay, decoupled, clip, "
+            "got 0.0",
         ),
         ("model: [width, 4]", "model: expected a section with the keys name, latent, options, got "),
         (

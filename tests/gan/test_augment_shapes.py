@@ -13,6 +13,7 @@ from distgan.gan.augment import AUGMENTATIONS, Pipeline
 
 NAMES = list(AUGMENTATIONS)
 EVERYTHING = Pipeline([(name, 1.0) for name in NAMES])
+BY_CHANNEL = [name for name in NAMES if name != "mixed_color"]  # whose purpose it is to mix channels
 
 
 def pictures(n: int, channels: int, height: int, width: int, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -32,7 +33,11 @@ def applied(name: str, images: Tensor, settings: dict[int, float]) -> Tensor:
     return AUGMENTATIONS[name].apply(images, u, 0.5)
 
 
-@pytest.mark.parametrize("part", [*AUGMENTATIONS.values(), EVERYTHING], ids=[*NAMES, "pipeline"])
+@pytest.mark.parametrize(
+    "part",
+    [*(AUGMENTATIONS[name] for name in BY_CHANNEL), Pipeline([(name, 1.0) for name in BY_CHANNEL])],
+    ids=[*BY_CHANNEL, "pipeline"],
+)
 @settings(deadline=None, max_examples=10)
 @given(st.integers(8, 40), st.integers(8, 40), st.sampled_from([2, 4, 5]))
 def test_each_channel_is_changed_by_itself_and_as_a_grey_image(part, height, width, channels):

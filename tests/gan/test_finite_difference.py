@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from distgan import models
 from distgan.gan.augment import Pipeline
-from distgan.gan.finite_difference import DInputs, FiniteDifference, logits_and_change, squared_slope
+from distgan.gan.finite_difference import DInputs, FiniteDifference, output_and_change, squared_slope
 from distgan.gan.noise import normal_noise
 from distgan.samples import SampleSpec
 
@@ -17,7 +17,7 @@ KEYS = torch.arange(40_000)
 def slopes(D, x: Tensor, keys: Tensor, sigma: float) -> Tensor:
     """The squared slopes [N] of D at one image x [1, C, S, S], one for each key."""
     inputs = DInputs(x.expand(len(keys), -1, -1, -1), None, None, keys)
-    return squared_slope(logits_and_change(lambda inputs: D(inputs.images), inputs, FiniteDifference(sigma))[1])
+    return squared_slope(output_and_change(lambda inputs: D(inputs.images), inputs, FiniteDifference(sigma))[1])
 
 
 def test_the_bias_of_a_quadratic_d():
@@ -70,7 +70,7 @@ def test_spectral_norm_sees_both_in_one_pass():
         passes.append(len(inputs.images))
         return D(inputs.images)
 
-    logits, change = logits_and_change(evaluate, inputs, FiniteDifference(1e-30, 2))
+    logits, change = output_and_change(evaluate, inputs, FiniteDifference(1e-30, 2))
     assert change is not None and passes == [9] and logits.shape == (6,)
     torch.testing.assert_close(change.logits, logits[::2], rtol=0, atol=0)
     torch.testing.assert_close(change.perturbed_logits, change.logits, rtol=1e-5, atol=1e-6)
@@ -89,7 +89,7 @@ def test_the_perturbed_image_keeps_its_label_and_augmentation(stride):
         assert inputs.labels is not None and inputs.u is not None
         return pipeline(inputs.images, inputs.u, 1.0).square().mean((1, 2, 3)) + inputs.labels
 
-    logits, change = logits_and_change(D, inputs, FiniteDifference(0.1, stride))
+    logits, change = output_and_change(D, inputs, FiniteDifference(0.1, stride))
     assert change is not None
     perturbed = images + 0.1 * normal_noise(torch.arange(6), (3, 16, 16))
     torch.testing.assert_close(logits, D(inputs))
@@ -109,7 +109,7 @@ def test_half_precision_keeps_the_gradient(dtype, sigma):
             with torch.autocast("cpu", dtype, enabled=half):
                 return D(inputs.images).float()
 
-        penalty = squared_slope(logits_and_change(evaluate, inputs, FiniteDifference(sigma))[1]).mean() / 2
+        penalty = squared_slope(output_and_change(evaluate, inputs, FiniteDifference(sigma))[1]).mean() / 2
         gradients = torch.autograd.grad(penalty * 2**5, list(D.parameters()), allow_unused=True)
         return torch.cat([g.flatten() for g in gradients if g is not None]) / 2**5
 

@@ -20,7 +20,7 @@ def images(n: int = 5) -> tuple[Tensor, Tensor]:
 
 def forward(D, real: Tensor, fake: Tensor, mix: Tensor | None = None) -> DForward:
     changes = [LogitChange(D(x), D(perturb(x, KEYS, SIGMA)), SIGMA) for x in (real, fake)]
-    return DForward(lambda x, labels: D(x), real, fake, D(real), D(fake), None, mix, *changes)
+    return DForward(lambda x, labels: D(x), real, fake, D(real), D(fake), None, mix, changes[0], changes[1])
 
 
 def norm2(x: Tensor) -> Tensor:

@@ -95,7 +95,7 @@ def test_own_parts_without_a_fork(parts, tiny, tmp_path, capsys):
     sys.modules.pop("my_parts")
     MODELS.pop("linear")
     assert sample.main(["run", "--out", "b.png"]) == 2  # never taken from the checkpoint
-    assert "unknown model 'linear'; choose from dcgan, " in capsys.readouterr().err
+    assert "unknown model 'linear'; choose from cat, dcgan, " in capsys.readouterr().err
     assert "my_parts" not in sys.modules
     with pytest.raises(distgan.UsageError, match="unknown model"):
         distgan.load("run")
@@ -119,7 +119,7 @@ def test_own_parts_without_a_fork(parts, tiny, tmp_path, capsys):
         ("def forward(self, z, labels=None)", "def forward(self, z)", r"model.name: G\(z, labels\) raises TypeError"),
         (".tanh().view(-1, *self.shape)", "", r"for 2 inputs G returns \[2, 192\]; it must return \[2, 3, 8, 8\]"),
         ("self.layer(images.flatten(1)).flatten()", "self.layer(images)", r"D\(images, labels\) raises RuntimeError"),
-        ("self.layer(images.flatten(1)).flatten()", "self.layer(images.flatten(1))", r"D returns \[2, 1\]"),
+        ("self.layer(images.flatten(1)).flatten()", "self.layer(images.flatten(1))[None]", r"D returns \[1, 2, 1\]"),
         ("return self.layer(images.flatten(1)).flatten()", "return None", "D returns NoneType"),
         (
             "return G(spec.height, spec.channels, z_dim), D(spec.height, spec.channels)",

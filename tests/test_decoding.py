@@ -272,3 +272,28 @@ def test_an_extractor_of_latents_is_that_of_their_images(latents, images, folder
     assert load_classifier(out)[1].manifest == images.digest
     assert evaluate("--prefetch", "--data", latents, "--extractor", out, "--cache_dir", tmp_path) == 0
     assert f"the statistics of {folder / 'images'} for " in capsys.readouterr().out
+
+
+GAT = {"width": 32, "depth": 2, "heads": 2, "stages": 2, "embedding": 32}
+
+
+def test_a_transformer_on_latents_is_truncated_in_its_cards_and_samples(folder, latents, vae, tmp_path):
+    """Its G returns several outputs by name."""
+    words = ["--data.shards", latents, "--data.labels", "true", "--data.vae", vae, "--run_dir", tmp_path / "run"]
+    model = ["--model.name", "gat", "--model.options", json.dumps(GAT), "--model.latent", 8, "--batch", 16]
+    psi = ["--evaluate.truncation_psi", 0.5, "--evaluate.cache_dir", folder / "cache", "--samples.count", 16]
+    assert train(*words, *model, *EVALUATION, *psi, "--g_optimizer.lr", 0.01, "--epochs", 1) == 0
+    (card,) = [row["card"] for row in metrics(tmp_path / "run") if "card" in row]
+    assert card["generator"]["truncation_psi"] == 0.5 and card["generator"]["labels"] == "as in the dataset"
+    same = ["--extractor", "pixels", "--samples", 60, "--cache_dir", folder / "cache"]
+    for change in ([], ["--truncation_psi", 0.5]):
+        assert evaluate(tmp_path / "run", *same, *change) == 0
+    by_psi = {name: json.loads((tmp_path / f"run/cards/80-pixels{name}.json").read_text()) for name in ("", "-psi0.5")}
+    assert by_psi["-psi0.5"]["metrics"] == pytest.approx(card["metrics"], rel=1e-6)
+    assert by_psi["-psi0.5"]["image_sum"]["generated"] == pytest.approx(card["image_sum"]["generated"], rel=1e-6)
+    assert by_psi[""]["image_sum"]["generated"] != by_psi["-psi0.5"]["image_sum"]["generated"]
+    pixels = []
+    for name, words in (("a.npy", []), ("b.npy", ["--truncation_psi", 0.5])):
+        assert sample(tmp_path / "run", "--count", 6, "--out", tmp_path / name, *words) == 0
+        pixels.append(np.load(tmp_path / name))
+    assert pixels[0].shape == (6, 12, 16, 3) and not np.array_equal(*pixels)

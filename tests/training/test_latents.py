@@ -11,8 +11,9 @@ import torch
 import distgan.training.build
 from distgan.data.order import Lanes
 from distgan.data.shardset import LocalStorage, open_shardset
+from distgan.frozen.vae import keep_vae, load_vae
 from distgan.gan.latents import sample_posterior
-from distgan.generators.pretrained import load_generator
+from distgan.generators.loading import load_generator
 from distgan.runs.checkpoint import load_weights
 from distgan.samples import SampleSpec
 from distgan.training.batches import Draws, Minibatches, Needs
@@ -21,6 +22,18 @@ from helpers import computed, launch, make_latents, reset_accelerate, train, wei
 
 SMALL = ["--model.name", "mlp", "--model.options", "{width: 8, layers: 1}", "--model.latent", "8", "--batch", "16"]
 WORDS = [*SMALL, "--samples.count", "16", "--data.flip", "true", "--report.every_images", "32"]
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("home")
+
+
+@pytest.fixture(autouse=True)
+def kept_vae(home, tiny_vae, monkeypatch) -> None:
+    """The VAE is where runs look for it by its hash."""
+    monkeypatch.setenv("HOME", str(home))
+    keep_vae(load_vae(tiny_vae))
 
 
 def spec_of(folder: Path) -> SampleSpec:
@@ -70,7 +83,8 @@ def test_the_keys_do_not_depend_on_the_number_of_processes(opened):
 def test_the_grid_of_real_images_has_their_means(opened):
     _, _, data = opened
     images = data.reader.read(data.order.ids(0, 16)).images
-    assert torch.equal(first_images(data, 16), sample_posterior(images, data.spec))
+    decoded = data.decoder(sample_posterior(images, data.spec))
+    assert torch.equal(first_images(data, 16, torch.device("cpu")), decoded) and decoded.shape == (16, 3, 8, 8)
 
 
 def test_a_resumed_run_is_bit_identical(latents, tmp_path):
@@ -94,7 +108,7 @@ def test_two_processes_train_on_what_one_does(latents, tmp_path):
 def test_weights_say_what_the_latents_are(latents, trained_on_latents):
     path = trained_on_latents / "checkpoints" / "16" / "ema.safetensors"
     spec = spec_of(latents)
-    assert load_weights(path)[1].spec == spec.unconditional() == load_generator(path).spec
+    assert load_weights(path)[1].spec == spec.unconditional() == load_generator(path).network_spec
     assert spec.latents is not None and spec.latents.flips
 
 

@@ -42,6 +42,7 @@ def encode(
         raise UsageError(f"--batch: {batch} is too small; at least 1")
     # Imported after parsing: --help and a mistyped option do not wait for torch.
     from distgan.config.keys import Config
+    from distgan.data.dataset import open_dataset
     from distgan.dataset_tool.encode import encode
     from distgan.dataset_tool.latent_writer import EncodeOptions, open_writer
     from distgan.distributed.processes import Distributed

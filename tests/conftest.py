@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from helpers import TINY, make_bands, make_dataset, noise, train
+from helpers import TINY, make_bands, make_dataset, make_latents, make_vae, noise, train
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -39,6 +39,19 @@ def seed() -> None:
 def tiny(tmp_path_factory) -> Path:
     """80 images of 8x8 pixels in 8 shards of 10."""
     return make_dataset(tmp_path_factory.mktemp("tiny") / "set", noise(80))
+
+
+@pytest.fixture(scope="session")
+def tiny_vae(tmp_path_factory) -> Path:
+    """A random AutoencoderKL of half the resolution and 4 channels, whose latents are shifted."""
+    return make_vae(tmp_path_factory.mktemp("vae") / "vae", scaling_factor=0.5, shift_factor=0.25)
+
+
+@pytest.fixture(scope="session")
+def latents(tmp_path_factory, tiny, tiny_vae) -> Path:
+    """The latents 4x4x4 of `tiny`, with those of the flipped images and with the images."""
+    folder = tmp_path_factory.mktemp("latents") / "set"
+    return make_latents(folder, tiny, tiny_vae, "--flips", "--keep_images")
 
 
 @pytest.fixture(scope="session")

@@ -9,12 +9,15 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import torch
 from safetensors.torch import save_file
 
+import distgan.commands.shards
 import distgan.commands.train
+import distgan.frozen.vae
 from distgan import models
 from distgan.data.shardset import LocalStorage, ShardSet, open_shardset
 from distgan.dataset_tool import make
@@ -48,6 +51,15 @@ def make_vae(folder: Path, *, channels: int = 4, seed: int = 0, **changes) -> Pa
     widths = {"block_out_channels": (8, 16), "norm_num_groups": 4, "layers_per_block": 1}
     torch.manual_seed(seed)
     diffusers.AutoencoderKL(**blocks, **widths, **{"latent_channels": channels, **changes}).save_pretrained(folder)
+    return folder
+
+
+def make_latents(folder: Path, source: Path, vae: Path, *words: object) -> Path:
+    """The latents of a dataset by `shards encode`, with more words for the command line."""
+    command = ["encode", source, folder, "--vae", vae, *words]
+    reset_accelerate()
+    with mock.patch.object(distgan.frozen.vae, "cache_folder", lambda: folder.parent / "cache"):
+        assert distgan.commands.shards.main([str(word) for word in command]) == 0
     return folder
 
 

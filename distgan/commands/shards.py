@@ -1,7 +1,6 @@
-"""`distgan shards make|join|index|verify|stats|order`: write, check and inspect datasets of WebDataset shards."""
+"""`distgan shards make|join|encode|index|verify|stats|order`: write, check and inspect datasets of shards."""
 
 import os
-import re
 import sys
 from collections.abc import Iterator
 from itertools import zip_longest
@@ -13,7 +12,8 @@ import jsonargparse
 import distgan.dataset_tool.check
 import distgan.dataset_tool.index
 import distgan.dataset_tool.make
-from distgan.commands.run import run_command
+from distgan.commands.encode import encode, parse_part
+from distgan.commands.run import run_distributed
 from distgan.config.keys import default_lanes
 from distgan.config.parser import Parser
 from distgan.data.manifest import encoding_of, spec_of
@@ -115,18 +115,8 @@ def print_made(dest: str, manifest: Manifest) -> None:
         print(line)
 
 
-def parse_part(part: str | None) -> tuple[int, int] | None:
-    """I and N of `I/N`. Raises UsageError."""
-    if part is None:
-        return None
-    match = re.fullmatch(r"(\d{1,6})/(\d{1,6})", part)
-    if match is None or not 1 <= int(match[1]) <= int(match[2]):
-        raise UsageError(f"--part: {part!r} is not I/N with I from 1 to N, such as 2/4")
-    return int(match[1]), int(match[2])
-
-
 def join(dest: str) -> None:
-    """Complete a dataset whose parts `make --part I/N` wrote: check that all are there, write index and manifest.
+    """Complete a dataset whose parts `make` or `encode` wrote by --part I/N: check them, write index and manifest.
 
     Args:
         dest: The folder of all parts.
@@ -171,6 +161,7 @@ def stats(
     show: str | None = None,
     duplicates: int = 20,
     cache_dir: str | None = None,
+    vae: str | None = None,
 ) -> None:
     """Print samples per class, mean and std per channel, and the duplicate images.
 
@@ -180,6 +171,7 @@ def stats(
         show: Channels of the grid, from 1: 3,2,1 as red, green and blue, or 1 as grey. Default: the first.
         duplicates: Groups of equal images to list, by source file, or by key if sources are not recorded.
         cache_dir: Folder for the shards of a remote dataset.
+        vae: Of a dataset of latents, what decodes them for the grid, as data.vae.
     """
     if duplicates < 0:
         raise UsageError(f"--duplicates: {duplicates} is too small; at least 0")
@@ -195,10 +187,14 @@ def stats(
     if out:
         import torch  # --help does not wait for it
 
+        from distgan.frozen.vae import open_decoder
+        from distgan.gan.latents import sample_posterior
         from distgan.pixels import normalize, parse_show, to_picture
 
-        images = normalize(torch.from_numpy(statistics.images), shards.spec).numpy()
-        save_picture(grid(to_picture(images, parse_show(show, shards.spec.channels))), Path(out))
+        stored = torch.from_numpy(statistics.images)
+        to_networks = normalize if shards.spec.latents is None else sample_posterior
+        images = open_decoder(shards.spec, vae, "cpu", "--vae")(to_networks(stored, shards.spec))
+        save_picture(grid(to_picture(images.numpy(), parse_show(show, shards.spec.pixels.channels))), Path(out))
         print(f"wrote {out}")
 
 
@@ -291,8 +287,11 @@ def progress(items: Any) -> Any:
 
 
 PROG = "distgan shards"
-COMMANDS = {"make": make, "join": join, "index": index, "verify": verify, "stats": stats, "order": order}
-FLAGS = ("--skip_bad", "--record_paths")
+COMMANDS = {
+    **{"make": make, "join": join, "encode": encode, "index": index},
+    **{"verify": verify, "stats": stats, "order": order},
+}
+FLAGS = ("--skip_bad", "--record_paths", "--keep_images", "--flips")
 """Options that mean true when none of BOOLS follows."""
 BOOLS = ("true", "false", "yes", "no", "on", "off")
 
@@ -316,4 +315,4 @@ def command(argv: list[str]) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     """Returns the exit code: 0, 2 for bad input, 1 for a corrupt dataset."""
-    return run_command(command, argv)
+    return run_distributed(command, argv)

@@ -99,11 +99,16 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
 
 def spec_of(manifest: Manifest) -> SampleSpec:
     """What the samples of a dataset are."""
-    labels = len(manifest.classes), conditions_of(manifest.conditions)
-    image = manifest.fields.image
-    stored = manifest.fields.latents
+    return spec_of_fields(manifest.fields, len(manifest.classes), conditions_of(manifest.conditions))
+
+
+def spec_of_fields(fields: Fields, num_classes: int = 0, conditions: tuple[Condition, ...] = ()) -> SampleSpec:
+    """What samples of these fields are: latents where there are both."""
+    labels = num_classes, conditions
+    image = fields.image
+    stored = fields.latents
     if stored is None:
-        assert image is not None, "a manifest that was checked has one of them"
+        assert image is not None, "fields that were checked have one of them"
         return SampleSpec(image.height, image.width, image.channels, *labels, image.dtype, image.range)
     decoded = stored.image_height, stored.image_width, stored.image_channels
     latents = LatentSpec(stored.vae, stored.scale, stored.shift, *decoded, stored.flips)

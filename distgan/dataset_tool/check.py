@@ -12,6 +12,7 @@ from distgan.data.order import Lanes
 from distgan.data.remote.cache import UnavailableError
 from distgan.data.shardset import ShardSet
 from distgan.data.stream import Reader
+from distgan.dataset_tool.latent_scan import scan_latents
 from distgan.dataset_tool.scan import Scan
 from distgan.errors import CorruptDataError
 from distgan.files import sha256_file
@@ -30,7 +31,7 @@ def verify(shards: ShardSet, progress: Progress = iter) -> Iterator[str]:
         sources = shards.sources()
     except (CorruptDataError, UnavailableError) as error:
         yield str(error)
-    reader = Reader(shards)
+    reader = Reader(shards, images=shards.images is not None)
     start = 0
     for shard, recorded in enumerate(progress(shards.manifest.shards)):
         ids = np.arange(start, start + recorded.samples)
@@ -67,7 +68,10 @@ def verify_shard(
         except CorruptDataError as error:
             yield str(error)
             break
-    columns = Scan(path).arrays()
+    if shards.spec.latents is None:
+        columns = Scan(path).arrays()
+    else:
+        columns = scan_latents(path, shards.spec, images=shards.images is not None)
     if any(not np.array_equal(column, shards.columns[name][ids]) for name, column in columns.items()):
         yield f"{path}: its samples do not match the index"
 
@@ -84,11 +88,12 @@ def verify_image(reader: Reader, id: int, sources: list[str] | None) -> None:
 
 class Statistics(NamedTuple):
     values: dict[str, Any]
-    """Mean and std per channel, of stored pixels, and the number of images that are equal to an earlier one."""
+    """Mean and std per channel, of stored pixels or of latents drawn from stored moments, and the number of samples
+    that are equal to an earlier one."""
     duplicates: list[list[int]]
     """Groups of sample ids with equal images, ascending."""
     images: np.ndarray
-    """The first images, [at most `preview`, height, width, channels] as they are stored."""
+    """The first samples, [at most `preview`, *stored_shape] as they are stored."""
 
 
 def statistics(shards: ShardSet, progress: Progress = iter, preview: int = 64) -> Statistics:
@@ -105,9 +110,13 @@ def statistics(shards: ShardSet, progress: Progress = iter, preview: int = 64) -
         stop = start + shard.samples
         for at in range(start, stop, 256):
             images = reader.read(np.arange(at, min(at + 256, stop))).images
-            flat = images.reshape(-1, spec.channels).astype(np.float64)
-            sums += flat.sum(0)
-            squares += (flat**2).sum(0)
+            if spec.latents is None:
+                flat = images.reshape(-1, spec.channels).astype(np.float64)
+                totals = flat.sum(0), (flat**2).sum(0)
+            else:
+                totals = sum_latents(images)
+            sums += totals[0]
+            squares += totals[1]
             first += list(images[: max(0, preview - len(first))])
             for id, image in enumerate(images, at):
                 digest = hashlib.blake2b(image.tobytes(), digest_size=16).digest()
@@ -116,6 +125,15 @@ def statistics(shards: ShardSet, progress: Progress = iter, preview: int = 64) -
         start = stop
     stats = channel_stats(sums, squares, start * spec.height * spec.width, spec.dtype)
     return Statistics(stats | {"duplicate_images": start - len(first_ids)}, sorted(groups.values()), np.stack(first))
+
+
+def sum_latents(stored: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The sums per channel, float64 [C], of latents drawn from moments [N, encodings, 2C, h, w], and of their squares.
+
+    In expectation over the draws, of the first encoding: E x = mean, E x^2 = mean^2 + std^2.
+    """
+    mean, std = np.split(stored[:, 0].astype(np.float64), 2, axis=1)
+    return mean.sum((0, 2, 3)), (mean**2 + std**2).sum((0, 2, 3))
 
 
 def sample_names(shards: ShardSet) -> Callable[[int], str]:

@@ -14,6 +14,7 @@ import numpy as np
 
 from distgan.data.schema import Manifest
 from distgan.dataset_tool.convert import Options, resolve_options
+from distgan.dataset_tool.latent_writer import LatentWriter
 from distgan.dataset_tool.parts import DatasetWriter, read_manifest, read_plan, remove_making, shard_name
 from distgan.dataset_tool.plan import plan_dataset
 from distgan.dataset_tool.sources.source import Source
@@ -83,12 +84,12 @@ def check_conditions(source: Source) -> None:
 
 
 def join(dest: Path) -> Manifest:
-    """Complete the dataset that the parts of a `make` wrote; returns the manifest. Raises UsageError."""
+    """Complete the dataset that the parts of a `make` or `encode` wrote; returns the manifest. Raises UsageError."""
     with lock(dest):
         plan = read_plan(dest)
         if plan is None:
             return read_joined(dest)
-        writer = DatasetWriter(dest, plan)
+        writer = DatasetWriter(dest, plan) if plan.encoded is None else LatentWriter(dest, plan, plan.encoded)
         if writer.is_finished():
             manifest = read_manifest(dest)
             writer.clean_up(manifest)
@@ -146,6 +147,6 @@ def wait_for_lock(fd: int, dest: Path, shared: bool) -> None:
             return
         except BlockingIOError:
             if time.monotonic() > deadline:
-                error = f"{dest}: another `shards make` is writing to it; wait for it to finish"
+                error = f"{dest}: another `shards make` or `shards encode` is writing to it; wait for it to finish"
                 raise UsageError(error) from None
         time.sleep(0.05)

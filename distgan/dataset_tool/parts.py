@@ -20,7 +20,7 @@ import numpy as np
 from distgan import __version__
 from distgan.data.index_file import COLUMNS, NUMBERS, write_index
 from distgan.data.manifest import channel_stats, class_rows, condition_rows, decode_manifest, write_manifest
-from distgan.data.schema import FORMAT, FORMAT_1, Fields, File, ImageField, Manifest, Shard, decode
+from distgan.data.schema import FORMAT, FORMAT_1, ConditionRow, Fields, File, ImageField, Manifest, Shard, decode
 from distgan.data.shardset import SOURCES
 from distgan.dataset_tool.arrays import check_alike
 from distgan.dataset_tool.convert import Options
@@ -28,7 +28,7 @@ from distgan.dataset_tool.plan import Plan
 from distgan.dataset_tool.shard_info import ShardInfo, conversions_of
 from distgan.dataset_tool.value_range import resolve_range
 from distgan.errors import UsageError
-from distgan.files import atomic_write
+from distgan.files import atomic_write, sha256_file
 from distgan.samples import LIMITS
 
 MAKING = ".making"
@@ -51,7 +51,7 @@ class DatasetWriter:
     def check_finished(self) -> Manifest:
         """The manifest of the finished dataset. Raises UsageError unless it is complete, and of this plan."""
         manifest = read_manifest(self.dest)
-        if (options_of(manifest), manifest.source) != (self.plan.options, self.plan.source):
+        if not self.is_described_by(manifest):
             raise UsageError(f"{self.dest} holds another dataset; use another folder, or delete this one first")
         path = self.dest / FINGERPRINT
         if path.exists() and path.read_text().strip() != self.plan.fingerprint:
@@ -66,6 +66,10 @@ class DatasetWriter:
                 raise UsageError(f"{self.dest}: {name} is missing or truncated; {fix}")
         self.clean_up(manifest)
         return manifest
+
+    def is_described_by(self, manifest: Manifest) -> bool:
+        """Whether a finished dataset is of this plan, as far as its manifest tells."""
+        return (options_of(manifest), manifest.source) == (self.plan.options, self.plan.source)
 
     def start_or_resume(self) -> None:
         """Create DEST/.making, or check that it is of the same plan. Raises UsageError."""
@@ -100,7 +104,7 @@ class DatasetWriter:
         try:
             with np.load(path) as stored:
                 info = decode(str(stored["meta"]), ShardInfo)
-                columns = {key: stored[key] for key in [*COLUMNS, *([NUMBERS] if self.plan.numbers else [])]}
+                columns = {key: stored[key] for key in self.column_names()}
         except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
             raise UsageError(f"{path}: {error}; delete it, and run its part again") from None
         if info.plan != self.digest:
@@ -109,6 +113,17 @@ class DatasetWriter:
         if (self.dest / name).stat().st_size != info.bytes:
             raise UsageError(f"{self.dest}: {name} is truncated; delete it, and run its part again")
         return info, columns
+
+    def column_names(self) -> list[str]:
+        """Of the index."""
+        return [*COLUMNS, *([NUMBERS] if self.plan.numbers else [])]
+
+    def keep_shard(self, shard: int, temporary: Path, info: ShardInfo, columns: dict[str, np.ndarray]) -> None:
+        """Give a shard that was written whole its name, and keep what is known of it."""
+        info.bytes = temporary.stat().st_size
+        info.sha256 = sha256_file(temporary)
+        os.replace(temporary, self.dest / info.name)
+        self.write_info(shard, info, columns)
 
     def check_images(self, infos: list[ShardInfo]) -> list[str]:
         """The images that were left out. Raises UsageError, with a list of them, if none may be, or none is left."""
@@ -130,52 +145,62 @@ class DatasetWriter:
         columns = {name: np.concatenate([part[name] for _, part in stored]) for name in stored[0][1]}
         try:
             left_out = self.check_images(infos)
-            limits = self.value_range(infos)
+            fields = self.fields(infos)
         except UsageError:
             self.remove_written()
             raise
         written = [info for info in infos if info.samples]
         paths = [path for info in written for path in info.paths]
         sources = write_sources(self.dest, paths) if self.plan.sources else None
-        manifest = self.describe(written, columns, limits, left_out, sources, write_index(self.dest, columns))
+        manifest = self.describe(written, columns, fields, left_out, sources, write_index(self.dest, columns))
         atomic_write(self.dest / FINGERPRINT, (self.plan.fingerprint + "\n").encode())
         write_manifest(self.dest, manifest)
         self.clean_up(manifest)
         return manifest
 
-    def value_range(self, infos: list[ShardInfo]) -> tuple[float, float]:
-        """The stored values that networks see as -1 and 1. Raises UsageError, also if the images are not alike."""
+    def fields(self, infos: list[ShardInfo]) -> Fields:
+        """What a sample consists of. Raises UsageError, also if the images are not alike."""
         options = Options(**self.plan.options)
         samples = sum(info.samples for info in infos)
         if check_alike(conversions_of(infos), samples, options):
-            return LIMITS[options.pixel_type]
-        return resolve_range(options.range, options.pixel_type, [info.values for info in infos if info.samples])
+            limits = LIMITS[options.pixel_type]
+        else:
+            values = [info.values for info in infos if info.samples]
+            limits = resolve_range(options.range, options.pixel_type, values)
+        return Fields(ImageField(*options.shape, options.pixel_type, limits, options.format))
+
+    def conditions(self, columns: dict[str, np.ndarray]) -> list[ConditionRow]:
+        """The manifest's."""
+        return condition_rows(self.plan.numbers, columns[NUMBERS]) if self.plan.numbers else []
+
+    def stats(self, written: list[ShardInfo], fields: Fields) -> dict[str, list[float]]:
+        """The manifest's `mean` and `std`."""
+        image = fields.latents or fields.image
+        assert image is not None, "a sample has one of them"
+        # of Python's integers, which do not overflow
+        sums = [sum(channel) for channel in zip(*(info.sums for info in written), strict=True)]
+        squares = [sum(channel) for channel in zip(*(info.squares for info in written), strict=True)]
+        values = sum(info.samples for info in written) * image.height * image.width
+        return channel_stats(sums, squares, values, image.dtype if isinstance(image, ImageField) else "float16")
 
     def describe(
         self,
         written: list[ShardInfo],
         columns: dict[str, np.ndarray],
-        limits: tuple[float, float],
+        fields: Fields,
         left_out: list[str],
         sources: File | None,
         index: File,
     ) -> Manifest:
         """The manifest of the shards that were written, and of the columns of their index."""
         plan = self.plan
-        options = Options(**plan.options)
-        height, width, channels = options.shape
-        dtype = options.pixel_type
-        samples = sum(info.samples for info in written)
-        # of Python's integers, which do not overflow
-        sums = [sum(channel) for channel in zip(*(info.sums for info in written), strict=True)]
-        squares = [sum(channel) for channel in zip(*(info.squares for info in written), strict=True)]
-        stats = channel_stats(sums, squares, samples * height * width, dtype)
+        stats = self.stats(written, fields)
         return Manifest(
             format=FORMAT,
-            samples=samples,
-            fields=Fields(ImageField(height, width, channels, dtype, limits, options.format)),
+            samples=sum(info.samples for info in written),
+            fields=fields,
             classes=[] if plan.classes is None else class_rows(plan.classes, columns["label"]),
-            conditions=condition_rows(plan.numbers, columns[NUMBERS]) if plan.numbers else [],
+            conditions=self.conditions(columns),
             mean=stats["mean"],
             std=stats["std"],
             shards=[Shard(info.name, info.samples, info.bytes, info.sha256) for info in written],

@@ -9,12 +9,21 @@ from typing import Any
 import msgspec
 import numpy as np
 
+from distgan.data.schema import ConditionRow, Fields
 from distgan.dataset_tool.convert import Options
 from distgan.dataset_tool.sources.source import Source
 
 
-class Plan(msgspec.Struct, frozen=True):
-    """What decides the bytes of a dataset; all parts of a `make` follow the same one."""
+class Encoded(msgspec.Struct, frozen=True):
+    """What the manifest of a dataset of latents says of its samples, before they are written."""
+
+    fields: Fields
+    conditions: list[ConditionRow]
+    """Those of the dataset that is encoded."""
+
+
+class Plan(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What decides the bytes of a dataset; all parts of a `make` or `encode` follow the same one."""
 
     options: dict[str, Any]
     """Resolved."""
@@ -28,6 +37,8 @@ class Plan(msgspec.Struct, frozen=True):
     numbers: list[str]
     """Names of the conditions."""
     shards: int
+    encoded: Encoded | None = None
+    """Of a dataset of latents."""
 
     def encode(self) -> bytes:
         return msgspec.json.encode(self)

@@ -24,9 +24,9 @@ from distgan.dataset_tool.parts import DatasetWriter, own_name, shard_name
 from distgan.dataset_tool.scan import Scan
 from distgan.dataset_tool.shard_info import ShardInfo
 from distgan.dataset_tool.sources.source import Source, escape_name
+from distgan.dataset_tool.tar_writer import open_tar
 from distgan.dataset_tool.value_range import KEPT_OF_ALL, KEPT_OF_SHARD
 from distgan.errors import RunError
-from distgan.files import sha256_file
 
 
 def write_shards(
@@ -115,27 +115,19 @@ def exit_when(stopped: Connection) -> None:
 
 def write_shard(shard: int, indices: list[int]) -> None:
     """Write the images `indices` as one shard, then its rows of the index."""
-    from webdataset.writer import TarWriter
-
     source, writer, options = JOB
     channels = options.shape[2]
     info = ShardInfo(writer.digest, shard_name(shard), sums=[0] * channels, squares=[0] * channels)
     temporary = own_name(writer.dest / info.name)
-    with open(temporary, "wb") as file:
-        with TarWriter(file, encoder=False, mtime=0, user="root", group="root") as tar:
-            kept = write_images(tar, indices, info)
-        file.flush()
-        os.fsync(file.fileno())
-    info.bytes = temporary.stat().st_size
-    info.sha256 = sha256_file(temporary)
+    with open_tar(temporary) as tar:
+        kept = write_images(tar, indices, info)
     columns = Scan(temporary).arrays()
     columns["label"] = np.full(info.samples, -1) if source.labels is None else source.labels[kept]
     if source.numbers is not None:
         columns[NUMBERS] = source.numbers[kept].astype(np.float32)
     if source.has_paths:
         info.paths = [escape_name(source.names[index]) for index in kept]
-    os.replace(temporary, writer.dest / info.name)
-    writer.write_info(shard, info, columns)
+    writer.keep_shard(shard, temporary, info, columns)
 
 
 def write_images(tar: Any, indices: list[int], info: ShardInfo) -> list[int]:

@@ -65,6 +65,47 @@ def test_a_manifest_out_of_range_is_bad_input(folder, keys, value, message):
     assert ("manifest.json is corrupt" in str(error.value) or keys == ["format"]) and message in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("keys", "value", "message"),
+    [
+        (["fields"], {}, "its fields have neither an image nor latents"),
+        (["fields", "latents", "vae"], "a/../b", "at `$.fields.latents.vae`"),
+        (["fields", "latents", "scale"], 0, "Expected `float` > 0.0 - at `$.fields.latents.scale`"),
+        (["fields", "latents", "scale"], 5e-324, "the scale or shift of its latents is not finite"),
+        (["fields", "latents", "channels"], 65, "at `$.fields.latents.channels`"),
+        (["fields", "latents", "image_height"], 16, "its images are not those that its latents are decoded to"),
+        (["fields", "image", "range"], [0, 100], "its images are not those that its latents are decoded to"),
+    ],
+)
+def test_a_manifest_of_latents_out_of_range_is_bad_input(latents, tmp_path, keys, value, message):
+    folder = shutil.copytree(latents, tmp_path / "dataset")
+    edit(folder, keys, value)
+    with pytest.raises(UsageError) as error:
+        shards.open_dataset(str(folder), None)
+    assert "manifest.json is corrupt" in str(error.value) and message in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("column", "value", "message"),
+    [
+        ("size", 1, "an image does not have the size in the manifest"),
+        ("image_size", 1, "an image does not have the size in the manifest"),
+        ("image_offset", 2**62, "an image is outside of its shard"),
+    ],
+)
+def test_an_index_of_latents_out_of_bounds_is_bad_input(latents, tmp_path, column, value, message):
+    folder = shutil.copytree(latents, tmp_path / "dataset")
+    columns = {name: np.array(values) for name, values in shards.open_dataset(str(folder), None).columns.items()}
+    columns[column][7] = value
+    write_index(folder, columns)
+    with pytest.raises(UsageError, match=message):
+        shards.open_dataset(str(folder), None)
+    del columns["image_check"]
+    write_index(folder, columns)
+    with pytest.raises(UsageError, match="index.npz is missing or corrupt"):
+        shards.open_dataset(str(folder), None)
+
+
 def as_format_1(folder: Path) -> bytes:
     """The folder's manifest as version 0.1 wrote it; its bytes."""
     manifest = json.loads((folder / "manifest.json").read_text())

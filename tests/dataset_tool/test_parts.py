@@ -225,7 +225,7 @@ def test_join_waits_for_no_part_and_says_so(images, tmp_path, capsys, monkeypatc
     os.kill(running.pid, signal.SIGSTOP)
     try:
         assert command("join", tmp_path / "dataset") == 2
-        assert "another `shards make` is writing to it" in capsys.readouterr().err
+        assert "another `shards make` or `shards encode` is writing to it" in capsys.readouterr().err
     finally:
         running.kill()
         running.join()

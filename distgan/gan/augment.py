@@ -72,7 +72,7 @@ def normal(u: Tensor) -> Tensor:
 
 
 def working(images: Tensor) -> Tensor:
-    """Images in the precision to compute in, float32 or better."""
+    """Images, or features of them, in the precision to compute in, float32 or better."""
     return images.to(torch.promote_types(images.dtype, torch.float32))
 
 

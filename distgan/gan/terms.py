@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from distgan.gan.augment import working
 from distgan.gan.outputs import Output
 from distgan.gan.penalties import DForward
 
@@ -57,7 +58,7 @@ def consistency_detached(forward: GForward) -> Tensor:
 
 def stage_distances(output: Output, detach: bool) -> Tensor:
     assert isinstance(output, Mapping) and "stages" in output, "the term compares the stages of G"
-    stages = output["stages"].float()
+    stages = working(output["stages"])
     image = stages[:, -1:].detach() if detach else stages[:, -1:]
     squares = (stages[:, :-1] - image).square().flatten(2).mean(2)  # [N, K - 1]
     n = squares.shape[1]
@@ -73,7 +74,8 @@ def align(forward: DForward) -> Tensor:
     frozen network's are resized, bicubic, to those of D by whoever computes them.
     """
     assert forward.features is not None and forward.targets is not None, "the term compares features"
-    distances = 1 - F.cosine_similarity(forward.features.float(), forward.targets.float(), dim=2)  # [N, 1 + patches]
+    features, targets = working(forward.features), working(forward.targets)
+    distances = 1 - F.cosine_similarity(features, targets, dim=2)  # [N, 1 + patches]
     return distances[:, 0] + distances[:, 1:].mean(1)
 
 

@@ -109,7 +109,7 @@ def test_the_losses_are_means_over_images_and_logits():
     real = updated(gan.augment(batch.real, batch.u_real, 1.0))["logits"]
     fake = updated(gan.augment(G(batch.z)["stages"], batch.u_g, 1.0))["logits"]
     torch.testing.assert_close(scalars["g_loss"], nn.functional.softplus(real - fake).sum() / (8 * K))
-    h = G(batch.z)["stages"].float()
+    h = G(batch.z)["stages"]
     distances = [(h[:, k] - h[:, 2]).square().mean() for k in range(2)]
     torch.testing.assert_close(scalars["consistency"], 0.5 * (distances[0] / 2 + distances[1]) / 2)
 

@@ -71,7 +71,7 @@ def decode_config(source: Source, folder: Path, config: type[T], key: str) -> T:
         fix = f"{source.fix}, or {HUB}OWNER/NAME"
         raise UsageError(f"{key}: {folder / CONFIG}: {error.strerror}; {fix}") from None
     except msgspec.DecodeError as error:
-        raise UsageError(f"{key}: {folder / CONFIG} is not that of an {source.network} ({error})") from None
+        raise UsageError(f"{key}: {folder / CONFIG} is not one of {source.network} ({error})") from None
 
 
 def check_weights(source: Source, folder: Path, key: str) -> None:

@@ -1,5 +1,6 @@
 """Features of images by a pretrained vision transformer: DINOv2, from a local folder."""
 
+import copy
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -76,8 +77,11 @@ class FrozenNetwork(nn.Module):
         return torch.cat([tokens[:, :1], resized], 1)
 
     def without_weights(self) -> "FrozenNetwork":
-        """A network of the same shape with other weights, for an estimate of its cost."""
-        return FrozenNetwork(type(self.network)(self.network.config), self.config, self.key, self.sha256)
+        """A copy whose weights are uninitialized, or fake under FakeTensorMode: for an estimate of its cost."""
+        empty = {id(tensor): torch.empty(tensor.shape, dtype=tensor.dtype) for tensor in self.buffers()}
+        for weight in self.parameters():
+            empty[id(weight)] = nn.Parameter(torch.empty(weight.shape, dtype=weight.dtype), requires_grad=False)
+        return copy.deepcopy(self, empty)
 
 
 def load_dinov2(path: str | Path, key: str) -> FrozenNetwork:

@@ -68,16 +68,16 @@ def make_dinov2(folder: Path, *, seed: int = 0, **changes) -> Path:
     transformers: Any = importlib.import_module("transformers")  # takes seconds
     size = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "patch_size": 2, "image_size": 8}
     torch.manual_seed(seed)
-    # the published weights have a norm of about 1 before the last one, random ones hardly any
-    config = transformers.Dinov2Config(**{**size, "initializer_range": 0.5, **changes})
-    transformers.Dinov2Model(config).save_pretrained(folder)
+    transformers.Dinov2Model(transformers.Dinov2Config(**{**size, **changes})).save_pretrained(folder)
     return folder
 
 
-def save_generator(path: Path, spec: SampleSpec, classes: Sequence[str] = (), **changes) -> Path:
+def save_generator(
+    path: Path, spec: SampleSpec, classes: Sequence[str] = (), *, model: dict[str, Any] | None = None, **changes
+) -> Path:
     """A file of an untrained G of `spec`, as a checkpoint has it; `changes` are keys of its metadata, None: without."""
-    model = {"name": "mlp", "latent": 8, "options": {"width": 8, "layers": 1}}
-    G, _ = models.build("mlp", spec, z_dim=8, options=model["options"], seed=0)
+    model = {"latent": 8} | (model or {"name": "mlp", "options": {"width": 8, "layers": 1}})
+    G, _ = models.build(model["name"], spec, z_dim=8, options=model["options"], seed=0)
     kind = {name: value for name, value in asdict(spec).items() if name != "num_classes"}
     keys = {"config": {"model": model}, "classes": list(classes), **kind, **changes}
     metadata = json.dumps({name: value for name, value in keys.items() if value is not None})

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 import distgan.commands.evaluate
+from distgan.commands.evaluate_options import Options
 from distgan.dataset_tool import make
 from distgan.dataset_tool.sources.source import from_arrays
 from helpers import (
@@ -192,6 +193,19 @@ def test_a_run_folder_needs_no_other_word(run, dataset, cache, capsys, monkeypat
     file = run / "checkpoints/320/generator.safetensors"
     assert evaluate(file, "--data", dataset) == 0
     assert "| G at 320 images" in capsys.readouterr().out
+
+
+def test_every_choice_has_a_card_of_its_own():
+    choices = {
+        "": Options(),
+        "-psi0.7": Options(truncation_psi=0.7),
+        "-balanced": Options(balanced=True),
+        "-data01234567": Options(data="a"),
+        "-by-class": Options(by="class"),
+        "-seed2": Options(seed=2),
+    }
+    for name, options in choices.items():
+        assert options.card_name(320, "pixels", "0123456789" * 6) == f"320-pixels{name}.json"
 
 
 def test_prefetch_caches_the_statistics_of_a_dataset(dataset, cache, tmp_path, capsys, monkeypatch):

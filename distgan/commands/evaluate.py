@@ -23,6 +23,7 @@ DESCRIPTION = (
     "`distgan evaluate --prefetch` prepares evaluations without network."
 )
 RUN_OR_FILE = "A run folder (the EMA of its newest checkpoint), or a .safetensors file of a generator or an EMA."
+BALANCED = "Generate as many images of each class. Default: at the frequencies of the dataset."
 PREFETCH = "Download the extractor's weights and, with --data, compute the statistics of the real images."
 
 
@@ -129,7 +130,8 @@ def command(argv: list[str]) -> None:
     """Read the command line, and evaluate, train an extractor, or prefetch."""
     parser = Parser(prog="distgan evaluate", description=DESCRIPTION)
     parser.add_argument("run_or_file", nargs="?", help=RUN_OR_FILE)
-    parser.add_class_arguments(Options, as_group=False)
+    parser.add_class_arguments(Options, as_group=False, skip={"balanced"})
+    parser.add_argument("--balanced", action="store_true", help=BALANCED)
     parser.add_argument("--prefetch", action="store_true", help=PREFETCH)
     parser.add_import("Your module, or modules, that add the model.")
     namespace = parser.parse_args(argv)

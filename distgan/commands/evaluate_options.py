@@ -29,7 +29,7 @@ class Options:
     """Bins of --by, with about as many images in each; one for each value of a condition with fewer values, and for
     each class. Default: 5."""
     balanced: bool = False
-    """Generate as many images of each class. Default: at the frequencies of the dataset."""
+    """As many generated images of each class; False: at the frequencies of the dataset."""
     truncation_psi: NonNegativeFloat = 1.0
     """Truncation of w, for G with a mapping network: w_mean + psi (w - w_mean), with the mean of each label. 1: off."""
     vae: str | None = None

@@ -14,6 +14,7 @@ from distgan.evaluation.features import Extractor, extract
 from distgan.evaluation.inputs import chunk_size, from_generator, image_sums
 from distgan.evaluation.progress import ProgressBar
 from distgan.evaluation.statistics import Accumulator, Statistics
+from distgan.gan.outputs import images_of
 from distgan.pixels import to_stored
 from distgan.samples import SampleSpec
 
@@ -59,7 +60,7 @@ class GeneratedStatistics:
         def work(chunk: int) -> None:
             first = chunk * size
             count = min(size, samples - first)
-            images = G(*inputs(first, count))
+            images = images_of(G(*inputs(first, count)))
             features, logits = extract(self.extractor, from_generator(images, self.spec))
             positions = torch.arange(first, first + count)
             accumulator.add(positions, features, logits if self.keep_logits else None)

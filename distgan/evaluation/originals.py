@@ -40,7 +40,7 @@ def real_images_of(dataset: ShardSet, address: str, keys: Mapping[str, Any] | No
     if (images := dataset.images) is not None:
         return RealImageSet(images, address)
     source = dataset.manifest.source or {}
-    where, recorded = str(source.get("dataset")), source.get("manifest")
+    where, recorded = str(source.get("name")), source.get("manifest")
     fix = "give the dataset that was encoded"
     try:
         original = open_dataset(where, keys)
@@ -53,6 +53,11 @@ def real_images_of(dataset: ShardSet, address: str, keys: Mapping[str, Any] | No
         raise UsageError(
             f"data: {address} has latents without their images, and {where} is not the dataset that they were encoded "
             f"from any more: its manifest is {original.digest[:12]}, not {str(recorded)[:12]}; {fix}"
+        )
+    if original.spec.channels != dataset.spec.pixels.channels:
+        raise UsageError(
+            f"data: {where} has grey images, and the latents of {address} are decoded to RGB; encode it again with "
+            "--keep_images"
         )
     return RealImageSet(original, where)
 

@@ -8,11 +8,14 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
 import distgan
 import distgan.commands.sample
 import distgan.images
 from distgan.generators.sampling import slerp
+from distgan.pixels import to_stored
 from distgan.samples import Condition, SampleSpec
 from helpers import ROOT, TINY, save_generator, train
 
@@ -119,6 +122,43 @@ def test_interpolation(run, tmp_path):
     torch.testing.assert_close(path[[0, 4]], torch.stack([a, b]))
     norms = path.norm(dim=1)  # stays between those of its ends
     assert norms.min() > 0.95 * min(a.norm(), b.norm()) and norms.max() < 1.05 * max(a.norm(), b.norm())
+
+
+@pytest.fixture(scope="module")
+def transformer(tmp_path_factory) -> Path:
+    """An untrained G of three classes with a mapping network, and four outputs."""
+    options = {"width": 32, "depth": 4, "heads": 2, "embedding": 32}
+    path = tmp_path_factory.mktemp("gat") / "gat.safetensors"
+    save_generator(path, SampleSpec(8, 8, 3, 3), ["a", "b", "c"], model={"name": "gat", "options": options})
+    weights = load_file(path)
+    weights |= {name: torch.randn_like(each) / 4 for name, each in weights.items() if not each.any()}
+    with safe_open(path, framework="pt") as file:
+        metadata = file.metadata()
+    save_file(weights, path, metadata=metadata)  # output layers begin at 0: all images would be alike
+    return path
+
+
+def test_truncation_of_w(transformer, run, tmp_path, capsys):
+    """psi 0 is one image a class, psi 1 changes nothing, and between them images are nearer to that of their class."""
+
+    def pixels(name: str, *words: object) -> np.ndarray:
+        assert sample(transformer, "--count", 30, "--out", tmp_path / name, *words) == 0
+        return np.load(tmp_path / name).astype(int)
+
+    free = pixels("free.npy")
+    assert "psi" not in capsys.readouterr().out
+    assert np.array_equal(pixels("one.npy", "--truncation_psi", 1), free)
+    centre = pixels("centre.npy", "--truncation_psi", 0)
+    assert "truncation psi 0" in capsys.readouterr().out
+    assert np.abs(centre - np.resize(centre[:3], centre.shape)).max() <= 1
+    assert np.abs(centre[0] - centre[1]).max() > 1
+    half = pixels("half.npy", "--truncation_psi", 0.5)
+    assert np.abs(half - centre).mean() < 0.8 * np.abs(free - centre).mean() and not np.array_equal(half, free)
+    G = distgan.load(transformer, truncation_psi=0.5)
+    assert np.abs(to_stored(G.sample(30, 0), G.spec).numpy().astype(int) - half).max() <= 1
+    assert sample(run, "--truncation_psi", 0.5, "--out", tmp_path / "a.npy") == 2
+    error = capsys.readouterr().err
+    assert error.startswith("distgan: truncation_psi: G has no w to truncate") and error.count("\n") == 1
 
 
 @pytest.mark.parametrize("name", ["a.gif", "a.webp"])

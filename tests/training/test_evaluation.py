@@ -113,12 +113,12 @@ def test_what_is_missing_is_said_at_the_start(words, tmp_path, capsys, more, mes
     assert message in error and error.count("\n") == 1 and not (tmp_path / "run").exists()
 
 
-def card(images: int, extractor: str = "a", **metrics: float) -> tuple[int, dict]:
+def card(images: int, extractor: str = "a", generator: dict | None = None, **metrics: float) -> tuple[int, dict]:
     return images, {
         "metrics": metrics,
         "extractor": {"sha256": extractor},
         "data": {"manifest": "m"},
-        "generator": {},
+        "generator": generator or {},
         "counts": {"generated": 40},
         "seed": 0,
     }
@@ -138,6 +138,15 @@ def test_only_cards_that_compare_with_the_newest_are_compared():
     cards = [card(10, kl=0.1), card(20, "b", kl=0.3), card(30, "b", kl=0.4), card(40, "b", fid=9.0, kl=0.5)]
     assert best_of(cards[:3], None, [10, 20, 30]) == Best(20, "kl", 0.3)
     assert best_of(cards, None, [10, 20, 30, 40]) == Best(40, "fid", 9.0)
+
+
+@pytest.mark.parametrize("change", [{"truncation_psi": 0.7}, {"labels": "balanced"}])
+def test_cards_of_other_samples_are_not_compared(change):
+    """Cards of versions that had neither are of psi 1 and of the labels of the dataset."""
+    plain = {"truncation_psi": 1.0, "labels": "as in the dataset"}
+    cards = [card(10, kl=0.1, generator=plain | change), card(20, kl=0.4), card(30, kl=0.5, generator=plain)]
+    assert best_of(cards, None, [10, 20, 30]) == Best(20, "kl", 0.4)
+    assert best_of([cards[1], cards[0]], None, [10, 20]) == Best(10, "kl", 0.1)
 
 
 def test_another_metric_of_the_best_loses_no_checkpoint(words, tmp_path):

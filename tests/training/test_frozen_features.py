@@ -90,7 +90,7 @@ def test_of_latents_it_sees_the_images_beside_them(latents, tiny_dinov2):
     assert batches.g is not None and batches.g[0].pixels is None  # G's update has no use for them
 
 
-def test_images_beside_latents_are_read_for_a_term_only(latents, tiny_dinov2):
+def test_images_beside_latents_are_read_for_a_term_only(latents):
     small = ["--model.options.patch", 2]
     reader = opened("--data.shards", latents, *WORDS, *small)[2].reader
     assert (

@@ -67,8 +67,19 @@ def opened(*words: object):
     return config, processes, *build(config, processes)
 
 
-def test_of_latents_it_sees_the_images_beside_them(latents, tiny_dinov2):
-    small = ["--model.options.patch", 2, "--data.flip", "true", "--loss", "rpgan", "--penalties.r1_fd", 1]
+def test_of_latents_it_sees_the_images_beside_them(latents, tiny_vae, tiny_dinov2):
+    small = [
+        "--data.vae",
+        tiny_vae,
+        "--model.options.patch",
+        2,
+        "--data.flip",
+        "true",
+        "--loss",
+        "rpgan",
+        "--penalties.r1_fd",
+        1,
+    ]
     config, processes, data, gan = opened("--data.shards", latents, *WORDS, *small, *align(tiny_dinov2))
     batches = next(minibatches_of(config, processes, data, gan).iterations(0, 1, on_read=lambda batch: None))
     (batch,) = batches.d[0]
@@ -90,8 +101,8 @@ def test_of_latents_it_sees_the_images_beside_them(latents, tiny_dinov2):
     assert batches.g is not None and batches.g[0].pixels is None  # G's update has no use for them
 
 
-def test_images_beside_latents_are_read_for_a_term_only(latents):
-    small = ["--model.options.patch", 2]
+def test_images_beside_latents_are_read_for_a_term_only(latents, tiny_vae):
+    small = ["--data.vae", tiny_vae, "--model.options.patch", 2]
     reader = opened("--data.shards", latents, *WORDS, *small)[2].reader
     assert (
         reader.read(reader.shards.ids(4) if hasattr(reader.shards, "ids") else torch.arange(4).numpy()).pixels is None
@@ -102,8 +113,8 @@ def digests(run: Path) -> list[str]:
     return [json.loads(line)["digest"] for line in (run / "metrics.jsonl").read_text().splitlines() if "digest" in line]
 
 
-def test_digests_cover_the_images_beside_latents(latents, tiny_dinov2, tmp_path):
-    small = ["--model.options.patch", 2, "--report.digests", "true", "--data.shards", latents]
+def test_digests_cover_the_images_beside_latents(latents, tiny_vae, tiny_dinov2, tmp_path):
+    small = ["--data.vae", tiny_vae, "--model.options.patch", 2, "--report.digests", "true", "--data.shards", latents]
     assert train(*WORDS, *small, *align(tiny_dinov2), "--run_dir", tmp_path / "with") == 0
     assert train(*WORDS, *small, "--run_dir", tmp_path / "without") == 0
     assert digests(tmp_path / "with") != digests(tmp_path / "without")
@@ -199,10 +210,11 @@ def test_networks_without_the_features_are_refused(tiny, tiny_dinov2, tmp_path, 
         return G, D
 
     monkeypatch.setitem(MODELS, "mine", without_grid)
-    for grid, message in (
+    for given, message in (
         (None, "terms.align: D has no attribute `grid`, the rows and columns of its tokens"),
         (Size(2, 2), "terms.align: for 2 images D returns features [2, 17, 16]; they must be [2, 5, 16]"),
     ):
+        grid = given
         assert train(*words, "--model.name", "mine", "--model.options", "{}") == 2
         assert message in capsys.readouterr().err
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from helpers import TINY, make_bands, make_dataset, make_latents, make_vae, noise, train
+from helpers import TINY, make_bands, make_dataset, make_dinov2, make_latents, make_vae, noise, train
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -45,6 +45,12 @@ def tiny(tmp_path_factory) -> Path:
 def tiny_vae(tmp_path_factory) -> Path:
     """A random AutoencoderKL of half the resolution and 4 channels, whose latents are shifted."""
     return make_vae(tmp_path_factory.mktemp("vae") / "vae", scaling_factor=0.5, shift_factor=0.25)
+
+
+@pytest.fixture(scope="session")
+def tiny_dinov2(tmp_path_factory) -> Path:
+    """A random DINOv2 of 16 features, which was trained on 4x4 patches of 2x2 pixels."""
+    return make_dinov2(tmp_path_factory.mktemp("dinov2") / "dinov2")
 
 
 @pytest.fixture(scope="session")

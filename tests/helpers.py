@@ -69,6 +69,17 @@ def make_latents(folder: Path, source: Path, vae: Path, *words: object) -> Path:
     return folder
 
 
+def make_dinov2(folder: Path, *, seed: int = 0, **changes) -> Path:
+    """A random DINOv2 of 16 features and patches of 2x2, saved by transformers; `changes` are keys of its config."""
+    transformers: Any = importlib.import_module("transformers")  # takes seconds
+    size = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "patch_size": 2, "image_size": 8}
+    torch.manual_seed(seed)
+    # by default weights start so small that the epsilon of the last norm counts
+    config = transformers.Dinov2Config(**{**size, "initializer_range": 0.5, **changes})
+    transformers.Dinov2Model(config).save_pretrained(folder)
+    return folder
+
+
 def save_generator(
     path: Path, spec: SampleSpec, classes: Sequence[str] = (), *, model: dict[str, Any] | None = None, **changes
 ) -> Path:

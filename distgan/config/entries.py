@@ -62,9 +62,9 @@ class TermEntry:
     weight: float | dict[str, Any]
     """A number or a schedule."""
     network: str | None = None
-    """The frozen network whose features it compares with; None: it needs none, or the default one."""
+    """The frozen network whose features it compares with; None: it needs none, or dinov2."""
     path: str | None = None
-    """The folder of its weights; None: the cache."""
+    """Of its files: a folder, or hf://OWNER/NAME."""
 
 
 @dataclass(frozen=True)

@@ -251,8 +251,9 @@ class Config:
     """An entry of LOSSES in distgan/gan/losses.py, or one added by a module in `import`."""
     terms: dict[str, Any] = field(default_factory=dict)
     """Further terms of the objectives: entries of TERMS in distgan/gan/terms.py, each with a weight, a schedule, or
-    {weight: weight or schedule, network: dinov2, path: folder} where D's features are compared with those of a frozen
-    network."""
+    {weight: weight or schedule, network: dinov2, path: FOLDER} where D's features are compared with those of a frozen
+    network. FOLDER has its config.json and model.safetensors, or is hf://OWNER/NAME, which is downloaded; a resumed run
+    may find it elsewhere."""
     g_minibatch: Literal["same", "next"] | None = None
     """Minibatch of G's update: `same`, the last that D saw, with the same fakes; `next`, new latents, and for a paired
     loss the real images that D sees next. null: `next` for a paired loss, else `same`."""
@@ -335,6 +336,9 @@ class Config:
         """The keys that decide what the run computes, as plain JSON values: those that are not `free`."""
         keys = plain(fixed_keys(self))
         keys["data"]["lanes"] = self.lanes
+        for term in keys["terms"].values():
+            if isinstance(term, dict):
+                term.pop("path", None)  # the hash of what is there counts, which checkpoints hold
         return keys
 
 

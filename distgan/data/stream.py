@@ -41,9 +41,10 @@ class ImageBatch(NamedTuple):
 
     def digest(self) -> int:
         """The sum over rows of a 40-bit hash of image and latent: digests of the parts of a global minibatch add up to
-        the same number for every number of processes."""
-        pairs = zip(np.asarray(self.images), np.asarray(self.random_inputs["z"]), strict=True)
-        return sum(xxhash.xxh3_64_intdigest(image.tobytes() + z.tobytes()) >> 24 for image, z in pairs)
+        the same number for every number of processes. Of a sample with `pixels` they are hashed too."""
+        fields = [self.images, self.random_inputs["z"], *([] if self.pixels is None else [self.pixels])]
+        rows = zip(*(np.asarray(field) for field in fields), strict=True)
+        return sum(xxhash.xxh3_64_intdigest(b"".join(part.tobytes() for part in row)) >> 24 for row in rows)
 
 
 class Reader:

@@ -12,17 +12,9 @@ from torch.nn import functional as F
 
 from distgan.errors import UsageError
 from distgan.files import cache_folder, fsync_dir, sha256_file
+from distgan.frozen.files import CONFIG, check_weights, find_folder
 from distgan.frozen.precision import full_float32
-from distgan.frozen.vae_files import (
-    CONFIG,
-    HUB,
-    WEIGHTS,
-    VaeConfig,
-    build_network,
-    check_weights,
-    download_vae,
-    read_config,
-)
+from distgan.frozen.vae_files import VAE, WEIGHTS, VaeConfig, build_network, read_config
 from distgan.samples import LatentSpec, SampleSpec
 
 PIXELS_ON_CPU = 1 << 14
@@ -93,10 +85,9 @@ def load_vae(path: str | Path, key: str = "data.vae") -> Autoencoder:
     `path` may also be hf://OWNER/NAME[@REVISION], which is downloaded into the hub's cache unless it is there. Raises
     UsageError, which names `key`.
     """
-    address = str(path)
-    folder = download_vae(address, key) if address.startswith(HUB) else Path(path)
+    folder = find_folder(VAE, path, key)
     config = read_config(folder, key)
-    check_weights(folder, key)
+    check_weights(VAE, folder, key)
     return Autoencoder(build_network(folder, key), config, folder)
 
 

@@ -26,6 +26,10 @@ def unaugmented(images: Tensor, u: Tensor | None, p: Tensor | float) -> Tensor:
     return images
 
 
+def no_features(batch: "Minibatch", p: Tensor | float) -> None:
+    return None
+
+
 @dataclass(frozen=True)
 class GAN:
     """Networks, optimizers, loss, and what the launcher adds to backward and update.
@@ -44,7 +48,7 @@ class GAN:
     """(images [N, C, H, W] or stages [N, K, C, H, W], their random numbers, probability) -> what D sees."""
     terms: Mapping[str, WeightedTerm] = field(default_factory=dict)
     """Added to the objectives of D and of G, by name."""
-    frozen_features: Callable[["Minibatch", Tensor | float], Tensor | None] = lambda batch, p: None
+    frozen_features: Callable[["Minibatch", Tensor | float], Tensor | None] = no_features
     """(minibatch, probability of augmentation) -> what a term of D compares its features with, [N, tokens, F]."""
     backward: Callable[[Tensor], None] = Tensor.backward
     no_sync: Callable[[nn.Module], AbstractContextManager] = lambda network: nullcontext()
@@ -85,7 +89,7 @@ class Minibatch(NamedTuple):
     noise_fake: Tensor | None = None
     """[N], of that for the fakes"""
     pixels: Tensor | None = None
-    """[N, 3, H, W] in [-1, 1], the real images themselves where `real` are latents and a frozen network sees them"""
+    """[N, 1 or 3, H, W] in [-1, 1], the real images, where `real` are latents and a frozen network sees the images"""
 
 
 class Batches(NamedTuple):

@@ -26,7 +26,7 @@ def build(name: str, spec: SampleSpec, *, z_dim: int, options: dict, seed: int) 
     if name not in MODELS:
         choices = ", ".join(MODELS)
         raise UsageError(f"model.name: unknown model {name!r}; choose from {choices}, or add it by `import`")
-    known = [p.name for p in inspect.signature(MODELS[name]).parameters.values() if p.default is not p.empty]
+    known = option_names(name)
     for key in options:
         if key not in known:
             choices = f"choose from {', '.join(known)}, or drop the options of a config with --model.options {{}}"
@@ -41,6 +41,12 @@ def build(name: str, spec: SampleSpec, *, z_dim: int, options: dict, seed: int) 
     if not (isinstance(networks, tuple) and [isinstance(network, nn.Module) for network in networks] == [True, True]):
         raise UsageError(f"model.name: the builder of {name} must return G and D, two modules")
     return networks
+
+
+def option_names(name: str) -> list[str]:
+    """The options of an architecture; none of an unknown one."""
+    parameters = inspect.signature(MODELS[name]).parameters.values() if name in MODELS else ()
+    return [parameter.name for parameter in parameters if parameter.default is not parameter.empty]
 
 
 def example_labels(spec: SampleSpec, count: int, device: torch.device, variant: int = 0) -> Tensor | None:

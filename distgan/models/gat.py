@@ -121,6 +121,8 @@ class Discriminator(nn.Module):
     ) -> None:
         super().__init__()
         self.width = size.width
+        self.grid = grid
+        """Rows and columns of the tokens of "features"."""
         self.patch = patch
         self.stages = stages
         self.noise_levels = noise_levels

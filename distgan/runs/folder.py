@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -50,16 +51,19 @@ Changes = dict[str, list[Any]]
 """Key -> [old value, new value]"""
 
 
-def open_run_dir(config: Config, digest: str, fresh: bool, stack: contextlib.ExitStack) -> tuple[Path | None, Changes]:
+def open_run_dir(
+    config: Config, digest: str, networks: Mapping[str, str], fresh: bool, stack: contextlib.ExitStack
+) -> tuple[Path | None, Changes]:
     """Lock the run folder; the checkpoint to resume from and the keys that `resume.override` changes.
 
-    `digest` is the sha256 of the dataset's manifest. Called on the main process. A folder that holds a run with another
-    configuration is refused before anything in it is touched. Raises UsageError.
+    `digest` is the sha256 of the dataset's manifest, `networks` are those of the weights of frozen networks, by key.
+    Called on the main process. A folder that holds a run with another configuration is refused before anything in it is
+    touched. Raises UsageError.
     """
     root = Path(config.run_dir)
     if fresh and root.resolve() == Path.cwd():
         raise UsageError(f"run_dir: --fresh moves {root} aside, and it is the current folder; start in another one")
-    changes = {} if fresh else config_changes(config, digest)
+    changes = {} if fresh else config_changes(config, digest, networks)
     if changes and not config.resume.override:
         shown = "; ".join(f"{key} {old} -> {new}" for key, (old, new) in changes.items())
         raise UsageError(
@@ -84,8 +88,8 @@ def write_run_info(config: Config, device: torch.device, world_size: int) -> dic
     return facts
 
 
-def config_changes(config: Config, digest: str) -> Changes:
-    """The keys that differ from those of the newest checkpoint, of the configuration and of the dataset.
+def config_changes(config: Config, digest: str, networks: Mapping[str, str]) -> Changes:
+    """What differs from the newest checkpoint: keys of the configuration, the dataset, weights of frozen networks.
 
     A folder without a checkpoint has nothing to protect: {}.
     """
@@ -102,5 +106,8 @@ def config_changes(config: Config, digest: str) -> Changes:
         changes = {key: [then.get(key), now.get(key)] for key in keys}
         if state.manifest != digest:
             changes["the images of data.shards"] = [state.manifest[:12], f"{digest[:12]} ({config.data.shards})"]
+        for key in networks.keys() & state.networks.keys():
+            if networks[key] != state.networks[key]:
+                changes[f"the weights at {key}"] = [state.networks[key][:12], networks[key][:12]]
         return changes
     return {}

@@ -17,6 +17,7 @@ from distgan.gan.penalties import PENALTIES
 from distgan.gan.step import GAN, Batches, Minibatch
 from distgan.pixels import normalize
 from distgan.rng import normal_rows, philox, random_rows, uniform_rows
+from distgan.samples import SampleSpec
 from distgan.training.build import Data, build_view, has_own_minibatch
 
 LARGEST_BELOW_1 = np.float32(1 - 2**-24)
@@ -166,6 +167,9 @@ class Minibatches:
         labels = None
         if config.data.labels:
             labels = self.processes.to_pinned(batch.labels).to(device, non_blocking=True)
+        pixels = None
+        if batch.pixels is not None:
+            pixels = self.to_pixels(batch.pixels.to(device, non_blocking=True), self.data.spec.pixels, inputs)
         minibatch = Minibatch(
             real,
             z=inputs["z"],
@@ -177,11 +181,12 @@ class Minibatches:
             mix=inputs.get("mix"),
             noise_real=inputs.get("noise_real"),
             noise_fake=inputs.get("noise_fake"),
+            pixels=pixels,
         )
         size = config.micro_batch or len(real)
         g = None
         if "g_z" in inputs:
-            g = split(minibatch._replace(z=inputs["g_z"], u_real=inputs.get("g_u_real")), size)
+            g = split(minibatch._replace(z=inputs["g_z"], u_real=inputs.get("g_u_real"), pixels=None), size)
         return LoadedBatch(batch, split(minibatch, size), g)
 
     def to_real(self, stored: Tensor, inputs: dict[str, Tensor]) -> Tensor:
@@ -189,13 +194,22 @@ class Minibatches:
 
         Of latents the flipped image has an encoding of its own: that of the image, flipped, would be another.
         """
-        flip = inputs.get("flip")
         spec = self.data.spec
-        layout = torch.channels_last if self.config.channels_last else torch.contiguous_format
-        if spec.latents is not None:
-            return sample_posterior(stored, spec, inputs["posterior"], flip).contiguous(memory_format=layout)
-        real = normalize(stored, spec).contiguous(memory_format=layout)
-        return real if flip is None else torch.where(flip[:, None, None, None], real.flip(3), real)
+        if spec.latents is None:
+            return self.to_pixels(stored, spec, inputs)
+        latents = sample_posterior(stored, spec, inputs["posterior"], inputs.get("flip"))
+        return latents.contiguous(memory_format=self.layout)
+
+    def to_pixels(self, stored: Tensor, spec: SampleSpec, inputs: dict[str, Tensor]) -> Tensor:
+        """Stored pixels of `spec` on the device -> [N, C, H, W] in [-1, 1], flipped where `data.flip` says."""
+        flip = inputs.get("flip")
+        images = normalize(stored, spec).contiguous(memory_format=self.layout)
+        return images if flip is None else torch.where(flip[:, None, None, None], images.flip(3), images)
+
+    @property
+    def layout(self) -> torch.memory_format:
+        """Of images on the device."""
+        return torch.channels_last if self.config.channels_last else torch.contiguous_format
 
 
 def minibatches_of(config: Config, processes: Distributed, data: Data, gan: GAN) -> Minibatches:

@@ -21,6 +21,7 @@ from distgan.distributed.gradients import GradientAverage
 from distgan.distributed.processes import Distributed
 from distgan.errors import UsageError
 from distgan.frozen.vae import open_decoder
+from distgan.frozen.vision import FrozenNetwork
 from distgan.gan.adam import TensorAdam
 from distgan.gan.augment import Pipeline
 from distgan.gan.ema import EMA
@@ -47,6 +48,15 @@ from distgan.training.checks import (
     check_widths,
 )
 from distgan.training.compiled import compiler
+from distgan.training.frozen_features import (
+    check_features,
+    check_images,
+    check_terms,
+    frozen_features,
+    model_options,
+    open_network,
+    reads_pixels,
+)
 from distgan.training.noise_checks import check_perturbed_d, check_shares
 
 
@@ -61,6 +71,13 @@ class Data:
     """Of the images; without classes unless G and D are conditioned on them."""
     decoder: nn.Module = nn.Identity()
     """Makes images of samples as networks see them: `distgan.frozen.vae.open_decoder`."""
+    network: FrozenNetwork | None = None
+    """That of a term, which sees the real images."""
+
+    @property
+    def networks(self) -> dict[str, str]:
+        """The sha256 of the weights of frozen networks, by the key of the configuration that names them."""
+        return {} if self.network is None else {self.network.key: self.network.sha256}
 
     def metadata(self) -> dict[str, Any]:
         """What a checkpoint's weights say of the samples that G makes."""
@@ -77,9 +94,10 @@ def build(config: Config, processes: Distributed) -> tuple[Data, GAN]:
     check_graph(config, processes.device)
     check_loss(config.loss)
     check_penalties(config.penalties)
+    check_terms(config)
     data = open_data(config, processes)
     check_show(config.samples.show, data.spec.pixels.channels, "samples.show")
-    return data, build_gan(config, processes, data.spec)
+    return data, build_gan(config, processes, data.spec, data.network)
 
 
 def open_data(config: Config, processes: Distributed) -> Data:
@@ -92,10 +110,14 @@ def open_data(config: Config, processes: Distributed) -> Data:
         decoder=config.data.decoder,
         skip_bad=config.data.skip_bad,
         allocate=lambda shape, dtype: torch.empty(shape, dtype=getattr(torch, dtype), pin_memory=pin),
+        images=reads_pixels(config, dataset.spec),
     )
     spec = dataset.spec if config.data.labels else dataset.spec.unconditional()
     decoder = processes.run_on_all(lambda: open_decoder(spec, config.data.vae, processes.device))
-    return Data(dataset, reader, order, spec, decoder)
+    network = processes.run_on_all(lambda: open_network(config, processes.device))
+    if network is not None:
+        processes.check_same_on_all_ranks(f"the weights at {network.key}", network.sha256)
+    return Data(dataset, reader, order, spec, decoder, network)
 
 
 def open_lanes(config: Config, rank: int, world_size: int) -> tuple[ShardSet, Lanes]:
@@ -118,6 +140,7 @@ def open_lanes(config: Config, rank: int, world_size: int) -> tuple[ShardSet, La
     if data.flip and latents is not None and not latents.flips:
         fix = "encode the dataset again with --flips, or set data.flip false"
         raise UsageError(f"data.flip: {data.shards} has no latents of flipped images; {fix}")
+    check_images(config, dataset)
     lanes = data.lanes or default_lanes(config.batch, int(dataset.counts.sum()))
     rank_rows(config.batch, lanes, rank, world_size)  # raises UsageError if the processes do not divide the lanes
     check_shares(config, lanes, world_size)
@@ -136,10 +159,13 @@ def check_complete(dataset: ShardSet, address: str) -> None:
         )
 
 
-def build_gan(config: Config, processes: Distributed, spec: SampleSpec) -> GAN:
-    """The networks on their device, with their optimizers, prepared by Accelerate. Raises UsageError."""
+def build_gan(config: Config, processes: Distributed, spec: SampleSpec, network: FrozenNetwork | None) -> GAN:
+    """The networks on their device, with their optimizers, prepared by Accelerate. Raises UsageError.
+
+    `network` is the frozen one of a term.
+    """
     accelerator = processes.accelerator
-    raw_G, raw_D = build_networks(config, processes, spec)
+    raw_G, raw_D = build_networks(config, processes, spec, network)
     g_optimizer = accelerator.prepare(adam(raw_G, config.g_optimizer, config.graph))
     d_optimizer = accelerator.prepare(adam(raw_D, config.d_optimizer, config.graph))
     G, D = wrap(config, processes, raw_G, raw_D, spec)
@@ -158,6 +184,7 @@ def build_gan(config: Config, processes: Distributed, spec: SampleSpec) -> GAN:
         loss=LOSSES[config.loss],
         augment=view if view.columns else unaugmented,
         terms=weighted_terms(config, processes.device),
+        frozen_features=frozen_features(raw_D, network, view.augment, accelerator.autocast),
         backward=accelerator.backward,
         no_sync=accelerator.no_sync,
         clip_g=clipper(processes, G, g_optimizer, config.g_optimizer.clip),
@@ -188,10 +215,13 @@ def wrap(
     return G, D
 
 
-def build_networks(config: Config, processes: Distributed, spec: SampleSpec) -> tuple[nn.Module, nn.Module]:
-    """G and D on their device, before they are wrapped. Raises UsageError."""
+def build_networks(
+    config: Config, processes: Distributed, spec: SampleSpec, network: FrozenNetwork | None
+) -> tuple[nn.Module, nn.Module]:
+    """G and D on their device, before they are wrapped; D goes with the frozen `network`. Raises UsageError."""
     model = config.model
-    G, D = models.build(model.name, spec, z_dim=model.latent, options=model.options, seed=config.seed)
+    options = model_options(config, network)
+    G, D = models.build(model.name, spec, z_dim=model.latent, options=options, seed=config.seed)
     check_d(config, D)
     if any(PENALTIES[name].differentiates for name in config.penalties):
         twice_differentiable(D)
@@ -208,6 +238,7 @@ def build_networks(config: Config, processes: Distributed, spec: SampleSpec) -> 
     G, D = G.to(processes.device), D.to(processes.device)
     check_networks(G, D, spec, z_dim=model.latent)
     check_stages(config, G, D, spec)
+    check_features(config, D, spec, network)
     check_widths(config, G, D)
     check_perturbed_d(config, D, spec)
     check_truncation(G, config.evaluate.truncation_psi, "evaluate.truncation_psi")

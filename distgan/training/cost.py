@@ -12,6 +12,7 @@ from torch.utils.flop_counter import flop_registry
 
 from distgan import models
 from distgan.config.keys import Config
+from distgan.frozen.vision import FrozenNetwork
 from distgan.gan.losses import LOSSES
 from distgan.gan.penalties import PENALTIES
 from distgan.gan.step import GAN, Batches, Minibatch, train_step, unaugmented
@@ -20,6 +21,7 @@ from distgan.models.transformer import twice_differentiable
 from distgan.samples import SampleSpec
 from distgan.training.batches import split
 from distgan.training.build import adam, build_view, has_own_minibatch, weighted_terms
+from distgan.training.frozen_features import frozen_features, model_options, reads_pixels
 from distgan.training.scheduled import weighted_penalties
 
 try:
@@ -30,6 +32,7 @@ except ImportError:  # torch does not document these names
     FakeTensorMode = None
     TorchDispatchMode = object
 
+HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
 ALLOCATION = 512  # bytes; the CUDA allocator rounds up to multiples of it
 
 
@@ -43,10 +46,10 @@ class Cost(NamedTuple):
     """Peak bytes of tensors on a GPU: weights, optimizer state, minibatch, activations, gradients."""
 
 
-def describe_cost(config: Config, spec: SampleSpec, world_size: int) -> list[str]:
+def describe_cost(config: Config, spec: SampleSpec, world_size: int, network: FrozenNetwork | None = None) -> list[str]:
     """Lines for the dry run: `estimate_cost`, and what it leaves out; or why it is unknown."""
     try:
-        cost = estimate_cost(config, spec, world_size)
+        cost = estimate_cost(config, spec, world_size, network)
     except Exception as error:  # of networks and losses of the user's that need values, or of another torch
         reason = (str(error).splitlines() or [""])[0][:200]
         return [f"estimated FLOPs and peak memory per process on a GPU: unknown ({type(error).__name__}: {reason})"]
@@ -59,8 +62,8 @@ def describe_cost(config: Config, spec: SampleSpec, world_size: int) -> list[str
     ]
 
 
-def estimate_cost(config: Config, spec: SampleSpec, world_size: int) -> Cost:
-    """The cost of a process of `world_size`.
+def estimate_cost(config: Config, spec: SampleSpec, world_size: int, network: FrozenNetwork | None = None) -> Cost:
+    """The cost of a process of `world_size`, with that of the frozen `network` of a term.
 
     Runs two iterations, since the first makes the optimizers' state, on fake tensors: they have no data. Raises what
     networks and losses raise if they need values, and RuntimeError if this torch has no fake tensors.
@@ -68,7 +71,7 @@ def estimate_cost(config: Config, spec: SampleSpec, world_size: int) -> Cost:
     if FakeTensorMode is None:
         raise RuntimeError(f"torch {torch.__version__} has no FakeTensorMode")
     with FakeTensorMode(), Meter() as meter:
-        gan, ema = fake_gan(config, spec)
+        gan, ema = fake_gan(config, spec, network)
         penalties = weighted_penalties(config, torch.device("cpu"))
         flops = 0
         for _ in range(2):
@@ -152,7 +155,7 @@ def convolution_backward_flops(
     return 2 * x.shape[0] * prod(positions) * weight.numel() * (needs_dx + needs_dw)
 
 
-def fake_gan(config: Config, spec: SampleSpec) -> tuple[GAN, nn.Module | None]:
+def fake_gan(config: Config, spec: SampleSpec, network: FrozenNetwork | None = None) -> tuple[GAN, nn.Module | None]:
     """Networks, optimizers and EMA of G, as on a GPU; on the CPU, where autograd needs no driver.
 
     BatchNorm is torch's own: on a GPU GlobalBatchNorm2d keeps the same tensors.
@@ -160,7 +163,8 @@ def fake_gan(config: Config, spec: SampleSpec) -> tuple[GAN, nn.Module | None]:
 
     def build() -> tuple[nn.Module, nn.Module]:
         model = config.model
-        G, D = models.build(model.name, spec, z_dim=model.latent, options=model.options, seed=config.seed)
+        options = model_options(config, network)
+        G, D = models.build(model.name, spec, z_dim=model.latent, options=options, seed=config.seed)
         return mixed_precision(G, config.precision), mixed_precision(D, config.precision)
 
     G, D = build()
@@ -170,13 +174,17 @@ def fake_gan(config: Config, spec: SampleSpec) -> tuple[GAN, nn.Module | None]:
     ema = build()[0] if config.ema.half_life_images else None
     view = build_view(config, D)
     terms = weighted_terms(config, torch.device("cpu"))
-    gan = GAN(G, D, G, D, *optimizers, LOSSES[config.loss], view if view.columns else unaugmented, terms)
+    copy = network.without_weights() if network is not None else None
+    dtype = HALF.get(config.precision)
+    frozen = frozen_features(D, copy, view.augment, lambda: torch.autocast("cpu", dtype, enabled=dtype is not None))
+    augment = view if view.columns else unaugmented
+    gan = GAN(G, D, G, D, *optimizers, LOSSES[config.loss], augment, terms, frozen)
     return gan, ema
 
 
 def mixed_precision(network: nn.Module, precision: str) -> nn.Module:
     """Autocast as Accelerate does it."""
-    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)
+    dtype = HALF.get(precision)
     if dtype is not None:
         network.forward = convert_outputs_to_fp32(torch.autocast("cpu", dtype)(network.forward))
         for module in network.modules():
@@ -193,4 +201,7 @@ def fake_minibatch(config: Config, spec: SampleSpec, n: int, columns: int) -> li
     u = torch.empty(n, columns)
     keys = torch.zeros(n, dtype=torch.long)
     batch = Minibatch(real, torch.empty(n, config.model.latent), labels, labels, u, u, u, torch.empty(n), keys, keys)
+    if reads_pixels(config, spec):
+        seen = spec.pixels
+        batch = batch._replace(pixels=torch.empty(n, seen.channels, seen.height, seen.width))
     return split(batch, config.micro_batch or n)

@@ -239,6 +239,7 @@ class Trainer:
                 "images": self.state.images_seen,
                 "config": self.config.fingerprint(),
                 "manifest": self.data.dataset.digest,
+                "networks": self.data.networks,
             }
             counters = {"skipped": self.state.skipped, "rollbacks": self.state.rollbacks, **self.scheduled.state()}
             counters["scaler"] = scaler.state_dict() if scaler is not None else None

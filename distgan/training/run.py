@@ -22,6 +22,7 @@ from distgan.runs.folder import Changes, open_run_dir, write_run_info
 from distgan.training.build import Data, build, parameter_counts
 from distgan.training.decoding import describe_decoding
 from distgan.training.evaluation import open_evaluator
+from distgan.training.frozen_features import describe_network
 from distgan.training.loop import Trainer
 from distgan.training.stop import Requeue, StopRequest
 
@@ -77,7 +78,8 @@ def begin(trainer: Trainer, fresh: bool, stack: contextlib.ExitStack) -> None:
     config = trainer.config
     processes = trainer.processes
     digest = trainer.data.dataset.digest
-    newest, changes = processes.run_on_main(lambda: open_run_dir(config, digest, fresh, stack))
+    networks = trainer.data.networks
+    newest, changes = processes.run_on_main(lambda: open_run_dir(config, digest, networks, fresh, stack))
     if newest is not None:
         processes.run_on_all(lambda: trainer.restore(newest))
     facts = processes.run_on_main(lambda: write_run_info(config, processes.device, processes.world_size))
@@ -158,6 +160,8 @@ def header(config: Config, processes: Distributed, data: Data, gan: GAN, facts: 
         f"{config.data.shards}: {data.dataset.manifest.samples:,} images {data.spec}, {order.lanes} lanes, "
         f"{order.epoch_images:,} images per epoch; parameters: {parameter_counts(gan)}"
     )
+    if data.network is not None:
+        yield describe_network(config, data.network, gan.raw_D)
     if processes.is_main_process:
         yield from describe_decoding(config, data)
     yield json.dumps(to_dict(config))

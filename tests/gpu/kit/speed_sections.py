@@ -104,7 +104,7 @@ def flops(case: Case) -> int | None:
 
     trainer = case.build("eager")
     try:
-        return estimate_cost(trainer.config, trainer.data.spec, 1).flops
+        return estimate_cost(trainer.config, trainer.data.spec, 1, trainer.data.network).flops
     except Exception as error:  # as for --dry_run, which says "unknown"
         print(f"{case.name}: {type(error).__name__}: {error}")
         return None

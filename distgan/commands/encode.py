@@ -46,7 +46,6 @@ def encode(
     from distgan.dataset_tool.encode import encode
     from distgan.dataset_tool.latent_writer import EncodeOptions, open_writer
     from distgan.distributed.processes import Distributed
-    from distgan.evaluation.originals import open_dataset
     from distgan.frozen.vae import load_vae
     from distgan.training.stop import exit_with_launcher
 

@@ -21,7 +21,8 @@ MOST_MEANS = 10_000
 class TruncatedGenerator(nn.Module):
     """G with w pulled towards its mean: z [N, z_dim] and labels -> G.synthesis(w_mean + psi (w - w_mean)).
 
-    w is G.mapping(z, labels) [N, ...]. psi = 1 changes nothing, psi = 0 gives the same image for every z.
+    w is G.mapping(z, labels) [N, ...]. psi = 1 changes nothing, psi = 0 gives the same image for every z. Both networks
+    run in the type of their weights: the autocast of a run is around G's own forward.
 
     w_mean of a label, a class or a row of conditions, is the mean of w over 1,024 latents z of a fixed seed, computed
     from the weights when the label is first met. It is no running mean of the training, as in StyleGAN, and as in GAT

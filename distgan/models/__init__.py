@@ -20,9 +20,8 @@ def build(name: str, spec: SampleSpec, *, z_dim: int, options: dict, seed: int) 
 
     G maps z [N, z_dim] and labels to images [N, *spec.shape], nominally in [-1, 1]; D maps images and labels to logits
     [N]. Either may return several outputs by name (`distgan.gan.outputs`). Labels are None if unconditional, int64 [N]
-    if there are classes alone, else float32 [N, spec.label_width].
-    `options` are keyword arguments of the architecture. Raises UsageError for an unknown name or option, and if the
-    architecture does not support the size.
+    if there are classes alone, else float32 [N, spec.label_width]. `options` are keyword arguments of the architecture.
+    Raises UsageError for an unknown name or option, and if the architecture does not support the size.
     """
     if name not in MODELS:
         choices = ", ".join(MODELS)

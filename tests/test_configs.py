@@ -20,13 +20,25 @@ from distgan import models
 from distgan.config.keys import Config, to_dict
 from distgan.config.read import read_config
 from distgan.gan.schedules import value_at
-from distgan.samples import Condition, SampleSpec
+from distgan.samples import Condition, LatentSpec, SampleSpec
 from distgan.training.checks import check_config, check_d
-from helpers import ROOT, launch_env, make_arrays, make_dataset, metrics, noise, train
+from helpers import (
+    ROOT,
+    launch_env,
+    make_arrays,
+    make_dataset,
+    make_dinov2,
+    make_latents,
+    make_vae,
+    metrics,
+    noise,
+    train,
+)
 
 PATHS = sorted((ROOT / "configs").glob("*.yaml"))
 DATASETS = {
     "digits": SampleSpec(32, 32, 1, 10),
+    "digits-16": SampleSpec(16, 16, 1, 10),
     "fashion-mnist": SampleSpec(32, 32, 1, 10),
     "cifar10": SampleSpec(32, 32, 3, 10),
     "stacked-mnist": SampleSpec(32, 32, 3, 1000),
@@ -37,12 +49,23 @@ DATASETS = {
     "ffhq-256": SampleSpec(256, 256, 3),
     "imagenet-32": SampleSpec(32, 32, 3, 1000),
     "imagenet-64": SampleSpec(64, 64, 3, 1000),
+    "imagenet-256-latents": SampleSpec(
+        32, 32, 4, 1000, dtype="float16", latents=LatentSpec("0" * 64, 0.18215, 0.0, 256, 256, 3)
+    ),
     "showers": SampleSpec(24, 16, 1, conditions=(Condition("energy"),), dtype="float16", range=(0, 2.2)),
 }
 """What the configs train on."""
 KINDS = "demo dcgan-stabilised r3gan-cifar10-small rpgan-stacked-mnist-cpu showers-cpu".split()
-KINDS += ["sngan-cifar10-cond", "wgan-gp"]
+KINDS += ["sngan-cifar10-cond", "wgan-gp", "gat-imagenet-256-s", "cat-imagenet-256-b"]
 """One config of each kind."""
+
+VAE = {
+    "down_block_types": ["DownEncoderBlock2D"] * 4,
+    "up_block_types": ["UpDecoderBlock2D"] * 4,
+    "block_out_channels": [4] * 4,
+    "scaling_factor": 0.18215,
+}
+"""A random one that halves three times, as Stable Diffusion's."""
 
 every_config = pytest.mark.parametrize("path", PATHS, ids=lambda path: path.stem)
 
@@ -69,8 +92,11 @@ def test_a_config_is_complete(path):
     if path.stem != "demo":  # make demo makes its dataset
         made = re.search(r"#   distgan shards make \S+ (\S+)(?: --size (\d+))?", header)
         spec = dataset(config)
-        assert made and made[1] == config.data.shards
-        assert int(made[2] or 32) == spec.height or spec.dtype == "float16"  # arrays keep their size
+        assert made and made[1] == config.data.shards.removesuffix("-latents")
+        if spec.latents is not None:
+            assert f"distgan.shards encode {made[1]} {config.data.shards} " in header
+        height = spec.pixels.height
+        assert int(made[2] or 32) == height or spec.pixels.dtype == "float16"  # arrays keep their size
 
 
 @every_config
@@ -103,14 +129,31 @@ def schedules(keys: Any) -> Iterator[dict[str, Any]]:
         yield from schedules(value)
 
 
+def reduced_options(config: Config) -> dict[str, Any]:
+    """The narrowest networks."""
+    if config.model.name == "r3gan":
+        return {"widths": [16] * len(config.model.options.get("widths", ())), "group_width": 16}
+    if config.model.name in ("gat", "cat"):
+        return {name: value for d in ("", "d_") for name, value in narrow_transformer(d)}
+    return {"width": 4}
+
+
+def narrow_transformer(prefix: str) -> list[tuple[str, int]]:
+    return [(f"{prefix}width", 16), (f"{prefix}depth", 4), (f"{prefix}heads", 2)]
+
+
 def reduce(path: Path, data: Callable[[SampleSpec], Path], run_dir: Path) -> Path:
     """The config of two iterations of four images at reduced width, as a file; schedules end after three."""
     config = parse(path)
     keys = to_dict(config)
     keys |= {"run_dir": str(run_dir), "batch": 4, "epochs": None, "images": 2 * 4 * config.n_critic}
     keys["data"]["shards"] = str(data(dataset(config)))
-    widths = {"widths": [16] * len(config.model.options.get("widths", ())), "group_width": 16}
-    keys["model"]["options"] |= widths if config.model.name == "r3gan" else {"width": 4}
+    keys["model"]["options"] |= reduced_options(config)
+    keys["evaluate"]["every_epochs"] = 0
+    if dataset(config).latents is not None:
+        pretrained = Path(keys["data"]["shards"]).parent
+        keys["data"]["vae"] = str(pretrained / "vae")
+        keys["terms"]["align"]["path"] = str(pretrained / "dinov2")
     for schedule in schedules(keys):
         schedule["images"] = 3 * 4 * config.n_critic
         schedule["start"] = 0
@@ -133,6 +176,10 @@ def data(tmp_path_factory) -> Callable[[SampleSpec], Path]:
 
     def of(spec: SampleSpec) -> Path:
         folder = root / str(spec.unconditional()).replace(" ", "")
+        if not folder.exists() and spec.latents is not None:
+            vae = make_vae(root / "vae", **VAE)
+            make_dinov2(root / "dinov2")
+            return make_latents(folder, of(spec.pixels), vae, "--keep_images")
         if not folder.exists() and spec.conditions:
             images = noise(8, spec.height, spec.channels)[:, :, : spec.width].astype(spec.dtype)
             make_arrays(folder, images, numbers={one.name: np.arange(8) for one in spec.conditions})

@@ -208,6 +208,15 @@ def test_weights_depend_on_the_seed_alone(name):
         assert not {key for key, _ in a.named_buffers()} & set(a.state_dict())
 
 
+@pytest.mark.parametrize("name", ["gat", "cat"])
+def test_initial_embeddings(name):
+    """N(0, 0.02^2): labels in both networks, class tokens, scales."""
+    G, D = build(name, replace(SPEC, num_classes=500), d_width=64, embedding=32)
+    tokens = [D.class_token] if name == "gat" else [D.class_tokens, D.scales]
+    for parameter in [G.embed.weight, D.head.embed.weight, *tokens]:
+        assert float(parameter.detach().std()) == pytest.approx(0.02, rel=0.3)
+
+
 def test_tables_follow_the_type():
     G, _ = build()
     double = copy.deepcopy(G).double()

@@ -7,12 +7,19 @@ from torch import Tensor, nn
 
 from distgan.errors import UsageError
 from distgan.models.gat import CLASS_TOKEN_STD
-from distgan.models.layers import check_choice, check_positive
+from distgan.models.layers import check_positive
 from distgan.models.tokens import patch_grid, patchify, rope_table, sincos_table
 from distgan.models.transformer import Block, apply_block, linear
 from distgan.models.transformer_generator import Generator
 from distgan.models.transformer_heads import LogitHead, projector
-from distgan.models.transformer_options import TransformerSize, check_flag, check_not_negative, check_stages, resize
+from distgan.models.transformer_options import (
+    TransformerSize,
+    check_flag,
+    check_not_negative,
+    check_stages,
+    named_size,
+    resize,
+)
 from distgan.samples import SampleSpec
 from distgan.sizes import Size
 
@@ -55,23 +62,15 @@ def build(
     shifts the tokens in G (with it, numbers of parameters are the published ones). `d_rope`: whether D has rotary
     positions beside its tables, as in GAT. `embedding`, `features` and `checkpoint_blocks` are those of gat.
     """
-    check_choice("size", size, SIZES, "size")
-    check_choice("d_size", d_size, SIZES, "size")
-    g_size = resize(SIZES[size], "", width, depth, heads)
-    d_shape = resize(SIZES[d_size], "d_", d_width, d_depth, d_heads)
+    g_size = resize(named_size(SIZES, "", size), "", width, depth, heads)
+    d_shape = resize(named_size(SIZES, "d_", d_size), "d_", d_width, d_depth, d_heads)
     check_positive(patch=patch, embedding=embedding)
     check_flag(shift=shift, d_rope=d_rope, qk_norm=qk_norm)
     check_not_negative(features=features, checkpoint_blocks=checkpoint_blocks)
     grid = patch_grid("cat", spec, patch)
     scales = scale_count(grid) if stages is None else stages
-    check_stages(scales, g_size.depth)
-    if scales > scale_count(grid, scales):
-        raise UsageError(
-            f"model.options.stages: {scales} scales of {grid} patches, each a half of the next, do not end at 2x2 or "
-            f"more; there are {scale_count(grid, scales)}"
-        )
-    common: dict[str, Any] = {"patch": patch, "stages": scales, "qk_norm": qk_norm}
-    common["checkpoint_blocks"] = checkpoint_blocks
+    check_scales(scales, grid, g_size.depth)
+    common: dict[str, Any] = dict(patch=patch, stages=scales, qk_norm=qk_norm, checkpoint_blocks=checkpoint_blocks)
     G = Generator(spec, z_dim, g_size, grid, shift=shift, **common)
     return G, Discriminator(spec, d_shape, grid, rope=d_rope, embedding=embedding, features=features, **common)
 
@@ -86,6 +85,16 @@ def scale_count(grid: Size, most: int = STAGES) -> int:
     while count < most and all(side % 2**count == 0 and side >> count >= 2 for side in grid):
         count += 1
     return count
+
+
+def check_scales(stages: int, grid: Size, depth: int) -> None:
+    """Raises UsageError."""
+    check_stages(stages, depth)
+    if (possible := scale_count(grid, stages)) < stages:
+        raise UsageError(
+            f"model.options.stages: {stages} scales of {grid} patches, each a half of the next, do not end at 2x2 or "
+            f"more; there are {possible}"
+        )
 
 
 def shrink(images: Tensor, factor: int) -> Tensor:

@@ -7,12 +7,19 @@ import torch
 from torch import Tensor, nn
 
 from distgan.errors import UsageError
-from distgan.models.layers import check_choice, check_positive
+from distgan.models.layers import check_positive
 from distgan.models.tokens import patch_grid, patchify, rope_table, sincos_table
 from distgan.models.transformer import Block, apply_block, linear
 from distgan.models.transformer_generator import Generator
 from distgan.models.transformer_heads import LogitHead, projector
-from distgan.models.transformer_options import TransformerSize, check_flag, check_not_negative, check_stages, resize
+from distgan.models.transformer_options import (
+    TransformerSize,
+    check_flag,
+    check_not_negative,
+    check_stages,
+    named_size,
+    resize,
+)
 from distgan.samples import SampleSpec
 from distgan.sizes import Size
 
@@ -53,22 +60,18 @@ def build(
     `exponential_levels`; false: no noise. `embedding` is the width of D's embedding of labels. With `features`, D
     returns as many for each token. The first `checkpoint_blocks` blocks of both networks are recomputed in backward.
     """
-    check_choice("size", size, SIZES, "size")
-    g_size = resize(SIZES[size], "", width, depth, heads)
-    if d_size is not None:
-        check_choice("d_size", d_size, SIZES, "size")
-    d_shape = resize(g_size if d_size is None else SIZES[d_size], "d_", d_width, d_depth, d_heads)
+    g_size = resize(named_size(SIZES, "", size), "", width, depth, heads)
+    d_base = g_size if d_size is None else named_size(SIZES, "d_", d_size)
+    d_shape = resize(d_base, "d_", d_width, d_depth, d_heads)
     check_positive(patch=patch, embedding=embedding)
     check_stages(stages, g_size.depth)
     check_flag(qk_norm=qk_norm)
     check_not_negative(features=features, checkpoint_blocks=checkpoint_blocks)
-    levels = check_levels(noise_levels, stages)
     grid = patch_grid("gat", spec, patch)
-    common: dict[str, Any] = {"patch": patch, "stages": stages, "qk_norm": qk_norm}
-    common["checkpoint_blocks"] = checkpoint_blocks
+    common: dict[str, Any] = dict(patch=patch, stages=stages, qk_norm=qk_norm, checkpoint_blocks=checkpoint_blocks)
+    of_d: dict[str, Any] = dict(noise_levels=check_levels(noise_levels, stages), embedding=embedding, features=features)
     G = Generator(spec, z_dim, g_size, grid, shift=False, **common)
-    D = Discriminator(spec, d_shape, grid, noise_levels=levels, embedding=embedding, features=features, **common)
-    return G, D
+    return G, Discriminator(spec, d_shape, grid, **of_d, **common)
 
 
 def exponential_levels(stages: int) -> tuple[float, ...]:

@@ -42,9 +42,8 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
-        with torch.autocast(x.device.type, enabled=False):
-            x = x if x.dtype == torch.float64 else x.float()
-            return F.rms_norm(x, self.shape, self.weight, self.eps)
+        x = x if x.dtype == torch.float64 else x.float()
+        return F.rms_norm(x, self.shape, self.weight, self.eps)
 
 
 class EqualizedLinear(nn.Module):

@@ -1,10 +1,11 @@
 """Options that gat and cat share: sizes of transformers and what they are checked for."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from distgan.errors import UsageError
-from distgan.models.layers import check_positive
+from distgan.models.layers import check_choice, check_positive
 
 
 @dataclass(frozen=True)
@@ -17,6 +18,12 @@ class TransformerSize:
     """Blocks."""
     heads: int
     """Of attention, each of width / heads features."""
+
+
+def named_size(sizes: Mapping[str, TransformerSize], prefix: str, name: Any) -> TransformerSize:
+    """Raises UsageError."""
+    check_choice(f"{prefix}size", name, sizes, "size")
+    return sizes[name]
 
 
 def resize(base: TransformerSize, prefix: str, width: Any, depth: Any, heads: Any) -> TransformerSize:

@@ -135,7 +135,7 @@ def test_as_traced(network, labels):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("network", NETWORKS)
+@pytest.mark.parametrize("network", [network for network in NETWORKS if not network.endswith("recomputed")])
 def test_autocast(network):
     """In bfloat16 the compiled gradients are as near to those of float32 as the others, up to a half more."""
     networks, args = build(network, "classes"), inputs(network, "classes", torch.float32)

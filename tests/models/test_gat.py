@@ -179,18 +179,34 @@ def test_half_precision(name):
         assert torch.equal(G.mapping(z, labels), w)
 
 
+def count_calls(network: Any) -> list[int]:
+    """How often each of the blocks is called, from now on."""
+    calls = [0] * len(network.blocks)
+
+    def count(i: int) -> None:
+        calls[i] += 1
+
+    for i, block in enumerate(network.blocks):
+        block.register_forward_pre_hook(lambda *_, i=i: count(i))
+    return calls
+
+
 @pytest.mark.parametrize("name", ["gat", "cat"])
-def test_recomputed_activations_change_nothing(name):
+def test_recomputed_activations(name):
+    """Of the first blocks of both networks; gradients, those of a penalty too, stay the same."""
     z, images, labels = inputs()
     images.requires_grad_()
     gradients = []
     for blocks in (0, 1, 99):
         G, D = build(name, checkpoint_blocks=blocks)
         perturb(G, D)
-        D = twice_differentiable(D)
+        twice_differentiable(D)
+        calls = count_calls(G), count_calls(D)
         (slope,) = torch.autograd.grad(D(images, labels).sum(), images, create_graph=True)
         (D(G(z, labels)["stages"], labels).sum() + slope.square().sum()).backward()
         gradients.append([parameter.grad for network in (G, D) for parameter in network.parameters()])
+        for of_network, forwards in zip(calls, (1, 2), strict=True):
+            assert [count > forwards for count in of_network] == [i < blocks for i in range(len(of_network))]
     for plain, *others in zip(*gradients, strict=True):
         assert all(torch.equal(plain, other) for other in others)
 
@@ -206,6 +222,15 @@ def test_weights_depend_on_the_seed_alone(name):
         assert not torch.equal(next(a.parameters()), next(c.parameters()))
         assert all(torch.equal(x, y) for x, y in zip(a.buffers(), c.buffers(), strict=True))  # tables
         assert not {key for key, _ in a.named_buffers()} & set(a.state_dict())
+
+
+@pytest.mark.parametrize("name", ["gat", "cat"])
+def test_initial_embeddings(name):
+    """N(0, 0.02^2): labels in both networks, class tokens, scales."""
+    G, D = build(name, replace(SPEC, num_classes=500), d_width=64, embedding=32)
+    tokens = [D.class_token] if name == "gat" else [D.class_tokens, D.scales]
+    for parameter in [G.embed.weight, D.head.embed.weight, *tokens]:
+        assert float(parameter.detach().std()) == pytest.approx(0.02, rel=0.3)
 
 
 def test_tables_follow_the_type():

@@ -96,7 +96,8 @@ def random_minibatch(spec: SampleSpec, n: int, gan: GAN) -> Minibatch:
     labels = torch.arange(n) % spec.num_classes
     u = torch.rand(3, n, gan.augment.columns)  # type: ignore[attr-defined]
     keys = torch.randint(2**62, (2, n))
-    return Minibatch(torch.randn(n, *spec.shape), torch.randn(n, 64), labels, labels, *u, None, keys[0], keys[1])
+    real = torch.randn(n, *spec.shape)
+    return Minibatch(real, torch.randn(n, 64), labels, labels, u[0], u[1], u[2], None, keys[0], keys[1])
 
 
 def peak_memory(blocks: int) -> None:
@@ -119,9 +120,7 @@ def main() -> None:
     elif arguments.measure:
         measure()
     else:
-        print(
-            "| config | parameters G / D, M | G, GFLOPs | iteration, TFLOPs an image | run, EFLOPs | GB kept | GB recomputed |"
-        )
+        print("| config | parameters G / D, M | G, GFLOPs | TFLOPs an image | run, EFLOPs | GB kept | GB recomputed |")
         print("|---|---|---|---|---|---|---|")
         for path in sorted(CONFIGS.glob("*-imagenet-256-*.yaml")):
             print(describe(path), flush=True)

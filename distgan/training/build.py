@@ -216,11 +216,11 @@ def wrap(
 
 
 def build_networks(
-    config: Config, processes: Distributed, spec: SampleSpec, network: FrozenNetwork | None
+    config: Config, processes: Distributed, spec: SampleSpec, frozen: FrozenNetwork | None
 ) -> tuple[nn.Module, nn.Module]:
-    """G and D on their device, before they are wrapped; D goes with the frozen `network`. Raises UsageError."""
+    """G and D on their device, before they are wrapped; D goes with the network `frozen`. Raises UsageError."""
     model = config.model
-    options = model_options(config, network)
+    options = model_options(config, frozen)
     G, D = models.build(model.name, spec, z_dim=model.latent, options=options, seed=config.seed)
     check_d(config, D)
     if any(PENALTIES[name].differentiates for name in config.penalties):
@@ -238,7 +238,7 @@ def build_networks(
     G, D = G.to(processes.device), D.to(processes.device)
     check_networks(G, D, spec, z_dim=model.latent)
     check_stages(config, G, D, spec)
-    check_features(config, D, spec, network)
+    check_features(config, D, spec, frozen)
     check_widths(config, G, D)
     check_perturbed_d(config, D, spec)
     check_truncation(G, config.evaluate.truncation_psi, "evaluate.truncation_psi")

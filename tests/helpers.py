@@ -47,10 +47,16 @@ def make_dataset(folder: Path, images: np.ndarray, *, shards: int = 8, jobs: int
 def make_vae(folder: Path, *, channels: int = 4, seed: int = 0, **changes) -> Path:
     """A random AutoencoderKL of half the resolution, saved by diffusers; `changes` are keys of its config."""
     diffusers: Any = importlib.import_module("diffusers")  # takes seconds
-    blocks = {"down_block_types": ("DownEncoderBlock2D",) * 2, "up_block_types": ("UpDecoderBlock2D",) * 2}
-    widths = {"block_out_channels": (8, 16), "norm_num_groups": 4, "layers_per_block": 1}
+    config = {
+        "down_block_types": ("DownEncoderBlock2D",) * 2,
+        "up_block_types": ("UpDecoderBlock2D",) * 2,
+        "block_out_channels": (8, 16),
+        "norm_num_groups": 4,
+        "layers_per_block": 1,
+        "latent_channels": channels,
+    }
     torch.manual_seed(seed)
-    diffusers.AutoencoderKL(**blocks, **widths, **{"latent_channels": channels, **changes}).save_pretrained(folder)
+    diffusers.AutoencoderKL(**(config | changes)).save_pretrained(folder)
     return folder
 
 

@@ -13,15 +13,18 @@ import distgan
 import distgan.commands.evaluate
 import distgan.commands.sample
 from distgan import rng
+from distgan.data.dataset import open_dataset
 from distgan.data.shardset import LocalStorage, ShardSet, open_shardset
 from distgan.data.stream import Reader
+from distgan.errors import UsageError
 from distgan.evaluation.classifier import load_classifier
+from distgan.evaluation.originals import real_images_of
 from distgan.frozen.vae import keep_vae, load_vae
 from distgan.gan.latents import sample_posterior
 from distgan.images import grid
 from distgan.pixels import to_picture, to_stored
 from distgan.samples import SampleSpec
-from helpers import launch, make_arrays, make_latents, make_vae, metrics, noise, reset_accelerate, train
+from helpers import launch, make_arrays, make_dataset, make_latents, make_vae, metrics, noise, reset_accelerate, train
 
 MODEL = ["--model.name", "mlp", "--model.options", "{width: 16, layers: 1}", "--model.latent", 8, "--batch", 16]
 EVALUATION = ["--evaluate.every_epochs", 1, "--evaluate.extractor", "pixels", "--evaluate.samples", 60]
@@ -119,6 +122,9 @@ def test_a_run_says_what_decodes_and_what_it_is_measured_against(latents, vae, f
     keys["source"]["name"] = "nowhere"
     (moved / "manifest.json").write_text(json.dumps(keys))
     words[1] = moved
+    remote = ["--evaluate.data", "s3://nowhere/images"]
+    assert train(*words, *remote, "--run_dir", tmp_path / "remote") == 0
+    assert "metrics will need the images of s3://nowhere/images\n" in capsys.readouterr().out
     assert train(*words, "--run_dir", tmp_path / "other") == 0
     assert "no metrics can be computed: data: " in (out := capsys.readouterr().out) and "nowhere" in out
     assert train(*words, *EVALUATION, "--run_dir", tmp_path / "third") == 2
@@ -235,9 +241,59 @@ def test_a_dataset_that_changed_is_no_reference(run, images, latents, vae, folde
     assert json.loads((tmp_path / "card.json").read_text())["data"]["path"] == str(changed)
 
 
+def test_images_beside_the_latents_are_the_reference(run, folder, vae, tmp_path):
+    """They are those that were encoded."""
+    kept = make_latents(tmp_path / "kept", folder / "images", vae, "--keep_images", "--flips")
+    weights = distgan.load(run, vae=vae).path
+    words = [weights, "--vae", vae, "--extractor", "pixels", "--samples", 40, "--cache_dir", tmp_path / "cache"]
+    cards = []
+    for data in (kept, folder / "images"):
+        assert evaluate(*words, "--data", data, "--out", tmp_path / "card.json") == 0
+        cards.append(json.loads((tmp_path / "card.json").read_text()))
+    assert cards[0]["data"]["path"] == str(kept) and cards[0]["data"]["manifest"] != cards[1]["data"]["manifest"]
+    for key in ("metrics", "floor", "image_sum"):
+        assert cards[0][key] == cards[1][key], key
+
+
+def test_grey_images_are_a_reference_as_rgb(vae, tmp_path):
+    """A VAE decodes to RGB: only the images that are kept beside the latents are RGB too."""
+    grey = make_dataset(tmp_path / "grey", noise(40, 16, 1), shards=1)
+    without = make_latents(tmp_path / "without", grey, vae)
+    with pytest.raises(UsageError, match="^data: .* has grey images, .* encode it again with --keep_images"):
+        real_images_of(open_dataset(str(without)), str(without))
+    kept = make_latents(tmp_path / "kept", grey, vae, "--keep_images")
+    real = real_images_of(open_dataset(str(kept)), str(kept))
+    assert real.dataset.spec.channels == 3 and real.address == str(kept)
+
+
 def test_an_extractor_of_latents_is_that_of_their_images(latents, images, folder, tmp_path, capsys):
     out = tmp_path / "a.safetensors"
     assert evaluate("--train_extractor", latents, "--train_images", 100, "--out", out) == 0
     assert load_classifier(out)[1].manifest == images.digest
     assert evaluate("--prefetch", "--data", latents, "--extractor", out, "--cache_dir", tmp_path) == 0
     assert f"the statistics of {folder / 'images'} for " in capsys.readouterr().out
+
+
+GAT = {"width": 32, "depth": 2, "heads": 2, "stages": 2, "embedding": 32}
+
+
+def test_a_transformer_on_latents_is_truncated_in_its_cards_and_samples(folder, latents, vae, tmp_path):
+    """Its G returns several outputs by name."""
+    words = ["--data.shards", latents, "--data.labels", "true", "--data.vae", vae, "--run_dir", tmp_path / "run"]
+    model = ["--model.name", "gat", "--model.options", json.dumps(GAT), "--model.latent", 8, "--batch", 16]
+    psi = ["--evaluate.truncation_psi", 0.5, "--evaluate.cache_dir", folder / "cache", "--samples.count", 16]
+    assert train(*words, *model, *EVALUATION, *psi, "--g_optimizer.lr", 0.01, "--epochs", 1) == 0
+    (card,) = [row["card"] for row in metrics(tmp_path / "run") if "card" in row]
+    assert card["generator"]["truncation_psi"] == 0.5 and card["generator"]["labels"] == "as in the dataset"
+    same = ["--extractor", "pixels", "--samples", 60, "--cache_dir", folder / "cache"]
+    for change in ([], ["--truncation_psi", 0.5]):
+        assert evaluate(tmp_path / "run", *same, *change) == 0
+    by_psi = {name: json.loads((tmp_path / f"run/cards/80-pixels{name}.json").read_text()) for name in ("", "-psi0.5")}
+    assert by_psi["-psi0.5"]["metrics"] == pytest.approx(card["metrics"], rel=1e-6)
+    assert by_psi["-psi0.5"]["image_sum"]["generated"] == pytest.approx(card["image_sum"]["generated"], rel=1e-6)
+    assert by_psi[""]["image_sum"]["generated"] != by_psi["-psi0.5"]["image_sum"]["generated"]
+    pixels = []
+    for name, words in (("a.npy", []), ("b.npy", ["--truncation_psi", 0.5])):
+        assert sample(tmp_path / "run", "--count", 6, "--out", tmp_path / name, *words) == 0
+        pixels.append(np.load(tmp_path / name))
+    assert pixels[0].shape == (6, 12, 16, 3) and not np.array_equal(*pixels)

@@ -42,10 +42,10 @@ def encode(
         raise UsageError(f"--batch: {batch} is too small; at least 1")
     # Imported after parsing: --help and a mistyped option do not wait for torch.
     from distgan.config.keys import Config
+    from distgan.data.dataset import open_dataset
     from distgan.dataset_tool.encode import encode
     from distgan.dataset_tool.latent_writer import EncodeOptions, open_writer
     from distgan.distributed.processes import Distributed
-    from distgan.evaluation.originals import open_dataset
     from distgan.frozen.vae import load_vae
     from distgan.training.stop import exit_with_launcher
 

@@ -30,9 +30,10 @@ PREFETCH = "Download the extractor's weights and, with --data, compute the stati
 def evaluate_generator(run_or_file: str, options: Options) -> None:
     """Compute the metrics of a generator, print their card and write it. Raises UsageError and RunError."""
     from distgan.config.keys import Config
+    from distgan.data.dataset import open_dataset
     from distgan.distributed.processes import Distributed
     from distgan.evaluation.evaluator import Evaluator
-    from distgan.evaluation.originals import check_same_kind, open_dataset, real_images_of
+    from distgan.evaluation.originals import check_same_kind, real_images_of
     from distgan.generators.loading import find_weights, load_generator
     from distgan.runs.checkpoint import load_weights
 
@@ -94,9 +95,10 @@ def prefetch(options: Options) -> None:
 def prefetch_statistics(address: str, options: Options) -> None:
     """Compute and cache the statistics of a dataset's images. Raises UsageError and RunError."""
     from distgan.config.keys import Config
+    from distgan.data.dataset import open_dataset
     from distgan.distributed.processes import Distributed
     from distgan.evaluation.evaluator import Evaluator
-    from distgan.evaluation.originals import open_dataset, real_images_of
+    from distgan.evaluation.originals import real_images_of
 
     processes = Distributed(Config())
     real = processes.run_on_all(lambda: real_images_of(open_dataset(address), address))

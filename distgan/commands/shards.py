@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import jsonargparse
+import numpy as np
 
 import distgan.dataset_tool.check
 import distgan.dataset_tool.index
@@ -185,17 +186,22 @@ def stats(
         print(f"class {label.name}: {label.samples}")
     print(f"samples per shard: {shards.counts.min()} to {shards.counts.max()}")
     if out:
-        import torch  # --help does not wait for it
+        save_grid(shards, statistics.images, Path(out), show, vae)
 
-        from distgan.frozen.vae import open_decoder
-        from distgan.gan.latents import sample_posterior
-        from distgan.pixels import normalize, parse_show, to_picture
 
-        stored = torch.from_numpy(statistics.images)
-        to_networks = normalize if shards.spec.latents is None else sample_posterior
-        images = open_decoder(shards.spec, vae, "cpu", "--vae")(to_networks(stored, shards.spec))
-        save_picture(grid(to_picture(images.numpy(), parse_show(show, shards.spec.pixels.channels))), Path(out))
-        print(f"wrote {out}")
+def save_grid(shards: ShardSet, stored: np.ndarray, out: Path, show: str | None, vae: str | None) -> None:
+    """Draw stored samples; latents are decoded from their means. Raises UsageError."""
+    import torch  # --help does not wait for it
+
+    from distgan.frozen.vae import open_decoder
+    from distgan.gan.latents import sample_posterior
+    from distgan.pixels import normalize, parse_show, to_picture
+
+    spec = shards.spec
+    to_networks = normalize if spec.latents is None else sample_posterior
+    images = open_decoder(spec, vae, "cpu", "--vae")(to_networks(torch.from_numpy(stored), spec))
+    save_picture(grid(to_picture(images.numpy(), parse_show(show, spec.pixels.channels))), out)
+    print(f"wrote {out}")
 
 
 def print_duplicates(shards: ShardSet, groups: list[list[int]], count: int) -> None:

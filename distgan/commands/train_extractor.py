@@ -36,10 +36,11 @@ def train_extractor(address: str, *, seed: int, images: int | None, cache: Path,
     """
     import torch
 
+    from distgan.data.dataset import open_dataset
     from distgan.evaluation.classifier import save_classifier
     from distgan.evaluation.classifier_training import train_classifier
     from distgan.evaluation.features import default_classifier
-    from distgan.evaluation.originals import open_dataset, real_images_of
+    from distgan.evaluation.originals import real_images_of
 
     if int(os.environ.get("WORLD_SIZE", 1)) > 1:
         raise UsageError("train_extractor: it runs on one process; start it without accelerate launch")

@@ -32,7 +32,7 @@ def size_warning(height: int, width: int) -> str | None:
     if is_taken(size, DCGAN_HALVINGS):
         return None
     options = " or ".join(f"--size {near}" for near in nearest_sizes(size, DCGAN_HALVINGS))
-    return f"warning: of the networks only mlp takes {size} images; dcgan and r3gan take {options}"
+    return f"warning: no convolutional network takes {size} images; dcgan and r3gan take {options}"
 
 
 def make(

@@ -3,8 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from distgan.data.remote.cache import open_storage
-from distgan.data.shardset import ShardSet, open_shardset
+from distgan.data.dataset import open_dataset
+from distgan.data.shardset import ShardSet
 from distgan.errors import DistganError, UsageError
 from distgan.samples import SampleSpec
 
@@ -14,19 +14,6 @@ class RealImageSet(NamedTuple):
 
     dataset: ShardSet
     address: str
-
-
-def open_dataset(address: str, keys: Mapping[str, Any] | None = None) -> ShardSet:
-    """`keys` are those of `data` in a run's configuration: shards of a server go to the cache of the run.
-
-    Raises UsageError.
-    """
-    cache = {key: keys[key] for key in ("cache_dir", "cache_gb") if keys and keys.get(key) is not None}
-    dataset = open_shardset(open_storage(address, **cache), address)
-    dataset.check_index()
-    if missing := dataset.missing():
-        raise UsageError(f"data: {address} lacks {missing[0]}; restore the missing files, or re-create the dataset")
-    return dataset
 
 
 def real_images_of(dataset: ShardSet, address: str, keys: Mapping[str, Any] | None = None) -> RealImageSet:

@@ -19,7 +19,8 @@ def build(name: str, spec: SampleSpec, *, z_dim: int, options: dict, seed: int) 
     """The networks of an architecture for samples of `spec`, initialized from `seed` alone, on the default device.
 
     G maps z [N, z_dim] and labels to images [N, *spec.shape], nominally in [-1, 1]; D maps images and labels to logits
-    [N]. Labels are None if unconditional, int64 [N] if there are classes alone, else float32 [N, spec.label_width].
+    [N]. Either may return several outputs by name (`distgan.gan.outputs`). Labels are None if unconditional, int64 [N]
+    if there are classes alone, else float32 [N, spec.label_width].
     `options` are keyword arguments of the architecture. Raises UsageError for an unknown name or option, and if the
     architecture does not support the size.
     """

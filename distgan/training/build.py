@@ -184,7 +184,7 @@ def build_gan(config: Config, processes: Distributed, spec: SampleSpec, network:
         loss=LOSSES[config.loss],
         augment=view if view.columns else unaugmented,
         terms=weighted_terms(config, processes.device),
-        frozen_features=frozen_features(raw_D, network, view.augment, accelerator.autocast),
+        frozen_features=frozen_features(raw_D, network, view.augment, lambda: accelerator.autocast()),
         backward=accelerator.backward,
         no_sync=accelerator.no_sync,
         clip_g=clipper(processes, G, g_optimizer, config.g_optimizer.clip),

@@ -14,6 +14,11 @@ def describe_decoding(config: Config, data: Data) -> Iterator[str]:
     if not isinstance(data.decoder, Autoencoder):
         return
     yield f"latents are decoded to {data.spec.pixels} by the VAE {data.decoder.sha256[:12]} in {data.decoder.folder}"
+    given = config.evaluate.data
+    source = given or str((data.dataset.manifest.source or {}).get("name"))
+    if not config.evaluate.every_epochs and "://" in source and (given or data.dataset.images is None):
+        yield f"metrics will need the images of {source}"  # a run without evaluations waits for no server
+        return
     try:
         yield f"metrics compare with the images of {real_images(config, data).address}"
     except UsageError as error:  # an evaluation during the run was refused already

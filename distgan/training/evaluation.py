@@ -11,12 +11,13 @@ from typing import Any
 from torch import nn
 
 from distgan.config.keys import Config
+from distgan.data.dataset import open_dataset
 from distgan.distributed.processes import Distributed
 from distgan.errors import RunError, UsageError
 from distgan.evaluation.card import BALANCED, better
 from distgan.evaluation.chunks import Stopped
 from distgan.evaluation.evaluator import Evaluator
-from distgan.evaluation.originals import RealImageSet, check_same_kind, open_dataset, real_images_of
+from distgan.evaluation.originals import RealImageSet, check_same_kind, real_images_of
 from distgan.evaluation.scores import value_names
 from distgan.logs.log import RunLog
 from distgan.runs.checkpoint import Best, Checkpoints, read_best

@@ -23,6 +23,7 @@ import numpy as np
 import pytest
 
 from distgan.commands import evaluate
+from distgan.data.dataset import open_dataset
 from distgan.data.order import Lanes
 from distgan.data.remote import ahead
 from distgan.data.remote import cache as cache_module
@@ -32,7 +33,6 @@ from distgan.data.shardset import LocalStorage, ShardSet, open_shardset
 from distgan.data.stream import Reader, Stream, images_in_flight
 from distgan.dataset_tool import check
 from distgan.errors import CorruptDataError, RunError
-from distgan.evaluation import originals
 from distgan.locks import stat_of
 from distgan.training.finite import FiniteCheck
 from helpers import ROOT, TINY, fill, launch_env, make_dataset, metrics, noise, train, weights
@@ -140,7 +140,7 @@ def disk_use(cache: Path) -> int:
 def test_an_evaluation_uses_the_cache_of_its_run(shards, serve, tmp_path):
     """As a run's config.yaml names it; without a run, the default folder."""
     (tmp_path / "config.yaml").write_text(f"data: {{shards: a, cache_dir: {tmp_path}/cache, cache_gb: 0.5}}\n")
-    storage = originals.open_dataset(serve(shards).address, evaluate.data_config(tmp_path)).storage
+    storage = open_dataset(serve(shards).address, evaluate.data_config(tmp_path)).storage
     assert isinstance(storage, cache_module.RemoteStorage) and storage.cache_bytes == 5e8
     assert storage.folder == tmp_path / "cache" and len(list(storage.folder.glob("*.json"))) == 1
     assert evaluate.data_config(None) == evaluate.data_config(tmp_path / "cache") == {}

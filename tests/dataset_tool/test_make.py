@@ -357,7 +357,7 @@ def test_size_that_no_network_takes_gives_a_warning(folder_of_images, tmp_path, 
         assert command("make", folder_of_images, tmp_path / str(size), "--size", size) == 0
         return capsys.readouterr().err
 
-    line = "warning: of the networks only mlp takes {} images; dcgan and r3gan take {}\n"
+    line = "warning: no convolutional network takes {} images; dcgan and r3gan take {}\n"
     assert warning(30) == line.format("30x30", "--size 28x28 or --size 32x32")
     assert warning(6) == line.format("6x6", "--size 8x8")
     assert warning(28) == ""

@@ -11,8 +11,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from distgan import models
+from distgan.gan.outputs import logits_of, shown_to_d
+from distgan.models.transformer import twice_differentiable
 from distgan.samples import Condition, SampleSpec
 
+TINY = {"width": 16, "depth": 2, "heads": 2, "stages": 2, "embedding": 8}
 NETWORKS: dict[str, tuple[str, int, dict[str, Any]]] = {
     "mlp": ("mlp", 8, {"width": 8}),
     "dcgan": ("dcgan", 8, {"width": 4}),
@@ -21,11 +24,17 @@ NETWORKS: dict[str, tuple[str, int, dict[str, Any]]] = {
     "dcgan-spectral": ("dcgan", 8, {"width": 4, "d_norm": "spectral"}),
     "r3gan": ("r3gan", 8, {"widths": [8, 8], "group_width": 8, "blocks": 1}),
     "sngan": ("sngan", 32, {"width": 2}),
+    "gat": ("gat", 8, TINY),
+    "gat-recomputed": ("gat", 8, TINY | {"checkpoint_blocks": 2}),
+    "cat": ("cat", 8, TINY | {"d_width": 16, "d_depth": 2, "d_heads": 2}),
+    "cat-recomputed": ("cat", 8, TINY | {"d_width": 16, "d_depth": 2, "d_heads": 2, "checkpoint_blocks": 2}),
 }
 """By name: architecture, image size, options."""
+TRANSFORMERS = ("gat", "gat-recomputed", "cat", "cat-recomputed")
+"""What takes half a minute each."""
 PENALIZED = [network for network in NETWORKS if network != "dcgan"]  # whose D has BatchNorm
 CONDITIONS = (Condition("energy"), Condition("tagged", "flag"), Condition("angle"))
-MIXED = ("dcgan-spectral", "r3gan", "sngan")
+MIXED = ("dcgan-spectral", "r3gan", "sngan", "gat", "cat")
 """Networks that take labels in ways of their own."""
 
 
@@ -45,16 +54,16 @@ def build(network: str, labels: str) -> nn.ModuleDict:
     with torch.no_grad():
         for parameter in [*G.parameters(), *D.parameters()]:
             parameter.add_(torch.randn(parameter.shape, generator=generator), alpha=0.2)
-    return nn.ModuleDict({"G": G, "D": D})
+    return nn.ModuleDict({"G": G, "D": twice_differentiable(D)})
 
 
 def objective(
     networks: nn.ModuleDict, z: Tensor, real: Tensor, fake: Tensor, labels: Tensor | None, penalize: bool
 ) -> Tensor:
     """A sum that depends on all weights: G's images, D's two forwards, and their gradients as in R1 and R2."""
-    total = networks["G"](z, labels).to(real.dtype).pow(3).mean()
+    total = shown_to_d(networks["G"](z, labels)).to(real.dtype).pow(3).mean()
     for images, sign in ((real, -1), (fake, 1)):
-        logits = networks["D"](images, labels)
+        logits = logits_of(networks["D"](images, labels))
         total = total + F.softplus(sign * logits).mean()
         if penalize:
             (gradient,) = torch.autograd.grad(logits.sum(), images, create_graph=True)
@@ -111,7 +120,10 @@ def assert_equal_traced(network: str, labels: str, penalize: bool) -> None:
     ("network", "labels"),
     [
         *[pytest.param(network, "none", marks=pytest.mark.slow) for network in NETWORKS],
-        *[(network, "classes") for network in NETWORKS],
+        *[
+            pytest.param(network, "classes", marks=[pytest.mark.slow] * (network in TRANSFORMERS))
+            for network in NETWORKS
+        ],
         *[pytest.param(network, "mixed", marks=pytest.mark.slow) for network in MIXED],
     ],
 )

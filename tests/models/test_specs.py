@@ -14,17 +14,22 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from distgan import models
 from distgan.errors import UsageError
+from distgan.gan.outputs import images_of, shown_to_d
 from distgan.samples import Condition, SampleSpec
 from distgan.sizes import Size, halvings
 
 OPTIONS: dict[str, dict[str, Any]] = {
+    "cat": {"width": 8, "depth": 4, "heads": 1, "d_width": 8, "d_depth": 1, "d_heads": 1, "embedding": 8},
     "dcgan": {"width": 4, "norm": "group"},
+    "gat": {"width": 8, "depth": 4, "heads": 1, "embedding": 8},
     "mlp": {"width": 8, "layers": 2},
     "r3gan": {"group_width": 8, "blocks": 1},
     "sngan": {"width": 8},
 }
 SIDES = {
+    "cat": st.integers(4, 24),  # from 4: between tokens, since attention to one alone has no gradient
     "dcgan": st.integers(4, 48),
+    "gat": st.integers(4, 24),
     "mlp": st.integers(1, 16),
     "r3gan": st.integers(4, 48),
     "sngan": st.integers(16, 90),
@@ -85,13 +90,15 @@ def test_any_images_and_labels(network, data):
             nn.init.normal_(parameter, 0.0, 0.1)
     generator = torch.Generator().manual_seed(0)
     labels = draw_labels(spec, 4)
-    images = G(torch.randn(4, 4, generator=generator), labels)
+    output = G(torch.randn(4, 4, generator=generator), labels)
+    images = images_of(output)
     assert images.shape == (4, *spec.shape) and images.dtype == torch.float32
     if network in ("dcgan", "sngan"):
         assert images.abs().max() <= 1
-    logits = D(images, labels)
-    assert logits.shape == (4,) and logits.dtype == torch.float32
-    F.softplus(logits * torch.tensor([1.0, -1, 1, -1])).sum().backward()
+    logits = D(shown_to_d(output), labels)
+    assert logits.shape in ((4,), (4, *shown_to_d(output).shape[1:-3])) and logits.dtype == torch.float32
+    signs = torch.tensor([[1.0], [-1], [1], [-1]])
+    F.softplus(logits.view(4, -1) * signs).sum().backward()
     for name, parameter in [*G.named_parameters(), *D.named_parameters()]:
         assert parameter.grad is not None and parameter.grad.isfinite().all(), name
         assert parameter.grad.any() or name.endswith("conv1.bias"), name  # before BatchNorm a bias has no gradient

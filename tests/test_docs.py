@@ -190,6 +190,9 @@ REFUSED = [
     ["--loss", "rpgan", "--augment", "[color]", "--augment_p", "{target: 0.6, images: 1000}"],
     ["--augment_p", "0.5"],
     ["--model.options.norm", "spectral"],
+    ["--terms", "{align: 1}"],
+    ["--terms", "{consistency: 0.1}"],
+    ["--g_optimizer.base_width", "768"],
     ["--model.name", "sngan"],
 ]
 """What gives the messages in the manual's table of invalid combinations, row by row; of images of 16x16 pixels."""

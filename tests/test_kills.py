@@ -23,6 +23,13 @@ RECIPES = {
     "adaptive": [*SCHEDULED, *HINGE, "--augment_p", "{target: 0.2, images: 500}"],
     "bands": ["--data.labels", "true", "--data.flip", "true", "--model.options.norm", "group", "--augment", "[color]"],
     "paired": [*SCHEDULED, "--loss", "rpgan", "--penalties", "{r1: 1, r2: 1}", "--n_critic", 2],
+    # of latents: posterior noise, noise levels, penalties that add noise, a frozen network
+    "gat": [
+        *("--model.name", "gat", "--data.vae", "VAE", "--loss", "rpgan", "--epochs", 8, "--data.flip", "true"),
+        *("--model.options", "{width: 16, depth: 2, heads: 2, embedding: 8, stages: 2}", "--augment", "[flip]"),
+        *("--penalties", "{r1_fd: {weight: 100, sigma: 0.1, share: 0.5}, r2_fd: {weight: 100, sigma: 0.1}}"),
+        *("--terms", "{align: {weight: 0.1, path: DINOV2}, consistency: 0.1}"),
+    ],
 }
 
 
@@ -77,13 +84,19 @@ def run_and_kill(num_processes: int, args: list[object], rng: random.Random, run
         pytest.param(2, 20, "bands", marks=pytest.mark.slow),
         pytest.param(1, 50, "paired", marks=pytest.mark.slow),
         pytest.param(2, 40, "adaptive", marks=pytest.mark.slow),
+        pytest.param(1, 8, "gat", marks=pytest.mark.slow),
     ],
 )
-def test_random_kills_do_not_change_the_result(tiny, bands, tmp_path, num_processes, num_kills, recipe, capsys):
+def test_random_kills_do_not_change_the_result(request, tmp_path, num_processes, num_kills, recipe, capsys):
     """Weights, EMA and optimizer state have the same sha256 as those of an uninterrupted run."""
     seed = int(os.environ.get("DISTGAN_KILL_SEED", random.randrange(10**6)))
     rng = random.Random(seed)
-    args = ["--data.shards", bands if recipe == "bands" else tiny, *TINY, *ARGS, *RECIPES[recipe]]
+    data = request.getfixturevalue({"bands": "bands", "gat": "latents"}.get(recipe, "tiny"))
+    args = ["--data.shards", data, *TINY, *ARGS, *RECIPES[recipe]]
+    if recipe == "gat":
+        paths = {"VAE": request.getfixturevalue("tiny_vae"), "DINOV2": request.getfixturevalue("tiny_dinov2")}
+        for name, path in paths.items():
+            args = [str(word).replace(name, str(path)) for word in args]
     launch(num_processes, *args, "--run_dir", tmp_path / "reference")
     expected_weights, expected_metrics = weights(tmp_path / "reference"), computed(tmp_path / "reference")
     if recipe == "adaptive":

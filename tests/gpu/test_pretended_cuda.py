@@ -139,6 +139,16 @@ def test_the_host_never_waits_in_an_iteration(watch, precision, words, uploads):
     assert all(p.is_cuda and p.grad is not None and p.grad.stride() == p.stride() for p in parameters)
 
 
+@pytest.mark.parametrize("precision", ["no", "bf16"])
+def test_the_host_never_waits_for_a_frozen_network(watch, tiny_dinov2, precision):
+    """With noise levels, stages, and images moved alike for both networks."""
+    options = "{width: 16, depth: 2, heads: 2, stages: 2, patch: 4, embedding: 8}"
+    words = ["--model.name", "gat", "--model.options", options, "--loss", "rpgan", "--g_minibatch", "same"]
+    words += ["--terms", f"{{align: {{weight: 1, path: {tiny_dinov2}}}, consistency: 0.1}}"]
+    watched = watch(*words, "--augment", "[mixed_color, translation, flip]", *NEVER, "--precision", precision)
+    assert watched.in_iterations == [[]] * 5
+
+
 BETA2 = ("--g_optimizer.betas", "[0, {from: 0.9, to: 0.99, images: 100}]")
 
 

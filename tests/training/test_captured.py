@@ -36,6 +36,16 @@ CASES: dict[str, list[str]] = {
         *("--model.options.d_norm", "group", "--d_optimizer.weight_decay", "0.1", *SCHEDULES[:4]),
     ],
     "bf16": ["--precision", "bf16", "--model.options.d_norm", "spectral"],
+    "frozen network": [
+        *(
+            "--model.name",
+            "gat",
+            "--model.options",
+            "{width: 16, depth: 2, heads: 2, stages: 2, patch: 4, embedding: 8}",
+        ),
+        *("--loss", "rpgan", "--g_minibatch", "same", "--penalties", "{r1_fd: {weight: 100, sigma: 0.1, share: 0.5}}"),
+        *("--augment", "[color, flip]", "--terms", "{align: {weight: 0.01, path: DINOV2}, consistency: 0.1}"),
+    ],
 }
 
 
@@ -59,9 +69,10 @@ def newest(run: Path, name: str) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_captured_equals_eager(trained, captures, case):
+def test_captured_equals_eager(trained, captures, tiny_dinov2, case):
     """After 15 iterations, up to rounding: running statistics and the EMA are computed by other operations."""
-    words = [*CASES[case], "--epochs", 3, "--report.every_images", 16]
+    words = [*(word.replace("DINOV2", str(tiny_dinov2)) for word in CASES[case]), "--epochs", 3]
+    words += ["--report.every_images", 16]
     runs = [trained(*words, "--graph", value, name=value) for value in ("false", "true")]
     for name in ("generator", "discriminator", "ema"):
         eager, replayed = (newest(run, name) for run in runs)
@@ -69,7 +80,10 @@ def test_captured_equals_eager(trained, captures, case):
             scale = float(expected.abs().max()) if expected.is_floating_point() else 1
             assert (replayed[key] - expected).abs().max() <= 2e-5 * scale, (name, key)
     rows = [
-        [{k: row[k] for k in row if k.startswith(("d_", "g_", "r1", "r2", "augment"))} for row in metrics(run)]
+        [
+            {k: row[k] for k in row if k.startswith(("d_", "g_", "r1", "r2", "augment", "align", "consistency"))}
+            for row in metrics(run)
+        ]
         for run in runs
     ]
     for expected, row in zip(*rows, strict=True):

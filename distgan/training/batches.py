@@ -18,7 +18,8 @@ from distgan.gan.step import GAN, Batches, Minibatch
 from distgan.pixels import normalize
 from distgan.rng import normal_rows, philox, random_rows, uniform_rows
 from distgan.samples import SampleSpec
-from distgan.training.build import Data, build_view, has_own_minibatch
+from distgan.training.build import build_view, has_own_minibatch
+from distgan.training.data import Data
 
 LARGEST_BELOW_1 = np.float32(1 - 2**-24)
 

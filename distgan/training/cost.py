@@ -20,8 +20,9 @@ from distgan.models import example_labels
 from distgan.models.transformer import twice_differentiable
 from distgan.samples import SampleSpec
 from distgan.training.batches import split
-from distgan.training.build import adam, build_view, has_own_minibatch, weighted_terms
+from distgan.training.build import build_view, has_own_minibatch, weighted_terms
 from distgan.training.frozen_features import frozen_features, model_options, reads_pixels
+from distgan.training.optimizers import adam
 from distgan.training.scheduled import weighted_penalties
 
 try:

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from distgan.config.keys import Config
 from distgan.errors import UsageError
 from distgan.frozen.vae import Autoencoder
-from distgan.training.build import Data
+from distgan.training.data import Data
 from distgan.training.evaluation import real_images
 
 

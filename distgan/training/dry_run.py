@@ -7,9 +7,10 @@ from distgan.distributed.processes import Distributed
 from distgan.gan.step import GAN, Batches, train_step
 from distgan.logs.meters import peak_memory
 from distgan.training.batches import join_and_split, minibatches_of
-from distgan.training.build import Data, build_ema, parameter_counts
+from distgan.training.build import build_ema, parameter_counts
 from distgan.training.compiled import eager
 from distgan.training.cost import describe_cost, largest_micro_batch
+from distgan.training.data import Data
 from distgan.training.scheduled import ScheduledValues
 
 

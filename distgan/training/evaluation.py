@@ -22,7 +22,7 @@ from distgan.evaluation.scores import value_names
 from distgan.logs.log import RunLog
 from distgan.runs.checkpoint import Best, Checkpoints, read_best
 from distgan.samples import SampleSpec
-from distgan.training.build import Data
+from distgan.training.data import Data
 from distgan.training.due import Clock
 
 Cards = Sequence[tuple[int, dict[str, Any]]]

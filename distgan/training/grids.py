@@ -12,7 +12,7 @@ from distgan.gan.step import generate
 from distgan.images import grid
 from distgan.pixels import normalize, to_picture
 from distgan.rng import rng
-from distgan.training.build import Data
+from distgan.training.data import Data
 
 LEAST_IMAGES = 16
 """Images that a spread is taken of."""

@@ -20,9 +20,10 @@ from distgan.logs.trackers import start_trackers
 from distgan.page.build import write_page
 from distgan.runs.checkpoint import Checkpoints, load
 from distgan.training.batches import minibatches_of
-from distgan.training.build import Data, build_ema
+from distgan.training.build import build_ema
 from distgan.training.captured import CapturedIteration
 from distgan.training.compiled import check_gradients
+from distgan.training.data import Data
 from distgan.training.due import REQUESTED_ELSEWHERE, Actions, Clock, CollapseError, Flag
 from distgan.training.evaluation import Evaluations
 from distgan.training.finite import FiniteCheck, NonFiniteError, checksum

@@ -19,7 +19,8 @@ from distgan.logs.trackers import check_trackers, finish_trackers
 from distgan.plugins import import_user_modules
 from distgan.runs.checkpoint import Checkpoints
 from distgan.runs.folder import Changes, open_run_dir, write_run_info
-from distgan.training.build import Data, build, parameter_counts
+from distgan.training.build import build, parameter_counts
+from distgan.training.data import Data
 from distgan.training.decoding import describe_decoding
 from distgan.training.evaluation import open_evaluator
 from distgan.training.frozen_features import describe_network

@@ -11,7 +11,7 @@ from distgan.gan.finite_difference import FiniteDifference
 from distgan.gan.penalties import PENALTIES
 from distgan.gan.schedules import adapt_probability, iterations_averaged, value_at
 from distgan.gan.step import GAN, WeightedPenalty
-from distgan.training.build import lr_factor
+from distgan.training.optimizers import lr_factor
 
 
 class ScheduledValues:

@@ -31,7 +31,7 @@ from distgan.distributed import batchnorm
 from distgan.gan.losses import LOSSES
 from distgan.gan.step import GAN, Batches, Minibatch, train_step
 from distgan.samples import SampleSpec
-from distgan.training.build import adam
+from distgan.training.optimizers import adam
 from helpers import launch, make_dataset, metrics, noise
 
 PROCESSES = (1, 2, 4)

@@ -27,11 +27,12 @@ from distgan.logs.log import Terminal
 from distgan.runs.checkpoint import Checkpoints
 from distgan.samples import SampleSpec
 from distgan.training import captured, iteration
-from distgan.training.build import adam, build
+from distgan.training.build import build
 from distgan.training.due import Actions
 from distgan.training.finite import FiniteCheck
 from distgan.training.iteration import Outcome
 from distgan.training.loop import Trainer
+from distgan.training.optimizers import adam
 from helpers import TINY, metrics
 
 NEVER = ("--report.every_images", "1000000", "--samples.every_epochs", "1000", "--checkpoint.every_epochs", "1000")

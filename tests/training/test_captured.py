@@ -9,11 +9,11 @@ import torch
 from gpu.recorded_graph import RecordedCapture
 from safetensors.torch import load_file
 
-from distgan.config.keys import Config
+from distgan.config.keys import Config, OptimizerConfig
 from distgan.errors import UsageError
 from distgan.gan.adam import TensorAdam
 from distgan.gan.ema import EMA
-from distgan.training import build, captured, loop
+from distgan.training import captured, loop
 from distgan.training.captured import CapturedIteration
 from distgan.training.checks import check_graph
 from distgan.training.iteration import Iteration
@@ -147,20 +147,21 @@ def test_refusals(tiny, tmp_path, capsys):
     assert train("--data.shards", tiny, "--run_dir", tmp_path / "run", "--graph", "true") == 2
     assert "graph: CUDA graphs need a CUDA GPU, and this run is on cpu" in capsys.readouterr().err
     beta2 = {"from": 0.9, "to": 0.99, "images": 200}
-    optimizer = build.OptimizerConfig(betas=(0.0, beta2))
+    optimizer = OptimizerConfig(betas=(0.0, beta2))
     with pytest.raises(UsageError, match="g_optimizer"):
         check_graph(Config(graph=True, precision="fp16", g_optimizer=optimizer), torch.device("cuda"))
     check_graph(Config(graph=True, precision="bf16", g_optimizer=optimizer), torch.device("cuda"))
 
 
-@pytest.mark.parametrize("weight_decay", [0.0, 0.1])
-def test_adam_with_tensors_equals_torchs(weight_decay):
+@pytest.mark.parametrize(("weight_decay", "decoupled"), [(0.0, False), (0.1, False), (0.1, True)])
+def test_adam_with_tensors_equals_torchs(weight_decay, decoupled):
     """In float64, while beta2 and the learning rate change."""
     torch.manual_seed(0)
     layers = [torch.nn.Linear(3, 2).double() for _ in range(2)]
     layers[1].load_state_dict(layers[0].state_dict())
     kinds = (torch.optim.Adam, TensorAdam)
-    numbers = {"lr": 0.1, "betas": (0.5, 0.9), "weight_decay": weight_decay}
+    numbers: Any = {"lr": 0.1, "betas": (0.5, 0.9), "weight_decay": weight_decay}
+    numbers["decoupled_weight_decay"] = decoupled
     optimizers = [kind(layer.parameters(), **numbers) for kind, layer in zip(kinds, layers, strict=True)]
     lr = torch.tensor(0.0, dtype=torch.float64)
     beta2 = torch.tensor(0.0, dtype=torch.float64)

@@ -17,9 +17,9 @@ from distgan.gan.losses import LOSSES
 from distgan.gan.penalties import PENALTIES, DForward, Penalty
 from distgan.gan.step import GAN, Batches, Minibatch, WeightedPenalty, train_step, unaugmented
 from distgan.samples import SampleSpec
-from distgan.training.build import adam
 from distgan.training.compiled import check_gradients, compiler
 from distgan.training.iteration import Iteration
+from distgan.training.optimizers import adam
 from helpers import weights
 
 ITERATIONS = 20

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-import distgan.training.build
+import distgan.training.data
 from distgan.data.order import Lanes
 from distgan.data.shardset import LocalStorage, open_shardset
 from distgan.frozen.vae import keep_vae, load_vae
@@ -49,7 +49,7 @@ def opened(latents, monkeypatch):
     reset_accelerate()
     config = read_config(["--data.shards", str(latents), *WORDS], prog="", description="")[0]
     processes = Distributed(config)
-    return config, processes, distgan.training.build.open_data(config, processes)
+    return config, processes, distgan.training.data.open_data(config, processes)
 
 
 def test_real_samples_are_drawn_by_keys_and_flipped_by_their_second_encoding(opened):

@@ -9,7 +9,7 @@ from distgan.gan.losses import LOSSES
 from distgan.gan.schedules import iterations_averaged
 from distgan.gan.step import GAN
 from distgan.samples import SampleSpec
-from distgan.training.build import adam
+from distgan.training.optimizers import adam
 from distgan.training.scheduled import ScheduledValues
 
 RISING = {"from": 0.1, "to": 0.5, "images": 64, "shape": "linear"}

@@ -13,7 +13,7 @@ from distgan.config.keys import Config, OptimizerConfig
 from distgan.errors import UsageError
 from distgan.gan.adam import TensorAdam
 from distgan.gan.ema import EMA
-from distgan.training import captured, loop
+from distgan.training import build, captured, loop
 from distgan.training.captured import CapturedIteration
 from distgan.training.checks import check_graph
 from distgan.training.iteration import Iteration

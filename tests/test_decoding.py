@@ -127,6 +127,7 @@ def test_a_run_says_what_decodes_and_what_it_is_measured_against(latents, vae, f
     assert "metrics will need the images of s3://nowhere/images\n" in capsys.readouterr().out
     assert train(*words, "--run_dir", tmp_path / "other") == 0
     assert "no metrics can be computed: data: " in (out := capsys.readouterr().out) and "nowhere" in out
+    assert "(evaluate.data and `distgan evaluate --data` name the dataset of the images)\n" in out
     assert train(*words, *EVALUATION, "--run_dir", tmp_path / "third") == 2
     error = capsys.readouterr().err
     assert error.startswith("distgan: evaluate.data: ") and error.count("\n") == 1

@@ -56,7 +56,7 @@ def noise_levels(images: Tensor, keys: Tensor, levels: Sequence[float]) -> Tenso
     noisy = []
     for k in reversed(range(len(levels))):  # from the cleanest
         t = levels[k]
-        kept = (1 - t) / (1 - cleaner)
+        kept = (1 - t) / (1 - cleaner) if cleaner < 1 else 1.0  # at 1 nothing is left but noise
         noise = noise * kept + fresh[:, k] * math.sqrt(t**2 - (cleaner * kept) ** 2)
         noisy.append((1 - t) * x[:, k] + noise)
         cleaner = t

@@ -47,10 +47,16 @@ class Cost(NamedTuple):
     """Peak bytes of tensors on a GPU: weights, optimizer state, minibatch, activations, gradients."""
 
 
-def describe_cost(config: Config, spec: SampleSpec, world_size: int, network: FrozenNetwork | None = None) -> list[str]:
+def describe_cost(
+    config: Config,
+    spec: SampleSpec,
+    world_size: int,
+    network: FrozenNetwork | None = None,
+    decoder: nn.Module | None = None,
+) -> list[str]:
     """Lines for the dry run: `estimate_cost`, and what it leaves out; or why it is unknown."""
     try:
-        cost = estimate_cost(config, spec, world_size, network)
+        cost = estimate_cost(config, spec, world_size, network, decoder)
     except Exception as error:  # of networks and losses of the user's that need values, or of another torch
         reason = (str(error).splitlines() or [""])[0][:200]
         return [f"estimated FLOPs and peak memory per process on a GPU: unknown ({type(error).__name__}: {reason})"]
@@ -63,8 +69,17 @@ def describe_cost(config: Config, spec: SampleSpec, world_size: int, network: Fr
     ]
 
 
-def estimate_cost(config: Config, spec: SampleSpec, world_size: int, network: FrozenNetwork | None = None) -> Cost:
+def estimate_cost(
+    config: Config,
+    spec: SampleSpec,
+    world_size: int,
+    network: FrozenNetwork | None = None,
+    decoder: nn.Module | None = None,
+) -> Cost:
     """The cost of a process of `world_size`, with that of the frozen `network` of a term.
+
+    The weights of the `decoder` of latents are on the device all along; what it decodes, between iterations, is not
+    counted.
 
     Runs two iterations, since the first makes the optimizers' state, on fake tensors: they have no data. Raises what
     networks and losses raise if they need values, and RuntimeError if this torch has no fake tensors.
@@ -82,9 +97,13 @@ def estimate_cost(config: Config, spec: SampleSpec, world_size: int, network: Fr
             train_step(gan, Batches([micro_batches] * config.n_critic, fresh), penalties)
             flops = meter.flops - before
         del ema  # kept until here
-        parameters = [*gan.G.parameters(), *gan.D.parameters()]
-        buckets = sum(p.numel() * p.element_size() for p in parameters)
-    return Cost(flops, meter.peak + (buckets if world_size > 1 else 0))  # DDP copies gradients into buckets of its own
+        buckets = weight_bytes(gan.G) + weight_bytes(gan.D) if world_size > 1 else 0  # DDP copies gradients into them
+    return Cost(flops, meter.peak + buckets + (weight_bytes(decoder) if decoder is not None else 0))
+
+
+def weight_bytes(network: nn.Module) -> int:
+    """Of its parameters."""
+    return sum(parameter.nbytes for parameter in network.parameters())
 
 
 def largest_micro_batch(images: int, iterate: Callable[[int], object]) -> int | None:

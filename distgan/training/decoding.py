@@ -22,4 +22,5 @@ def describe_decoding(config: Config, data: Data) -> Iterator[str]:
     try:
         yield f"metrics compare with the images of {real_images(config, data).address}"
     except UsageError as error:  # an evaluation during the run was refused already
-        yield f"no metrics can be computed: {error}, as evaluate.data or `distgan evaluate --data`"
+        fix = "evaluate.data and `distgan evaluate --data` name the dataset of the images"
+        yield f"no metrics can be computed: {error} ({fix})"

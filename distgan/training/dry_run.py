@@ -18,7 +18,8 @@ def dry_run(config: Config, processes: Distributed, data: Data, gan: GAN) -> Non
     """Print parameters, FLOPs and memory, and run two iterations, since the first makes the optimizers' state."""
     if processes.is_main_process:
         print(f"dry run: parameters: {parameter_counts(gan)}", flush=True)
-        print(*describe_cost(config, data.spec, processes.world_size, data.network), sep="\n", flush=True)
+        lines = describe_cost(config, data.spec, processes.world_size, data.network, data.decoder)
+        print(*lines, sep="\n", flush=True)
     ema = build_ema(config, gan)
     scheduled = ScheduledValues(config, gan, processes.device)
     scheduled.set(0)

@@ -130,11 +130,18 @@ def grid_of(D: nn.Module) -> Size:
 
 @torch.no_grad()
 def check_features(config: Config, D: nn.Module, spec: SampleSpec, network: FrozenNetwork | None) -> None:
-    """Raises UsageError unless the features that D returns can be compared with those of the network."""
-    if network is None:
-        return
+    """Raises UsageError unless the features that D returns can be compared with those of the network.
+
+    Without a term of D that could take them, features have no gradient, which DDP waits for.
+    """
     device = next(D.parameters()).device
     output = D(torch.zeros(2, *spec.shape, device=device), example_labels(spec, 2, device))
+    if network is None:
+        returned = isinstance(output, Mapping) and "features" in output
+        if returned and not any(TERMS[name].of == "d" for name in config.terms):
+            fix = "leave model.options.features out, or add terms.align"
+            raise UsageError(f"model.options.features: D returns features, and no term compares them; {fix}")
+        return
     name = network_term(config)
     if not isinstance(output, Mapping) or "features" not in output:
         raise UsageError(f"terms.{name}: D returns no features to compare; take the model gat or cat")

@@ -82,3 +82,10 @@ def test_keys_use_all_bits_of_both_numbers():
     changed = u.clone()
     changed[:, 1] = (changed[:, 1] + 2**-24).clamp(max=1 - 2**-24)
     assert (noise_keys(changed) != keys).float().mean() > 0.99
+
+
+def test_levels_of_noise_alone_show_the_same_noise():
+    x = torch.rand(6, 2, 4, 4)
+    seen = noise_levels(x, KEYS, (1.0, 1.0, 0.0))
+    assert torch.equal(seen[:, 0], seen[:, 1]) and torch.equal(seen[:, 2], x)
+    assert seen[:, 0].std().item() == pytest.approx(1, rel=0.2)

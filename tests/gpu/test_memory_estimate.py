@@ -148,6 +148,14 @@ def test_flops_by_hand(monkeypatch, keys, g_passes, d_passes):
     assert cost.flops == 64 * (g_passes * 2 * 16 * 192 + d_passes * 2 * 192)
 
 
+def test_the_weights_of_a_decoder_are_on_the_device_all_along(monkeypatch):
+    monkeypatch.setitem(MODELS, "linear", linear)
+    config = Config(model=ModelConfig(name="linear", latent=16))
+    without = estimate_cost(config, SampleSpec(8, 8, 3), 1)
+    with_decoder = estimate_cost(config, SampleSpec(8, 8, 3), 1, decoder=nn.Linear(1000, 1000))
+    assert with_decoder.memory - without.memory == 4 * 1_001_000
+
+
 @pytest.mark.parametrize("transposed", [False, True])
 @pytest.mark.parametrize("groups", [1, 4])
 def test_flops_of_a_convolution_by_hand(groups, transposed):

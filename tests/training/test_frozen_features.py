@@ -202,6 +202,10 @@ def test_networks_without_the_features_are_refused(tiny, tiny_dinov2, tmp_path, 
     assert train(*words, *WORDS, "--model.options.features", 8) == 2
     message = "model.options.features: 8 is not 16, those of the network of terms.align; leave it out"
     assert message in capsys.readouterr().err
+    words_without_term = ["--data.shards", tiny, "--run_dir", tmp_path / "run", *WORDS]
+    assert train(*words_without_term, "--model.options.features", 8) == 2  # DDP would wait for their gradient
+    message = "model.options.features: D returns features, and no term compares them; leave model.options.features out"
+    assert message in capsys.readouterr().err
 
     def without_grid(spec: SampleSpec, *, z_dim: int, features: int = 0):
         G, D = gat.build(spec, z_dim=z_dim, width=16, depth=2, heads=2, embedding=8, stages=2, features=features)

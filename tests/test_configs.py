@@ -161,6 +161,8 @@ def reduce(path: Path, data: Callable[[SampleSpec], Path], run_dir: Path) -> Pat
     for penalty in keys["penalties"].values():  # a lazy one is due in the first iteration alone
         if isinstance(penalty, dict) and "every" in penalty:
             penalty["every"] = 2
+        if isinstance(penalty, dict) and "share" in penalty:
+            penalty["share"] = 0.5  # of the two images of a process
     keys["samples"] = {"count": 4, "every_epochs": 1000}
     keys["report"]["every_images"] = 4 * config.n_critic
     run_dir.parent.mkdir(exist_ok=True)

@@ -161,7 +161,7 @@ def bad(*words: object, capsys) -> str:
     ("words", "message"),
     [
         (["--loss", "wasserstein"], "loss: unknown loss 'wasserstein'; choose from bce"),
-        (["--model.name", "dcgam"], "model.name: unknown model 'dcgam'; choose from dcgan"),
+        (["--model.name", "dcgam"], "model.name: unknown model 'dcgam'; choose from cat, dcgan"),
         (["--model.options.depth", "3"], "model.options.depth: unknown option of dcgan; choose from width, norm"),
         (["--data.shards", "nowhere"], "there is nothing at nowhere"),
         (["--data.shards", "EMPTY"], "has no manifest.json"),

@@ -46,10 +46,6 @@ class GAN:
     loss: Loss
     augment: Callable[[Tensor, Any, Tensor | float], Tensor] = unaugmented
     """(images [N, C, H, W] or stages [N, K, C, H, W], their random numbers, probability) -> what D sees."""
-    terms: Mapping[str, WeightedTerm] = field(default_factory=dict)
-    """Added to the objectives of D and of G, by name."""
-    frozen_features: Callable[["Minibatch", Tensor | float], Tensor | None] = no_features
-    """(minibatch, probability of augmentation) -> what a term of D compares its features with, [N, tokens, F]."""
     backward: Callable[[Tensor], None] = Tensor.backward
     no_sync: Callable[[nn.Module], AbstractContextManager] = lambda network: nullcontext()
     """A context in which a network's gradients accumulate without being reduced."""
@@ -63,6 +59,10 @@ class GAN:
     """Clips G's gradient before its optimizer's step; returns the norm it had, for the log."""
     clip_d: Callable[[], Tensor | None] = lambda: None
     """The same for D."""
+    terms: Mapping[str, WeightedTerm] = field(default_factory=dict)
+    """Added to the objectives of D and of G, by name."""
+    frozen_features: Callable[["Minibatch", Tensor | float], Tensor | None] = no_features
+    """(minibatch, probability of augmentation) -> what a term of D compares its features with, [N, tokens, F]."""
 
 
 class Minibatch(NamedTuple):

@@ -198,7 +198,7 @@ def fake_gan(config: Config, spec: SampleSpec, network: FrozenNetwork | None = N
     dtype = HALF.get(config.precision)
     frozen = frozen_features(D, copy, view.augment, lambda: torch.autocast("cpu", dtype, enabled=dtype is not None))
     augment = view if view.columns else unaugmented
-    gan = GAN(G, D, G, D, *optimizers, LOSSES[config.loss], augment, terms, frozen)
+    gan = GAN(G, D, G, D, *optimizers, LOSSES[config.loss], augment, terms=terms, frozen_features=frozen)
     return gan, ema
 
 

@@ -54,7 +54,7 @@ def make(loss: str = "rpgan", terms: tuple[str, ...] = ("align", "consistency"))
     def frozen_features(batch: Minibatch, p: Tensor | float) -> Tensor:
         return batch.real.flatten(1)[:, :10].unflatten(1, (2, 5))
 
-    return GAN(G, D, G, D, adam[0], adam[1], LOSSES[loss], view, weighted, frozen_features)
+    return GAN(G, D, G, D, adam[0], adam[1], LOSSES[loss], view, terms=weighted, frozen_features=frozen_features)
 
 
 def minibatch(n: int = 8, seed: int = 1) -> Minibatch:

@@ -197,6 +197,7 @@ def test_the_decoder_moves_with_the_generator(run, vae):
     assert not G.training and not G.train().decoder.training, "a VAE stays as it is"
 
 
+@pytest.mark.slow
 def test_an_evaluation_by_two_processes_is_that_of_one(run, folder, tmp_path):
     """Each decodes its share."""
     words = [run, "--extractor", "pixels", "--samples", 300, "--balanced"]

@@ -108,6 +108,7 @@ def test_the_images_beside_them_are_a_dataset(tiny, latents):
     assert source.images is None
 
 
+@pytest.mark.slow
 def test_two_processes_write_the_same_bytes(tiny, latents, tiny_vae, tmp_path):
     words = "encode", tiny, tmp_path / "two", "--vae", tiny_vae, "--flips", "--keep_images"
     done = launch(2, *words, script="shards.py", HOME=str(tmp_path / "home"))

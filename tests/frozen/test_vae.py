@@ -183,6 +183,7 @@ def test_weights_of_older_versions_of_diffusers_are_read(tmp_path):
     assert torch.equal(load_vae(vae).decode(latents), expected)
 
 
+@pytest.mark.slow
 def test_the_cache_of_the_hub_works_without_a_network(folder, tmp_path):
     repository = tmp_path / "hub" / "models--owner--vae"
     snapshot = repository / "snapshots" / "0123456789012345678901234567890123456789"

@@ -95,6 +95,7 @@ def test_a_resumed_run_is_bit_identical(latents, tmp_path):
     assert weights(tmp_path / "run") == weights(tmp_path / "whole")
 
 
+@pytest.mark.slow
 def test_two_processes_train_on_what_one_does(latents, tmp_path):
     words = ["--data.shards", latents, *WORDS, "--images", 64, "--report.digests", "true"]
     assert train(*words, "--run_dir", tmp_path / "one") == 0

@@ -89,7 +89,9 @@ def check_same(run: Path, expected: Path, tolerance: float) -> None:
         assert (values[key] - value).abs().max() <= tolerance * max(float(value.abs().max()), 1e-3), key
 
 
-@pytest.mark.parametrize("name", [pytest.param("gat", marks=pytest.mark.slow), "cat", "gat of latents"])
+@pytest.mark.parametrize(
+    "name", [pytest.param("gat", marks=pytest.mark.slow), pytest.param("cat", marks=pytest.mark.slow), "gat of latents"]
+)
 def test_two_processes_compute_the_same_as_one(words, whole, tmp_path, name):
     done = launch(2, *words(name, "--images=64", f"--run_dir={tmp_path}"))
     assert "2 process(es), cpu" in done.stdout

@@ -70,7 +70,7 @@ class Generator(nn.Module):
 
     def synthesis(self, w: Tensor) -> dict[str, Tensor]:
         """What G returns for w."""
-        x = self.positions.expand(len(w), -1, -1)
+        x = self.positions.expand(w.shape[0], -1, -1)
         image = w.new_zeros(())
         images = []
         for i, block in enumerate(self.blocks):

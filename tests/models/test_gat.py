@@ -263,3 +263,12 @@ def test_d_of_another_size():
         assert (G.width, D.width, len(D.blocks)) == (384, 768, 2)
         G, D = build(d_width=32)
         assert (D.width, len(D.blocks), D.blocks[0].attention.heads) == (32, 4, 2)
+
+
+def test_a_g_is_exported_for_any_number_of_images():
+    G, _ = models.build("gat", SampleSpec(8, 8, 3, 3), z_dim=8, options={"width": 16, "depth": 4, "heads": 2}, seed=0)
+    count = torch.export.Dim("count", min=2, max=64)
+    example = (torch.randn(4, 8), torch.arange(4) % 3)
+    exported = torch.export.export(G.eval(), example, dynamic_shapes=({0: count}, {0: count})).module()
+    z, labels = torch.randn(7, 8), torch.arange(7) % 3
+    torch.testing.assert_close(exported(z, labels)["images"], G(z, labels)["images"])

@@ -30,6 +30,8 @@ class Term:
     """The network whose objective it is added to."""
     network: bool = False
     """Whether it compares D's features of the real images with those of a frozen network."""
+    stages: bool = False
+    """Whether it compares the stages of G."""
 
 
 class WeightedTerm(NamedTuple):
@@ -81,6 +83,6 @@ def align(forward: DForward) -> Tensor:
 
 TERMS = {
     "align": Term(align, of="d", network=True),
-    "consistency": Term(consistency, of="g"),
-    "consistency_detached": Term(consistency_detached, of="g"),
+    "consistency": Term(consistency, of="g", stages=True),
+    "consistency_detached": Term(consistency_detached, of="g", stages=True),
 }

@@ -171,7 +171,7 @@ def check_stages(config: Config, G: nn.Module, D: nn.Module, spec: SampleSpec) -
             f"model.name: D of G's output {list(shown.shape)} raises {type(error).__name__}: {message}"
         ) from error
     for name in config.terms:
-        if TERMS[name].of == "g" and name in ("consistency", "consistency_detached") and stages < 2:
+        if TERMS[name].stages and stages < 2:
             raise UsageError(f"terms.{name}: G has no stages to compare; take the model cat or gat")
 
 

@@ -6,12 +6,10 @@ import torch
 from torch import Tensor, nn
 
 from distgan.errors import UsageError
-from distgan.models.gat import CLASS_TOKEN_STD
 from distgan.models.layers import check_positive
 from distgan.models.tokens import patch_grid, patchify, rope_table, sincos_table
-from distgan.models.transformer import Block, apply_block, linear
+from distgan.models.transformer_discriminator import TokenDiscriminator
 from distgan.models.transformer_generator import Generator
-from distgan.models.transformer_heads import LogitHead, projector
 from distgan.models.transformer_options import (
     TransformerSize,
     check_flag,
@@ -110,7 +108,7 @@ def shrink(images: Tensor, factor: int) -> Tensor:
     return (rows[..., first::factor] + rows[..., first + 1 :: factor]) / 4
 
 
-class Discriminator(nn.Module):
+class Discriminator(TokenDiscriminator):
     """Images [N, C, H, W], or stages [N, K, C, H, W], and labels -> logits [N, K], one for each scale.
 
     The last of the K images is seen at full size, each other at half of the next. Patches and blocks are shared; each
@@ -119,44 +117,19 @@ class Discriminator(nn.Module):
     class token first.
     """
 
-    positions: Tensor
-    rotation: Tensor | None
-
     def __init__(
-        self,
-        spec: SampleSpec,
-        size: TransformerSize,
-        grid: Size,
-        *,
-        patch: int,
-        stages: int,
-        rope: bool,
-        qk_norm: bool,
-        embedding: int,
-        features: int,
-        checkpoint_blocks: int,
+        self, spec: SampleSpec, size: TransformerSize, grid: Size, *, stages: int, rope: bool, **options: Any
     ) -> None:
-        super().__init__()
-        self.width = size.width
-        self.grid = grid
-        """Rows and columns of the tokens of "features"."""
-        self.patch = patch
-        self.stages = stages
-        self.noise_levels: tuple[float, ...] = ()
-        self.checkpoint_blocks = checkpoint_blocks
+        kind = {"channels": spec.channels, "class_tokens": stages, "noise_levels": ()}
+        super().__init__(spec, size, grid, stages=stages, **kind, **options)
         grids = [Size(grid.height >> k, grid.width >> k) for k in reversed(range(stages))]
         self.lengths = [1 + each.height * each.width for each in grids]
         """Tokens of each scale, class token included."""
-        self.from_patches = linear(spec.channels * patch * patch, size.width)
-        self.class_tokens = nn.Parameter(torch.randn(stages, 1, size.width) * CLASS_TOKEN_STD)
         self.scales = nn.Parameter(torch.randn(stages, size.width) * SCALE_STD)
         tables = torch.cat([sincos_table(each, size.width) for each in grids])
         self.register_buffer("positions", tables, persistent=False)
         turns = [rope_table(each, size.width // size.heads, class_tokens=1) for each in grids]
         self.register_buffer("rotation", torch.cat(turns, 1) if rope else None, persistent=False)
-        self.blocks = nn.ModuleList([Block(size.width, size.heads, qk_norm) for _ in range(size.depth)])
-        self.head = LogitHead(spec, size.width, embedding)
-        self.projector = projector(size.width, features) if features else None
 
     def tokens(self, x: Tensor) -> Tensor:
         """[N, C, H, W] or [N, K, C, H, W] -> [N, sum of `lengths`, width], the smallest scale first."""
@@ -170,9 +143,7 @@ class Discriminator(nn.Module):
         return torch.cat([torch.cat([token, patch], 1) + scale for token, patch, scale in parts], 1)
 
     def forward(self, x: Tensor, labels: Tensor | None = None) -> Tensor | dict[str, Tensor]:
-        x = self.tokens(x)
-        for i, block in enumerate(self.blocks):
-            x = apply_block(block, i < self.checkpoint_blocks, x, self.rotation, self.lengths)
+        x = self.apply_blocks(self.tokens(x), self.lengths)
         scales = x.split(self.lengths, 1)
         logits = self.head(torch.cat([scale[:, :1] for scale in scales], 1), labels)
-        return logits if self.projector is None else {"logits": logits, "features": self.projector(scales[-1])}
+        return self.output(logits, scales[-1])

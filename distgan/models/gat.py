@@ -9,9 +9,8 @@ from torch import Tensor, nn
 from distgan.errors import UsageError
 from distgan.models.layers import check_positive
 from distgan.models.tokens import patch_grid, patchify, rope_table, sincos_table
-from distgan.models.transformer import Block, apply_block, linear
+from distgan.models.transformer_discriminator import TokenDiscriminator
 from distgan.models.transformer_generator import Generator
-from distgan.models.transformer_heads import LogitHead, projector
 from distgan.models.transformer_options import (
     TransformerSize,
     check_flag,
@@ -29,7 +28,6 @@ SIZES = {
     "L": TransformerSize(1024, 24, 16),
     "XL": TransformerSize(1152, 28, 16),
 }
-CLASS_TOKEN_STD = 0.02
 
 
 def build(
@@ -97,7 +95,7 @@ def check_levels(option: Any, stages: int) -> tuple[float, ...]:
     return tuple(float(level) for level in option)
 
 
-class Discriminator(nn.Module):
+class Discriminator(TokenDiscriminator):
     """Images [N, C, H, W], or their stages or noise levels [N, K, C, H, W], and labels -> logits [N].
 
     The K images are concatenated on the channel axis, an image alone K times, and seen as patches, with a class token
@@ -105,46 +103,14 @@ class Discriminator(nn.Module):
     [N, 1 + T, features] of all tokens, class token first.
     """
 
-    positions: Tensor
-    rotation: Tensor
-
-    def __init__(
-        self,
-        spec: SampleSpec,
-        size: TransformerSize,
-        grid: Size,
-        *,
-        patch: int,
-        stages: int,
-        noise_levels: tuple[float, ...],
-        qk_norm: bool,
-        embedding: int,
-        features: int,
-        checkpoint_blocks: int,
-    ) -> None:
-        super().__init__()
-        self.width = size.width
-        self.grid = grid
-        """Rows and columns of the tokens of "features"."""
-        self.patch = patch
-        self.stages = stages
-        self.noise_levels = noise_levels
-        """Standard deviations of the noise on what D sees, which the training step adds; () for none."""
-        self.checkpoint_blocks = checkpoint_blocks
-        self.from_patches = linear(stages * spec.channels * patch * patch, size.width)
-        self.class_token = nn.Parameter(torch.randn(1, 1, size.width) * CLASS_TOKEN_STD)
+    def __init__(self, spec: SampleSpec, size: TransformerSize, grid: Size, *, stages: int, **options: Any) -> None:
+        super().__init__(spec, size, grid, channels=stages * spec.channels, class_tokens=1, stages=stages, **options)
         self.register_buffer("positions", sincos_table(grid, size.width), persistent=False)
         self.register_buffer("rotation", rope_table(grid, size.width // size.heads, class_tokens=1), persistent=False)
-        self.blocks = nn.ModuleList([Block(size.width, size.heads, qk_norm) for _ in range(size.depth)])
-        self.head = LogitHead(spec, size.width, embedding)
-        self.projector = projector(size.width, features) if features else None
 
     def forward(self, x: Tensor, labels: Tensor | None = None) -> Tensor | dict[str, Tensor]:
         if x.dim() == 4:
             x = x[:, None].expand(-1, self.stages, -1, -1, -1)
         x = self.from_patches(patchify(x.flatten(1, 2), self.patch)) + self.positions
-        x = torch.cat([self.class_token.expand(len(x), -1, -1), x], 1)
-        for i, block in enumerate(self.blocks):
-            x = apply_block(block, i < self.checkpoint_blocks, x, self.rotation)
-        logits = self.head(x[:, :1], labels).squeeze(1)
-        return logits if self.projector is None else {"logits": logits, "features": self.projector(x)}
+        x = self.apply_blocks(torch.cat([self.class_tokens.expand(len(x), -1, -1), x], 1))
+        return self.output(self.head(x[:, :1], labels).squeeze(1), x)

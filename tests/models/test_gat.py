@@ -86,7 +86,7 @@ def test_logits():
     _, images, labels = inputs()
     stages = torch.stack([images, images + 1, images - 1, images * 2], 1)
     x = patchify(torch.cat(list(stages.unbind(1)), 1), 2) @ D.from_patches.weight.T + D.from_patches.bias + D.positions
-    x = torch.cat([D.class_token.repeat(3, 1, 1), x], 1)
+    x = torch.cat([D.class_tokens.repeat(3, 1, 1), x], 1)
     for block in D.blocks:
         x = block(x, D.rotation)
     torch.testing.assert_close(D(stages, labels), D.head(x[:, :1], labels)[:, 0])
@@ -228,7 +228,7 @@ def test_weights_depend_on_the_seed_alone(name):
 def test_initial_embeddings(name):
     """N(0, 0.02^2): labels in both networks, class tokens, scales."""
     G, D = build(name, replace(SPEC, num_classes=500), d_width=64, embedding=32)
-    tokens = [D.class_token] if name == "gat" else [D.class_tokens, D.scales]
+    tokens = [D.class_tokens] if name == "gat" else [D.class_tokens, D.scales]
     for parameter in [G.embed.weight, D.head.embed.weight, *tokens]:
         assert float(parameter.detach().std()) == pytest.approx(0.02, rel=0.3)
 

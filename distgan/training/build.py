@@ -119,12 +119,8 @@ def build_networks(
     config: Config, processes: Distributed, spec: SampleSpec, frozen: FrozenNetwork | None
 ) -> tuple[nn.Module, nn.Module]:
     """G and D on their device, before they are wrapped; D goes with the network `frozen`. Raises UsageError."""
-    model = config.model
-    options = model_options(config, frozen)
-    G, D = models.build(model.name, spec, z_dim=model.latent, options=options, seed=config.seed)
+    G, D = init_networks(config, spec, frozen)
     check_d(config, D)
-    if any(PENALTIES[name].differentiates for name in config.penalties):
-        twice_differentiable(D)
     if config.compile:
         check_compile(G, D)
     if config.sync_batchnorm and processes.world_size > 1:
@@ -136,12 +132,22 @@ def build_networks(
     if config.channels_last:
         G, D = (network.to(memory_format=torch.channels_last) for network in (G, D))  # type: ignore[call-overload]
     G, D = G.to(processes.device), D.to(processes.device)
-    check_networks(G, D, spec, z_dim=model.latent)
+    check_networks(G, D, spec, z_dim=config.model.latent)
     check_stages(config, G, D, spec)
     check_features(config, D, spec, frozen)
     check_widths(config, G, D)
     check_perturbed_d(config, D, spec)
     check_truncation(G, config.evaluate.truncation_psi, "evaluate.truncation_psi")
+    return G, D
+
+
+def init_networks(config: Config, spec: SampleSpec, frozen: FrozenNetwork | None) -> tuple[nn.Module, nn.Module]:
+    """G and D with their initial weights, on the default device. Raises UsageError."""
+    model = config.model
+    options = model_options(config, frozen)
+    G, D = models.build(model.name, spec, z_dim=model.latent, options=options, seed=config.seed)
+    if any(PENALTIES[name].differentiates for name in config.penalties):
+        twice_differentiable(D)
     return G, D
 
 

@@ -10,18 +10,15 @@ from accelerate.utils import convert_outputs_to_fp32
 from torch import Tensor, nn
 from torch.utils.flop_counter import flop_registry
 
-from distgan import models
 from distgan.config.keys import Config
 from distgan.frozen.vision import FrozenNetwork
 from distgan.gan.losses import LOSSES
-from distgan.gan.penalties import PENALTIES
 from distgan.gan.step import GAN, Batches, Minibatch, train_step, unaugmented
 from distgan.models import example_labels
-from distgan.models.transformer import twice_differentiable
 from distgan.samples import SampleSpec
 from distgan.training.batches import split
-from distgan.training.build import build_view, has_own_minibatch, weighted_terms
-from distgan.training.frozen_features import frozen_features, model_options, reads_pixels
+from distgan.training.build import build_view, has_own_minibatch, init_networks, weighted_terms
+from distgan.training.frozen_features import frozen_features, reads_pixels
 from distgan.training.optimizers import adam
 from distgan.training.scheduled import weighted_penalties
 
@@ -182,14 +179,10 @@ def fake_gan(config: Config, spec: SampleSpec, network: FrozenNetwork | None = N
     """
 
     def build() -> tuple[nn.Module, nn.Module]:
-        model = config.model
-        options = model_options(config, network)
-        G, D = models.build(model.name, spec, z_dim=model.latent, options=options, seed=config.seed)
+        G, D = init_networks(config, spec, network)
         return mixed_precision(G, config.precision), mixed_precision(D, config.precision)
 
     G, D = build()
-    if any(PENALTIES[name].differentiates for name in config.penalties):
-        twice_differentiable(D)
     optimizers = adam(G, config.g_optimizer), adam(D, config.d_optimizer)
     ema = build()[0] if config.ema.half_life_images else None
     view = build_view(config, D)

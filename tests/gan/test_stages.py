@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from distgan.gan.augment import Pipeline
-from distgan.gan.finite_difference import FiniteDifference
+from distgan.gan.finite_difference import FiniteDifference, LogitChange, squared_slope
 from distgan.gan.levels import View
 from distgan.gan.losses import LOSSES
 from distgan.gan.penalties import PENALTIES
@@ -142,3 +142,9 @@ def test_samples_are_the_last_stage():
     G = StagesG()
     z = torch.randn(5, 4)
     torch.testing.assert_close(generate(G, z, None, 2), G(z)["images"].detach())
+
+
+def test_a_finite_difference_is_that_of_the_sum_of_the_logits():
+    before, after = torch.randn(2, 5, K, dtype=torch.float64)
+    slope = squared_slope(LogitChange(before, after, 0.1))
+    torch.testing.assert_close(slope, ((after.sum(1) - before.sum(1)) / 0.1) ** 2)

@@ -232,24 +232,3 @@ def test_images_that_the_network_cannot_see_are_refused(tiny, tiny_vae, tiny_din
         words = ["--data.shards", tmp_path / name, *WORDS, "--model.options.patch", 2, *align(tiny_dinov2)]
         assert train(*words, "--run_dir", tmp_path / "run") == 2
         assert re.search(f"distgan: terms.align: .*{message}", capsys.readouterr().err)
-
-
-def test_terms_and_learning_rates_that_the_networks_cannot_have(tiny, tmp_path, capsys):
-    words = [
-        "--data.shards",
-        tiny,
-        "--run_dir",
-        tmp_path / "run",
-        "--model.name",
-        "mlp",
-        "--model.options",
-        "{width: 4}",
-    ]
-    for more, message in (
-        (["--terms", "{consistency: 0.1}"], "terms.consistency: G has no stages to compare; take the model cat or gat"),
-        (["--terms", "{consistency_detached: 0.1}"], "terms.consistency_detached: G has no stages to compare"),
-        (["--g_optimizer.base_width", 8], "g_optimizer.base_width: the network mlp has no width; leave it out"),
-        (["--g_minibatch", "next"], "g_minibatch: the loss bce is not paired; set it to same, or take the loss rpgan"),
-    ):
-        assert train(*words, *more) == 2
-        assert message in capsys.readouterr().err

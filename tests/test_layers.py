@@ -11,7 +11,7 @@ from helpers import ROOT
 
 PACKAGE = ROOT / "distgan"
 ORDER = (  # from the bottom up: a unit imports from those in the lines above its own, utilities also from each other
-    "errors files images locks pixels rng samples sizes __init__ environment plugins",
+    "errors files images locks noise pixels rng samples sizes __init__ environment plugins",
     "config",
     "gan models data distributed frozen",
     "dataset_tool evaluation runs",

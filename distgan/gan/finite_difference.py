@@ -6,8 +6,8 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
-from distgan.gan.noise import normal_noise
 from distgan.gan.outputs import Output, logits_of
+from distgan.noise import normal_noise
 
 Returned = TypeVar("Returned", bound=Output)
 

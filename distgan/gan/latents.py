@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from distgan.gan.noise import normal_noise
+from distgan.noise import normal_noise
 from distgan.samples import SampleSpec
 
 

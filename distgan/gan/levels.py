@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from distgan.gan.augment import Pipeline
-from distgan.gan.noise import normal_noise
+from distgan.noise import normal_noise
 
 KEY_COLUMNS = 2
 """Uniform numbers that an image's noise is made of."""

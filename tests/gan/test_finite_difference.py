@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from distgan import models
 from distgan.gan.augment import Pipeline
 from distgan.gan.finite_difference import DInputs, FiniteDifference, output_and_change, squared_slope
-from distgan.gan.noise import normal_noise
+from distgan.noise import normal_noise
 from distgan.samples import SampleSpec
 
 KEYS = torch.arange(40_000)

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from distgan.gan.latents import sample_posterior
-from distgan.gan.noise import normal_noise
+from distgan.noise import normal_noise
 from distgan.samples import LatentSpec, SampleSpec
 
 LATENTS = LatentSpec("0" * 64, scale=0.5, shift=0.25, height=8, width=12, channels=3, flips=True)

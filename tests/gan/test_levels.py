@@ -7,7 +7,7 @@ import torch
 
 from distgan.gan.augment import Pipeline
 from distgan.gan.levels import View, noise_keys, noise_levels
-from distgan.gan.noise import normal_noise
+from distgan.noise import normal_noise
 
 LEVELS = (0.885, 0.76, 0.51, 0.01)
 KEYS = torch.arange(6) * 12345

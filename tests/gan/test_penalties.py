@@ -5,8 +5,8 @@ import torch
 from torch import Tensor
 
 from distgan.gan.finite_difference import LogitChange, perturb
-from distgan.gan.noise import normal_noise
 from distgan.gan.penalties import PENALTIES, DForward
+from distgan.noise import normal_noise
 
 KEYS = torch.arange(5)
 SIGMA = 0.01

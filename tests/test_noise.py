@@ -1,9 +1,9 @@
-"""The noise of r1_fd and r2_fd: splitmix64's words, and the distribution of what is made of them."""
+"""Random numbers from keys: splitmix64's words, and the distribution of what is made of them."""
 
 import pytest
 import torch
 
-from distgan.gan.noise import normal_noise, random_words
+from distgan.noise import keys_of, normal_noise, random_words, uniform_numbers
 
 KEYS = torch.arange(4000) * 2**51 + torch.arange(4000)  # the largest have 63 bits
 
@@ -61,3 +61,29 @@ def test_an_image_has_its_noise_in_any_minibatch(shape):
 def test_it_is_traced_as_one_graph():
     compiled = torch.compile(normal_noise, fullgraph=True, dynamic=False, backend="aot_eager")
     assert torch.equal(compiled(KEYS[:4], (3, 8, 8)), normal_noise(KEYS[:4], (3, 8, 8)))
+
+
+def test_keys_of_latents_are_those_of_their_bits():
+    z = torch.randn(4000, 6)
+    keys = keys_of(z)
+    assert torch.equal(keys_of(z[7:9]), keys[7:9]) and keys.unique().numel() == 4000
+    for changed in (z.nextafter(torch.tensor(9.0)), z.flip(1), z.roll(1, 1)):
+        assert not torch.isin(keys_of(changed), keys).any()
+    purposes = torch.stack([keys_of(z, purpose) for purpose in range(9)])
+    assert torch.equal(purposes[0], keys) and purposes.unique().numel() == 9 * 4000
+    assert not keys_of(z.requires_grad_()).requires_grad
+
+
+def test_noise_of_latents_is_not_correlated_with_them():
+    z = torch.randn(20_000, 2)
+    noise = normal_noise(keys_of(z), (3,))
+    assert torch.corrcoef(torch.cat([z, noise], 1).T).fill_diagonal_(0).abs().max() < 4 / 20_000**0.5
+    nearly_equal = noise, normal_noise(keys_of(z * (1 + 2**-22)), (3,))
+    assert torch.corrcoef(torch.cat(nearly_equal, 1).T).fill_diagonal_(0).abs().max() < 4 / 20_000**0.5
+
+
+def test_uniform_numbers():
+    numbers = uniform_numbers(KEYS, 5).double()
+    assert 0 < numbers.min() < 1e-3 and 1 - 1e-3 < numbers.max() < 1
+    assert abs(numbers.mean() - 1 / 2) < 8e-3 and abs(numbers.var() - 1 / 12) < 3e-3
+    assert uniform_numbers(torch.tensor([-1, 2**63 - 1]), 100_000).max() < 1

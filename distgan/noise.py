@@ -1,4 +1,4 @@
-"""Normal noise from integer keys: plain tensor operations on any device, without a random number generator."""
+"""Random numbers from integer keys: plain tensor operations on any device, without a random number generator."""
 
 import math
 from collections.abc import Sequence
@@ -13,6 +13,13 @@ MULTIPLIERS = (0xBF58476D1CE4E5B9 - 2**64, 0x94D049BB133111EB - 2**64)
 HALF = 2**32
 
 
+def finalize(words: Tensor) -> Tensor:
+    """splitmix64's finalizer: int64 words to well mixed ones, one to one."""
+    words = (words ^ shift_right(words, 30)) * MULTIPLIERS[0]
+    words = (words ^ shift_right(words, 27)) * MULTIPLIERS[1]
+    return words ^ shift_right(words, 31)
+
+
 def shift_right(words: Tensor, bits: int) -> Tensor:
     """The logical shift of int64 words; >> repeats the sign bit."""
     return (words >> bits) & ((1 << (64 - bits)) - 1)
@@ -21,9 +28,24 @@ def shift_right(words: Tensor, bits: int) -> Tensor:
 def random_words(keys: Tensor, count: int) -> Tensor:
     """Words 1 to `count` of the splitmix64 sequences that begin at `keys` [N], int64 [N, count]."""
     words = keys[:, None] + torch.arange(1, count + 1, device=keys.device) * GAMMA
-    words = (words ^ shift_right(words, 30)) * MULTIPLIERS[0]
-    words = (words ^ shift_right(words, 27)) * MULTIPLIERS[1]
-    return words ^ shift_right(words, 31)
+    return finalize(words)
+
+
+def keys_of(z: Tensor, purpose: int = 0) -> Tensor:
+    """Keys [N], int64, of random numbers that go with latents z [N, z_dim], float32; others for another `purpose`.
+
+    A hash of the bits of each row: what a network draws by such keys is a function of z, the same on any number of
+    processes. No gradient passes through.
+    """
+    bits = z.detach().float().contiguous().view(torch.int32).to(torch.int64)
+    places = torch.arange(1, z.shape[1] + 1, device=z.device) * GAMMA
+    offset = (purpose * GAMMA + 2**63) % 2**64 - 2**63  # as int64 wraps around
+    return finalize(finalize(bits + places).sum(1) + offset)
+
+
+def uniform_numbers(keys: Tensor, count: int) -> Tensor:
+    """Uniform in (0, 1), float32 [N, count], of the keys [N]."""
+    return (shift_right(random_words(keys, count), 41).float() + 0.5) / 2**23
 
 
 def normal_noise(keys: Tensor, shape: Sequence[int]) -> Tensor:

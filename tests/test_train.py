@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -432,7 +433,9 @@ def test_a_second_interrupt_ends_the_run_without_a_traceback(tiny, tmp_path, whi
     ]
     process = start(1, *words, "--checkpoint.every_epochs", 10**6, "--batch", 64)
     if while_starting:
-        time.sleep(1)  # while torch is imported
+        maps = Path(f"/proc/{process.pid}/maps")
+        while process.poll() is None and "libtorch" not in maps.read_text():  # while torch is imported
+            time.sleep(0.01)
     else:
         while process.poll() is None and not (tmp_path / "run" / "samples" / "real.png").exists():
             time.sleep(0.02)

@@ -30,6 +30,7 @@ def run_command(command: Callable[[list[str]], None], argv: Sequence[str] | None
             print(message, file=sys.stderr, flush=True)
         return error.exit_code
     except KeyboardInterrupt:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # the process ends: another Ctrl-C would change its exit code
         print(INTERRUPTED, file=sys.stderr, flush=True)
         return 130
     except UnicodeDecodeError as error:

@@ -17,7 +17,8 @@ demo: .venv/ready
 	@echo "look at runs/demo/samples/demo.png and runs/demo/report.html"
 
 test: lint
-	$(BIN)/pytest -q -m "not slow and not servers and not slurm and not browser"
+	OMP_NUM_THREADS=1 $(BIN)/pytest -q -n auto --maxprocesses 4 --dist loadfile \
+	    -m "not slow and not servers and not slurm and not browser"
 
 lint: .venv/ready
 	$(BIN)/ruff check .

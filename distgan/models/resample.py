@@ -69,7 +69,7 @@ class Smooth(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, images: Tensor, padding: int) -> Tensor:
         ctx.padding = padding
-        return smooth_plainly(images, padding)
+        return smooth_depthwise(images, padding)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -111,6 +111,18 @@ def double_plainly(x: Tensor, dim: int) -> Tensor:
     near = x * (3 / 4)
     pairs = [near + padded.narrow(dim, 0, size), near + padded.narrow(dim, 2, size)]
     return torch.stack(pairs, dim + 1).flatten(dim, dim + 1)
+
+
+def smooth_depthwise(x: Tensor, padding: int) -> Tensor:
+    """As `smooth_plainly`, by a depthwise convolution, which alone, without its backward, takes half the time and less.
+
+    (CPU, 8 images of 16 to 512 channels; but for large images in bf16 that are not channels-last.)
+    """
+    weight = x.new_full((4,), 3 / 8)  # made on the device
+    weight[::3].fill_(1 / 8)
+    weight = torch.outer(weight, weight).expand(x.shape[1], 1, 4, 4)
+    with torch.autocast(x.device.type, enabled=False):
+        return F.conv2d(x, weight, padding=padding, groups=x.shape[1])
 
 
 def smooth_plainly(x: Tensor, padding: int) -> Tensor:

@@ -138,6 +138,7 @@ class Generator(nn.Module):
         self.mixing = mixing
         self.num_ws = 2 * len(sizes)
         """Layers that w modulates; a resolution's last and the next one's first share theirs."""
+        self.z_dim = z_dim
         self.map = Mapping(spec, z_dim, w_dim, mapping_layers)
         self.const = nn.Parameter(torch.randn(channels[0], *sizes[0]))
         blocks = []
@@ -147,6 +148,11 @@ class Generator(nn.Module):
         self.blocks = nn.ModuleList(blocks)
         if w_mean:
             self.register_buffer("w_mean", torch.zeros(w_dim))
+
+    @property
+    def z_weights(self) -> Tensor:
+        """The part of the first layer's weights that z meets; labels meet the rest."""
+        return self.map.layers[0].weight[:, : self.z_dim]  # type: ignore[index,union-attr]
 
     def mapping(self, z: Tensor, labels: Tensor | None = None) -> Tensor:
         """w [N, w_dim]; w_mean + psi (w - w_mean) is a truncated one."""

@@ -43,7 +43,7 @@ from distgan.training.frozen_features import (
     frozen_features,
     model_options,
 )
-from distgan.training.noise_checks import check_perturbed_d
+from distgan.training.noise_checks import check_groups, check_perturbed_d
 from distgan.training.optimizers import adam, clipper
 
 
@@ -56,7 +56,9 @@ def build(config: Config, processes: Distributed) -> tuple[Data, GAN]:
     check_terms(config)
     data = open_data(config, processes)
     check_show(config.samples.show, data.spec.pixels.channels, "samples.show")
-    return data, build_gan(config, processes, data.spec, data.network)
+    gan = build_gan(config, processes, data.spec, data.network)
+    check_groups(config, gan.raw_D, data.order.lanes, processes.world_size)
+    return data, gan
 
 
 def build_gan(config: Config, processes: Distributed, spec: SampleSpec, network: FrozenNetwork | None) -> GAN:

@@ -213,7 +213,7 @@ def latents_of(spec: SampleSpec) -> str:
 
 def differing_layers(theirs: Shapes, expected: Shapes) -> str:
     """The first tensors whose shapes differ, and how many more do."""
-    names = [name for name in {**theirs, **expected} if theirs.get(name) != expected.get(name)]
+    names = [name for name in expected | theirs if theirs.get(name) != expected.get(name)]
     if not names:
         return ""
     shown = [f"{name} {theirs.get(name, 'not')} there, {expected.get(name, 'not')} here" for name in names[:SHOWN]]

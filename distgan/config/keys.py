@@ -247,7 +247,7 @@ class Config:
     its own."""
     data: DataConfig = field(default_factory=DataConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
-    init_from: str | None = None
+    init_from: str | None = free(None)  # compared by its files, in `distgan.runs.folder`
     """Begin with weights of another run, to fine-tune it: a run (its best checkpoint, else the newest), a checkpoint, a
     folder of generator, discriminator and ema.safetensors, or one such file for G and its EMA. The networks must be
     those of `model`; what depends on labels may differ. A resumed run does not look there."""

@@ -106,8 +106,9 @@ def config_changes(config: Config, digest: str, networks: Mapping[str, str]) -> 
         now = flatten(config.fingerprint())
         keys = [key for key in sorted(saved.keys() | now.keys()) if then.get(key) != now.get(key)]
         changes = {key: [then.get(key), now.get(key)] for key in keys}
-        if "init_from" in changes and is_moved(config.init_from, state.init_from):
-            del changes["init_from"]
+        before = state.init_from_path
+        if config.init_from != before and not is_moved(config.init_from, state.init_from):
+            changes["init_from"] = [before, config.init_from]
         if state.manifest != digest:
             changes["the images of data.shards"] = [state.manifest[:12], f"{digest[:12]} ({config.data.shards})"]
         for key in networks.keys() & state.networks.keys():

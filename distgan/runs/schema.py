@@ -29,6 +29,8 @@ class CheckpointState(Struct, frozen=True):
     """The weights of the frozen networks, by the key of the configuration that names them."""
     init_from: dict[str, Sha256] = {}
     """The files that the run began with, by network: `distgan.runs.weights`."""
+    init_from_path: str | None = None
+    """Where the configuration says they are."""
 
 
 class ModelMetadata(Struct, frozen=True):

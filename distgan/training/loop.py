@@ -249,6 +249,7 @@ class Trainer:
                 "init_from": self.init_from,
             }
             counters = {"skipped": self.state.skipped, "rollbacks": self.state.rollbacks, **self.scheduled.state()}
+            counters["init_from_path"] = self.config.init_from
             counters["scaler"] = scaler.state_dict() if scaler is not None else None
             self.checkpoints.save(copy_tensors(self.gan, self.ema), run | counters, run | self.data.metadata())
             if self.config.checkpoint.wait:

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, replace
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -112,14 +113,15 @@ def copy_weights(
     state = network.state_dict()
     for name in own.keys() - dependent:
         state[name].copy_(weights[name])
-    whole = own.keys() - dependent | {name for name, count in parts.items() if count == state[name].numel()}
     sizes = {name: parameter.numel() for name, parameter in network.named_parameters() if name not in dependent}
     rest = {name: PART if name in parts else "" for name in own}
+    new = [name for name in own if name in dependent and parts.get(name) != prod(own[name])]
+    left_out = [name for name in theirs if name not in own or (name in parts and parts[name] != prod(theirs[name]))]
     return Copied(
-        tensors=len(whole),
+        tensors=len(own) - len(new),
         parameters=sum(sizes.values()) + sum(parts.values()),
-        new=[f"{name} {own[name]}{rest[name]}" for name in own if name not in whole],
-        left_out=[f"{name} {theirs[name]}{rest.get(name, '')}" for name in theirs if name not in own or name in parts],
+        new=[f"{name} {own[name]}{rest[name]}" for name in new],
+        left_out=[f"{name} {theirs[name]}{rest.get(name, '')}" for name in left_out],
     )
 
 

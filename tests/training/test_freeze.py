@@ -17,6 +17,7 @@ from distgan.models import MODELS
 from distgan.runs.checkpoint import load
 from distgan.samples import SampleSpec
 from distgan.training.freeze import freeze_layers
+from distgan.training.state import get_optimizer_tensors, set_optimizer_tensors
 from helpers import TINY, launch, train, weights
 
 TRANSFORMER = {"width": 16, "depth": 4, "heads": 2, "patch": 4, "embedding": 8}
@@ -98,7 +99,26 @@ def test_frozen_weights_are_bit_equal_and_g_learns_through_them(name):
     first = modules_of(SMALL[name][2][:1])
     assert all(torch.equal(each, before[key]) for key, each in D.named_parameters() if key.startswith(first))
     assert not all(torch.equal(each, before[key]) for key, each in D.named_parameters())
+    assert all((each.grad is None) == key.startswith(first) for key, each in D.named_parameters())
     assert any(not torch.equal(a, b) for a, b in zip(G.parameters(), g_before, strict=True))
+
+
+def test_the_state_of_an_optimizer_without_frozen_weights_is_saved_and_restored_in_place():
+    """As a rollback does it."""
+    _, D, spec = build("mlp")
+    freeze_layers(D, 1)
+    optimizer = adam(D)
+    D(torch.rand(4, *spec.shape), None).sum().backward()
+    optimizer.step()
+    saved = get_optimizer_tensors("D", D, optimizer)
+    D(torch.rand(4, *spec.shape), None).sum().backward()
+    optimizer.step()
+    set_optimizer_tensors(saved, "D", D, optimizer)
+    again = get_optimizer_tensors("D", D, optimizer)
+    assert again.keys() == saved.keys() and all(torch.equal(again[key], saved[key]) for key in saved)
+    assert {key.split(".exp_avg")[0] for key in saved if "exp_avg" in key} == {
+        f"D.{name}" for name, each in D.named_parameters() if each.requires_grad
+    }
 
 
 WORDS: dict[str, list[Any]] = {

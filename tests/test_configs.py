@@ -39,6 +39,7 @@ PATHS = sorted((ROOT / "configs").glob("*.yaml"))
 DATASETS = {
     "digits": SampleSpec(32, 32, 1, 10),
     "digits-16": SampleSpec(16, 16, 1, 10),
+    "mnist-300": SampleSpec(16, 16, 1, 10),
     "fashion-mnist": SampleSpec(32, 32, 1, 10),
     "cifar10": SampleSpec(32, 32, 3, 10),
     "stacked-mnist": SampleSpec(32, 32, 3, 1000),
@@ -150,6 +151,7 @@ def reduce(path: Path, data: Callable[[SampleSpec], Path], run_dir: Path) -> Pat
     keys["data"]["shards"] = str(data(dataset(config)))
     keys["model"]["options"] |= reduced_options(config)
     keys["evaluate"]["every_epochs"] = 0
+    keys |= {"init_from": None, "freeze_d": 0}  # the source is of full width
     if dataset(config).latents is not None:
         pretrained = Path(keys["data"]["shards"]).parent
         keys["data"]["vae"] = str(pretrained / "vae")

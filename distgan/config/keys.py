@@ -247,6 +247,12 @@ class Config:
     its own."""
     data: DataConfig = field(default_factory=DataConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
+    init_from: str | None = free(None)  # compared by its files, in `distgan.runs.folder`
+    """Begin with weights of another run, to fine-tune it: a run (its best checkpoint, else the newest), a checkpoint, a
+    folder of generator, discriminator and ema.safetensors, or one such file for G and its EMA. The networks must be
+    those of `model`; what depends on labels may differ. A resumed run does not look there."""
+    freeze_d: NonNegativeInt = 0
+    """How many of D's layers, from the image on, keep the weights that they have from `init_from`."""
     loss: str = "bce"
     """An entry of LOSSES in distgan/gan/losses.py, or one added by a module in `import`."""
     terms: dict[str, Any] = field(default_factory=dict)

@@ -14,7 +14,7 @@ class GradientAverage:
     """
 
     def __init__(self, network: nn.Module) -> None:
-        self.parameters = list(network.parameters())
+        self.parameters = [parameter for parameter in network.parameters() if parameter.requires_grad]
         # one buffer, and a view of it for each gradient in the memory format of its parameter
         sizes = [parameter.numel() for parameter in self.parameters]
         first = self.parameters[0]

@@ -147,7 +147,7 @@ def update_d(
     gan: GAN, micro_batches: Sequence[Minibatch], fakes: Sequence[Output], penalties: Penalties, p: Tensor | float = 1.0
 ) -> Scalars:
     """(1) Update D on real images (target 1 in BCE) and on fakes (target 0). No gradient reaches G."""
-    gan.raw_D.requires_grad_(True)
+    unfreeze_d(gan)
     gan.d_optimizer.zero_grad()
     objective = gan.compile(d_objective)
     scalars = []
@@ -162,6 +162,13 @@ def update_d(
     norm = gan.clip_d()
     gan.d_optimizer.step()
     return means(scalars) | ({"d_grad_norm": norm} if norm is not None else {})
+
+
+def unfreeze_d(gan: GAN) -> None:
+    """Let D's parameters have gradients, those that its optimizer updates: others keep their values."""
+    for group in gan.d_optimizer.param_groups:
+        for parameter in group["params"]:
+            parameter.requires_grad_(True)
 
 
 def inputs_of_d(batch: Minibatch, fake: Output, penalties: Penalties) -> tuple[Minibatch, Tensor]:

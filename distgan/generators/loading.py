@@ -1,6 +1,5 @@
 """Loading a trained generator: from one .safetensors file, or from a run folder."""
 
-import contextlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,8 +12,9 @@ from distgan.errors import UsageError
 from distgan.frozen.vae import open_decoder
 from distgan.gan.truncation import check_truncation
 from distgan.generators.pretrained import PretrainedGenerator
-from distgan.runs.checkpoint import Checkpoints, find_corruption, load_weights
+from distgan.runs.checkpoint import load_weights
 from distgan.runs.schema import ModelMetadata
+from distgan.runs.weights import find_folder
 from distgan.samples import SampleSpec
 
 
@@ -75,14 +75,7 @@ def find_weights(path: Path, newest: bool = False) -> tuple[Path, str]:
     """The file to load, and a note: `path` itself, or the EMA of G, else G, in a run's best or newest checkpoint."""
     if not path.is_dir():
         return path, ""
-    note = ""
-    with contextlib.closing(Checkpoints(path / "checkpoints")) as checkpoints:
-        best = None if newest else checkpoints.best
-        if best is not None and find_corruption(checkpoints.folder / str(best.images)) is None:
-            folder = checkpoints.folder / str(best.images)
-            note = f" ({best})"
-        else:
-            folder = checkpoints.newest() or path
+    folder, note = find_folder(path, newest)
     for name in ("ema.safetensors", "generator.safetensors"):
         if (folder / name).is_file():
             return folder / name, note

@@ -2,6 +2,7 @@
 
 import inspect
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -43,10 +44,15 @@ def build(name: str, spec: SampleSpec, *, z_dim: int, options: dict, seed: int) 
     return networks
 
 
+def option_defaults(name: str) -> dict[str, Any]:
+    """The options of an architecture with their defaults; none of an unknown one."""
+    parameters = inspect.signature(MODELS[name]).parameters.values() if name in MODELS else ()
+    return {each.name: each.default for each in parameters if each.default is not each.empty}
+
+
 def option_names(name: str) -> list[str]:
     """The options of an architecture; none of an unknown one."""
-    parameters = inspect.signature(MODELS[name]).parameters.values() if name in MODELS else ()
-    return [parameter.name for parameter in parameters if parameter.default is not parameter.empty]
+    return list(option_defaults(name))
 
 
 def example_labels(spec: SampleSpec, count: int, device: torch.device, variant: int = 0) -> Tensor | None:

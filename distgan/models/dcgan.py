@@ -73,6 +73,13 @@ class Generator(nn.Module):
         layers += [nn.ConvTranspose2d(features[-1], spec.channels, 4, 2, 1, bias=False), nn.Tanh()]
         self.layers = nn.Sequential(*layers)
 
+    @property
+    def z_weights(self) -> Tensor:
+        """The part of the first layer's weights that z meets; labels meet the rest."""
+        weight = self.layers[0].weight  # [z_dim + label_width, features, *base]
+        assert isinstance(weight, Tensor)
+        return weight[: len(weight) - self.spec.label_width]
+
     def forward(self, z: Tensor, labels: Tensor | None = None) -> Tensor:
         if labels is not None:
             z = torch.cat([z, label_columns(labels, self.spec)], dim=1)
@@ -98,6 +105,12 @@ class Discriminator(nn.Module):
         self.layers = nn.Sequential(*layers)
         self.head = nn.Conv2d(features[-1], 1, base, bias=False)
         self.embed = embed_labels(spec, features[-1])
+
+    @property
+    def layers_from_image(self) -> list[nn.Module]:
+        """The convolutions in their order, each with its norm; without the head."""
+        starts = [i for i, layer in enumerate(self.layers) if isinstance(layer, nn.Conv2d)]
+        return [self.layers[start:end] for start, end in pairwise([*starts, len(self.layers)])]
 
     def forward(self, images: Tensor, labels: Tensor | None = None) -> Tensor:
         weight = self.head.weight  # read once: under spectral norm each reading is a power iteration

@@ -50,6 +50,13 @@ class Generator(nn.Module):
         self.layers = hidden_layers(features)
         self.output = nn.Linear(features[-1], math.prod(spec.shape))
 
+    @property
+    def z_weights(self) -> Tensor:
+        """The part of the first layer's weights that z meets; labels meet the rest."""
+        weight = self.layers[0].weight  # [width, z_dim + label_width]
+        assert isinstance(weight, Tensor)
+        return weight[:, : weight.shape[1] - self.spec.label_width]
+
     def forward(self, z: Tensor, labels: Tensor | None = None) -> Tensor:
         if labels is not None:
             z = torch.cat([z, label_columns(labels, self.spec)], dim=1)
@@ -64,6 +71,11 @@ class Discriminator(nn.Module):
         self.layers = hidden_layers(features)
         self.head = nn.Linear(features[-1], 1)
         self.embed = embed_labels(spec, features[-1])
+
+    @property
+    def layers_from_image(self) -> list[nn.Module]:
+        """The hidden layers in their order."""
+        return [layer for layer in self.layers if isinstance(layer, nn.Linear)]
 
     def forward(self, images: Tensor, labels: Tensor | None = None) -> Tensor:
         h = self.layers(images.flatten(1)).to(self.head.weight.dtype)  # [N, width]

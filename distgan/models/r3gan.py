@@ -150,6 +150,12 @@ class Generator(nn.Module):
         self.stages = nn.Sequential(*[nn.Sequential(Upsample(a, b), make_blocks(b)) for a, b in pairwise(widths)])
         self.to_images = linear_map(widths[-1], spec.channels)
 
+    @property
+    def z_weights(self) -> Tensor:
+        """The part of the first layer's weights that z meets; labels meet the rest."""
+        weight = self.linear.weight  # [features, z_dim], with labels [features, 2 z_dim]
+        return weight if self.embed is None else weight[:, : weight.shape[1] // 2]
+
     def forward(self, z: Tensor, labels: Tensor | None = None) -> Tensor:
         device_type = z.device.type
         with torch.autocast(device_type, enabled=False):
@@ -183,6 +189,11 @@ class Discriminator(nn.Module):
         self.embed = embed_labels(spec, widths[0])
         if self.embed is not None:  # gain 1 / sqrt(features), on one-hot vectors
             init_embedding(self.embed, (widths[0] * spec.label_width) ** -0.5)
+
+    @property
+    def layers_from_image(self) -> list[nn.Module]:
+        """The first convolution, the blocks of each resolution with what halves it, and those of the base."""
+        return [self.from_images, *self.stages, self.lowest]
 
     def forward(self, images: Tensor, labels: Tensor | None = None) -> Tensor:
         x = self.stages(self.from_images(images))

@@ -192,6 +192,11 @@ class Discriminator(nn.Module):
         elif self.embed is not None:
             init_embedding(self.embed, math.sqrt(2 / (spec.label_width + features)))  # the variance of Xavier's
 
+    @property
+    def layers_from_image(self) -> list[nn.Module]:
+        """The residual blocks in their order."""
+        return list(self.blocks)
+
     def forward(self, images: Tensor, labels: Tensor | None = None) -> Tensor:
         h = F.relu(self.blocks(images)).to(self.head.bias.dtype)
         with torch.autocast(images.device.type, enabled=False):  # float32 logits: half precision would saturate

@@ -51,6 +51,11 @@ class TokenDiscriminator(nn.Module):
         self.head = LogitHead(spec, size.width, embedding)
         self.projector = projector(size.width, features) if features else None
 
+    @property
+    def layers_from_image(self) -> list[nn.Module]:
+        """The layer that makes tokens of patches, and the blocks in their order; without class tokens and tables."""
+        return [self.from_patches, *self.blocks]
+
     def apply_blocks(self, x: Tensor, lengths: Sequence[int] | None = None) -> Tensor:
         """Tokens [N, T, width] -> the same; with `lengths`, those of sequences that do not see each other."""
         for i, block in enumerate(self.blocks):

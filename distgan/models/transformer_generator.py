@@ -56,6 +56,13 @@ class Generator(nn.Module):
         features = patch * patch * spec.channels
         self.heads = nn.ModuleList([OutputHead(size.width, features, shift) for _ in range(stages)])
 
+    @property
+    def z_weights(self) -> Tensor:
+        """The part of the first layer's weights that z meets; labels meet the rest."""
+        weight = self.map[0].weight  # [width, z_dim], with labels [width, 2 z_dim]
+        assert isinstance(weight, Tensor)
+        return weight if self.embed is None else weight[:, weight.shape[1] // 2 :]
+
     def mapping(self, z: Tensor, labels: Tensor | None = None) -> Tensor:
         """w [N, width]; w_mean + psi (w - w_mean) is a truncated one."""
         with torch.autocast(z.device.type, enabled=False):

@@ -15,6 +15,7 @@ from distgan.errors import UsageError
 from distgan.files import atomic_write
 from distgan.locks import lock_file
 from distgan.runs.checkpoint import Checkpoints, read_state
+from distgan.runs.weights import is_moved
 
 
 class RunDir:
@@ -91,7 +92,8 @@ def write_run_info(config: Config, device: torch.device, world_size: int) -> dic
 def config_changes(config: Config, digest: str, networks: Mapping[str, str]) -> Changes:
     """What differs from the newest checkpoint: keys of the configuration, the dataset, weights of frozen networks.
 
-    A folder without a checkpoint has nothing to protect: {}.
+    Of `init_from` the files count where it was changed, and nothing where it was not: what a run began with is in its
+    checkpoints. A folder without a checkpoint has nothing to protect: {}.
     """
     checkpoints = Checkpoints(Path(config.run_dir) / "checkpoints")
     for images in reversed(checkpoints.all()):
@@ -104,6 +106,9 @@ def config_changes(config: Config, digest: str, networks: Mapping[str, str]) -> 
         now = flatten(config.fingerprint())
         keys = [key for key in sorted(saved.keys() | now.keys()) if then.get(key) != now.get(key)]
         changes = {key: [then.get(key), now.get(key)] for key in keys}
+        before = state.init_from_path
+        if config.init_from != before and not is_moved(config.init_from, state.init_from):
+            changes["init_from"] = [before, config.init_from]
         if state.manifest != digest:
             changes["the images of data.shards"] = [state.manifest[:12], f"{digest[:12]} ({config.data.shards})"]
         for key in networks.keys() & state.networks.keys():

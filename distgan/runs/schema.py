@@ -27,6 +27,10 @@ class CheckpointState(Struct, frozen=True):
     augment_sign: float = 0.0
     networks: dict[str, Sha256] = {}
     """The weights of the frozen networks, by the key of the configuration that names them."""
+    init_from: dict[str, Sha256] = {}
+    """The files that the run began with, by network: `distgan.runs.weights`."""
+    init_from_path: str | None = None
+    """Where the configuration says they are."""
 
 
 class ModelMetadata(Struct, frozen=True):

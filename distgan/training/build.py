@@ -37,6 +37,7 @@ from distgan.training.checks import (
 )
 from distgan.training.compiled import compiler
 from distgan.training.data import Data, open_data
+from distgan.training.freeze import check_freeze, freeze_layers
 from distgan.training.frozen_features import (
     check_features,
     check_terms,
@@ -45,29 +46,38 @@ from distgan.training.frozen_features import (
 )
 from distgan.training.noise_checks import check_groups, check_perturbed_d
 from distgan.training.optimizers import adam, clipper
+from distgan.training.transfer import Architecture
+from distgan.training.warm_start import WarmStart
 
 
-def build(config: Config, processes: Distributed) -> tuple[Data, GAN]:
-    """The data, the networks and their optimizers. Raises UsageError; writes nothing."""
+def build(config: Config, processes: Distributed, start: WarmStart | None = None) -> tuple[Data, GAN]:
+    """The data, the networks and their optimizers. Raises UsageError; writes nothing.
+
+    `start` are the weights that a run of `init_from` begins with.
+    """
     check_config(config)
     check_graph(config, processes.device)
     check_loss(config.loss)
     check_penalties(config.penalties)
     check_terms(config)
+    check_freeze(config)
     data = open_data(config, processes)
     check_show(config.samples.show, data.spec.pixels.channels, "samples.show")
-    gan = build_gan(config, processes, data.spec, data.network)
+    gan = build_gan(config, processes, data, start)
     check_groups(config, gan.raw_D, data.order.lanes, processes.world_size)
     return data, gan
 
 
-def build_gan(config: Config, processes: Distributed, spec: SampleSpec, network: FrozenNetwork | None) -> GAN:
-    """The networks on their device, with their optimizers, prepared by Accelerate. Raises UsageError.
-
-    `network` is the frozen one of a term.
-    """
+def build_gan(config: Config, processes: Distributed, data: Data, start: WarmStart | None) -> GAN:
+    """The networks on their device, with their optimizers, prepared by Accelerate. Raises UsageError."""
     accelerator = processes.accelerator
+    spec = data.spec
+    network = data.network
     raw_G, raw_D = build_networks(config, processes, spec, network)
+    if start is not None:
+        model = config.model
+        own = Architecture(model.name, model.latent, model_options(config, network), spec, data.class_names)
+        processes.run_on_all(lambda: start.init_networks(raw_G, raw_D, own))
     g_optimizer = accelerator.prepare(adam(raw_G, config.g_optimizer, config.graph))
     d_optimizer = accelerator.prepare(adam(raw_D, config.d_optimizer, config.graph))
     G, D = wrap(config, processes, raw_G, raw_D, spec)
@@ -150,6 +160,7 @@ def init_networks(config: Config, spec: SampleSpec, frozen: FrozenNetwork | None
     G, D = models.build(model.name, spec, z_dim=model.latent, options=options, seed=config.seed)
     if any(PENALTIES[name].differentiates for name in config.penalties):
         twice_differentiable(D)
+    freeze_layers(D, config.freeze_d)
     return G, D
 
 
@@ -172,10 +183,15 @@ def has_own_minibatch(config: Config) -> bool:
     return LOSSES[config.loss].paired if config.g_minibatch is None else config.g_minibatch == "next"
 
 
-def build_ema(config: Config, gan: GAN) -> EMA | None:
-    """The EMA of G, or None if the run has none."""
+def build_ema(config: Config, gan: GAN, start: WarmStart | None = None) -> EMA | None:
+    """The EMA of G, with the weights that a run of `init_from` begins with, or None if the run has none."""
     half_life = config.ema.half_life_images
-    return EMA(gan.raw_G, half_life, config.ema.warmup) if half_life else None
+    if not half_life:
+        return None
+    ema = EMA(gan.raw_G, half_life, config.ema.warmup)
+    if start is not None:
+        start.init_ema(ema.module)
+    return ema
 
 
 def parameter_counts(gan: GAN) -> str:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from distgan.errors import RunError, UsageError
-from distgan.gan.step import GAN, Batches, Minibatch, Penalties, d_objective, g_objective, inputs_of_d
+from distgan.gan.step import GAN, Batches, Minibatch, Penalties, d_objective, g_objective, inputs_of_d, unfreeze_d
 
 T = TypeVar("T")
 Gradients = dict[str, Tensor]
@@ -97,7 +97,7 @@ def check_gradients(gan: GAN, batches: Batches, penalties: Penalties, p: Tensor 
 
 def objective_gradients(gan: GAN, batch: Minibatch, penalties: Penalties, p: Tensor | float) -> Gradients:
     """The gradients of D's objective and of G's, of one micro-batch; updates nothing but buffers."""
-    gan.raw_D.requires_grad_(True)
+    unfreeze_d(gan)
     fake = gan.compile(gan.G)(batch.z, batch.fake_labels)
     targets = gan.frozen_features(batch, p)
     total, _ = gan.compile(d_objective)(gan, *inputs_of_d(batch, fake, penalties), penalties, p, targets)
@@ -108,10 +108,10 @@ def objective_gradients(gan: GAN, batch: Minibatch, penalties: Penalties, p: Ten
 
 
 def parameter_gradients(prefix: str, objective: Tensor, network: nn.Module) -> Gradients:
-    """Gradients of the parameters that the objective depends on."""
-    names = [f"{prefix}.{name}" for name, _ in network.named_parameters()]
-    gradients = torch.autograd.grad(objective, list(network.parameters()), allow_unused=True)
-    return {name: gradient for name, gradient in zip(names, gradients, strict=True) if gradient is not None}
+    """Gradients of the parameters that are not frozen and that the objective depends on."""
+    named = {f"{prefix}.{name}": each for name, each in network.named_parameters() if each.requires_grad}
+    gradients = torch.autograd.grad(objective, list(named.values()), allow_unused=True)
+    return {name: gradient for name, gradient in zip(named, gradients, strict=True) if gradient is not None}
 
 
 def largest_error(gradients: Gradients, expected: Gradients) -> tuple[float, str]:

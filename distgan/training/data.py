@@ -45,13 +45,17 @@ class Data:
         """The sha256 of the weights of frozen networks, by the key of the configuration that names them."""
         return {} if self.network is None else {self.network.key: self.network.sha256}
 
+    @property
+    def class_names(self) -> list[str]:
+        """Of the classes that G and D are conditioned on; [] without."""
+        return [each.name for each in self.dataset.classes] if self.spec.num_classes else []
+
     def metadata(self) -> dict[str, Any]:
         """What a checkpoint's weights say of the samples that G makes."""
         kind = {name: value for name, value in asdict(self.spec).items() if name != "num_classes"}
         if kind["latents"] is None:  # as in the files of versions without latents
             del kind["latents"]
-        names = [each.name for each in self.dataset.classes] if self.spec.num_classes else []
-        return {"classes": names, **kind}
+        return {"classes": self.class_names, **kind}
 
 
 def open_data(config: Config, processes: Distributed) -> Data:

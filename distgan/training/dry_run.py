@@ -12,15 +12,21 @@ from distgan.training.compiled import eager
 from distgan.training.cost import describe_cost, largest_micro_batch
 from distgan.training.data import Data
 from distgan.training.scheduled import ScheduledValues
+from distgan.training.warm_start import WarmStart
 
 
-def dry_run(config: Config, processes: Distributed, data: Data, gan: GAN) -> None:
-    """Print parameters, FLOPs and memory, and run two iterations, since the first makes the optimizers' state."""
+def dry_run(config: Config, processes: Distributed, data: Data, gan: GAN, start: WarmStart | None = None) -> None:
+    """Print parameters, FLOPs and memory, and run two iterations, since the first makes the optimizers' state.
+
+    And what was copied of the weights that the run would begin with.
+    """
+    ema = processes.run_on_all(lambda: build_ema(config, gan, start))
     if processes.is_main_process:
+        for line in start.lines if start is not None else ():
+            print(line, flush=True)
         print(f"dry run: parameters: {parameter_counts(gan)}", flush=True)
         lines = describe_cost(config, data.spec, processes.world_size, data.network, data.decoder)
         print(*lines, sep="\n", flush=True)
-    ema = build_ema(config, gan)
     scheduled = ScheduledValues(config, gan, processes.device)
     scheduled.set(0)
     penalties = scheduled.penalties_due(0)

@@ -33,6 +33,7 @@ from distgan.training.reporter import Reporter
 from distgan.training.scheduled import ScheduledValues
 from distgan.training.state import TrainState, copy_tensors, load_tensors
 from distgan.training.stop import StopRequest
+from distgan.training.warm_start import WarmStart
 
 
 class Trainer:
@@ -49,6 +50,7 @@ class Trainer:
         checkpoints: Checkpoints,
         stop: StopRequest,
         evaluator: Evaluator | None = None,
+        start: WarmStart | None = None,
     ) -> None:
         self.config = config
         self.processes = processes
@@ -60,7 +62,9 @@ class Trainer:
         self.run_dir = Path(config.run_dir)
         self.state = TrainState()
         self.clock = Clock.of(config, data.order.epoch_images)
-        self.ema = build_ema(config, gan)
+        self.ema = processes.run_on_all(lambda: build_ema(config, gan, start))
+        self.init_from = {} if start is None else start.sha256
+        """The sha256 of the files that the run began with, by network."""
         self.scheduled = ScheduledValues(config, gan, processes.device, self.ema)
         self.minibatches = minibatches_of(config, processes, data, gan)
         alarms = Alarms(list(config.penalties), absolute=gan.loss.boundary is not None)
@@ -97,6 +101,7 @@ class Trainer:
             scaler.load_state_dict(saved.scaler)
         self.scheduled.load_state(saved.augment_p, saved.augment_sign)
         self.state = TrainState(saved.images, saved.skipped, saved.rollbacks)
+        self.init_from = saved.init_from
 
     def train(self) -> str | None:
         """Train to the end, or to a stop; returns the reason of a stop.
@@ -241,8 +246,10 @@ class Trainer:
                 "config": self.config.fingerprint(),
                 "manifest": self.data.dataset.digest,
                 "networks": self.data.networks,
+                "init_from": self.init_from,
             }
             counters = {"skipped": self.state.skipped, "rollbacks": self.state.rollbacks, **self.scheduled.state()}
+            counters["init_from_path"] = self.config.init_from
             counters["scaler"] = scaler.state_dict() if scaler is not None else None
             self.checkpoints.save(copy_tensors(self.gan, self.ema), run | counters, run | self.data.metadata())
             if self.config.checkpoint.wait:

@@ -13,12 +13,13 @@ from distgan.gan.schedules import value_at
 
 
 def adam(network: nn.Module, config: OptimizerConfig, graph: bool = False) -> torch.optim.Adam:
-    """Adam with the fused kernel; in a captured iteration, with a beta2 that changes, one that reads it as a tensor."""
+    """Adam of the parameters that are not frozen, with the fused kernel; in a captured iteration, with a beta2 that
+    changes, one that reads it as a tensor."""
     scheduled_beta2 = isinstance(config.betas[1], dict)
     kind = TensorAdam if graph and scheduled_beta2 else torch.optim.Adam
     fused = kind is not TensorAdam and next(network.parameters()).device.type in ("cuda", "cpu")
     return kind(
-        network.parameters(),
+        [parameter for parameter in network.parameters() if parameter.requires_grad],
         lr=value_at(config.lr, 0) * lr_factor(network, config),
         betas=(float(config.betas[0]), value_at(config.betas[1], 0)),
         eps=float(config.eps),

@@ -26,6 +26,7 @@ from distgan.training.evaluation import open_evaluator
 from distgan.training.frozen_features import describe_network
 from distgan.training.loop import Trainer
 from distgan.training.stop import Requeue, StopRequest
+from distgan.training.warm_start import WarmStart, open_warm_start
 
 
 def run_training(config: Config, *, fresh: bool = False, dry: bool = False, profile: int | None = None) -> None:
@@ -50,7 +51,8 @@ def run_training(config: Config, *, fresh: bool = False, dry: bool = False, prof
         )
         stack.enter_context(contextlib.closing(checkpoints))
         stack.enter_context(readable_errors(processes, checkpoints))
-        data, gan = build(config, processes)
+        start = open_warm_start(config, processes, fresh)
+        data, gan = build(config, processes, start)
         stack.enter_context(contextlib.closing(data.reader))
         evaluator = open_evaluator(config, processes, data)
         if dry:
@@ -58,12 +60,11 @@ def run_training(config: Config, *, fresh: bool = False, dry: bool = False, prof
                 dry_run,  # it imports what fake tensors need, which other runs do without
             )
 
-            dry_run(config, processes, data, gan)
+            dry_run(config, processes, data, gan, start)
             return processes.shutdown()
-        trainer = Trainer(
-            config, processes, data, gan, terminal=terminal, checkpoints=checkpoints, stop=stop, evaluator=evaluator
-        )
-        begin(trainer, fresh, stack)
+        places: dict[str, Any] = dict(terminal=terminal, checkpoints=checkpoints, stop=stop)
+        trainer = Trainer(config, processes, data, gan, **places, evaluator=evaluator, start=start)
+        begin(trainer, start, fresh, stack)
         if profile is None or not processes.is_main_process:
             reason = trainer.train()
         else:
@@ -71,7 +72,7 @@ def run_training(config: Config, *, fresh: bool = False, dry: bool = False, prof
         finish(trainer, reason, requeue)
 
 
-def begin(trainer: Trainer, fresh: bool, stack: contextlib.ExitStack) -> None:
+def begin(trainer: Trainer, start: WarmStart | None, fresh: bool, stack: contextlib.ExitStack) -> None:
     """Lock the run folder, restore its newest checkpoint, if any, and print the first lines of the log.
 
     Raises UsageError on all processes.
@@ -83,9 +84,12 @@ def begin(trainer: Trainer, fresh: bool, stack: contextlib.ExitStack) -> None:
     newest, changes = processes.run_on_main(lambda: open_run_dir(config, digest, networks, fresh, stack))
     if newest is not None:
         processes.run_on_all(lambda: trainer.restore(newest))
+    elif start is None and config.init_from is not None:
+        raise RunError(f"run_dir: the checkpoints in {config.run_dir} were removed meanwhile; start the run again")
     facts = processes.run_on_main(lambda: write_run_info(config, processes.device, processes.world_size))
     trainer.start()
-    for line in [*header(config, processes, trainer.data, trainer.gan, facts), *resumption(trainer, newest, changes)]:
+    lines = [*header(config, processes, trainer.data, trainer.gan, facts), *resumption(trainer, newest, changes)]
+    for line in [*lines, *(start.lines if start is not None and newest is None else [])]:
         trainer.terminal.print0(line)
     if processes.is_main_process and changes:
         trainer.log.override(trainer.state.images_seen, changes)

@@ -58,9 +58,15 @@ def get_optimizer_tensors(prefix: str, network: nn.Module, optimizer: torch.opti
     """An optimizer's state as tensors named PREFIX.PARAMETER.STATE, copied to host memory."""
     return {
         f"{prefix}.{name}.{key}": to_host(value)
-        for name, parameter in network.named_parameters()
+        for name, parameter in updated_parameters(network, optimizer)
         for key, value in optimizer.state[parameter].items()
     }
+
+
+def updated_parameters(network: nn.Module, optimizer: torch.optim.Optimizer) -> list[tuple[str, nn.Parameter]]:
+    """The parameters by name that the optimizer has, in its order: frozen ones are not among them."""
+    updated = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+    return [(name, parameter) for name, parameter in network.named_parameters() if id(parameter) in updated]
 
 
 def set_optimizer_tensors(tensors: Tensors, prefix: str, network: nn.Module, optimizer: torch.optim.Optimizer) -> None:
@@ -69,7 +75,7 @@ def set_optimizer_tensors(tensors: Tensors, prefix: str, network: nn.Module, opt
     Adam's moments get the memory format of their parameter: a fused optimizer indexes both alike.
     """
     state: dict[int, dict[str, Tensor]] = {}
-    for i, (name, parameter) in enumerate(network.named_parameters()):
+    for i, (name, parameter) in enumerate(updated_parameters(network, optimizer)):
         start = f"{prefix}.{name}."
         for key, value in tensors.items():
             if key.startswith(start):

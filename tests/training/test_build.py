@@ -140,6 +140,17 @@ def test_the_contract_of_a_network_is_checked_first(parts, tiny, capsys, old, ne
     assert re.search(message, error), error
 
 
+def test_own_networks_are_fine_tuned(parts, tiny, capsys):
+    """Copied by name like others; `freeze_d` needs an attribute."""
+    parts()
+    words = ["--data.shards", tiny, *TINY, *OWN, "--epochs", 1]
+    assert train(*words, "--run_dir", "source") == 0
+    assert train(*words, "--run_dir", "run", "--init_from", "source") == 0
+    assert "G: 2 of 2 tensors, 1,728 of 1,728 parameters from generator.safetensors" in capsys.readouterr().out
+    assert train(*words, "--run_dir", "frozen", "--init_from", "source", "--freeze_d", 1) == 2
+    assert "freeze_d: D has no attribute `layers_from_image`, the list of its layers" in capsys.readouterr().err
+
+
 def test_a_network_that_ignores_labels_is_refused(parts, tiny, capsys):
     parts()
     words = ["--data.shards", tiny, "--run_dir", "run", *TINY, *OWN, "--data.labels", "true"]

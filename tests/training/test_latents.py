@@ -18,7 +18,7 @@ from distgan.runs.checkpoint import load_weights
 from distgan.samples import SampleSpec
 from distgan.training.batches import Draws, Minibatches, Needs
 from distgan.training.grids import first_images
-from helpers import computed, launch, make_latents, reset_accelerate, train, weights
+from helpers import computed, launch, make_dataset, make_latents, noise, reset_accelerate, train, weights
 
 SMALL = ["--model.name", "mlp", "--model.options", "{width: 8, layers: 1}", "--model.latent", "8", "--batch", "16"]
 WORDS = [*SMALL, "--samples.count", "16", "--data.flip", "true", "--report.every_images", "32"]
@@ -134,6 +134,17 @@ def test_flips_need_their_encodings(tiny, tiny_vae, tmp_path, capsys):
     fix = "encode the dataset again with --flips, or set data.flip false"
     assert f"data.flip: {folder} has no latents of flipped images; {fix}" in capsys.readouterr().err
     assert train(*words) == 0
+
+
+def test_a_run_on_latents_is_fine_tuned(latents, trained_on_latents, tmp_path, capsys):
+    """On latents of the same VAE; images of the same shape are no latents."""
+    words = [*WORDS, "--images", 32, "--init_from", trained_on_latents]
+    assert train("--data.shards", latents, *words, "--run_dir", tmp_path / "tuned") == 0
+    assert "G: 4 of 4 tensors" in capsys.readouterr().out
+    images = make_dataset(tmp_path / "images", noise(32, 4, 4), shards=1)
+    assert train("--data.shards", images, *words, "--run_dir", tmp_path / "other") == 2
+    error = capsys.readouterr().err
+    assert "(latents of the VAE " in error and " there, none here); encode the dataset with the same VAE" in error
 
 
 def test_the_vae_is_free_to_change(latents, trained_on_latents, tiny_vae):

@@ -60,12 +60,12 @@ class Autoencoder(nn.Module):
             mean, log_variance = self.network.encode(images.float(), return_dict=False)[0].parameters.chunk(2, 1)
         return torch.cat([mean, (log_variance.clamp(-30, 20) / 2).exp()], 1)
 
-    @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
         """Latents as networks see them, float [N, C, h, w] -> images float32 [N, 3, h * factor, w * factor].
 
-        The images are about in [-1, 1], and not clipped. They are decoded in chunks of one size, the last filled up
-        with zeros: memory is bounded, and an image does not depend on how many there are.
+        The images are about in [-1, 1], and not clipped; gradients flow to latents that require one. They are decoded
+        in chunks of one size, the last filled up with zeros: memory is bounded, and an image does not depend on how
+        many there are.
         """
         height = latents.shape[2] * self.factor
         width = latents.shape[3] * self.factor
@@ -73,9 +73,10 @@ class Autoencoder(nn.Module):
         size = max(1, pixels // (height * width))
         images = latents.new_empty((len(latents), 3, height, width), dtype=torch.float32)
         with full_float32(), torch.autocast(latents.device.type, enabled=False):
-            for chunk, out in zip(latents.split(size), images.split(size), strict=True):
+            for start in range(0, len(latents), size):
+                chunk = latents[start : start + size]
                 filled = F.pad(chunk.float() / self.scale + self.shift, (0, 0, 0, 0, 0, 0, 0, size - len(chunk)))
-                out.copy_(self.network.decode(filled, return_dict=False)[0][: len(chunk)])
+                images[start : start + size] = self.network.decode(filled, return_dict=False)[0][: len(chunk)]
         return images
 
 

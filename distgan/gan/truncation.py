@@ -21,6 +21,8 @@ MOST_MEANS = 10_000
 class TruncatedGenerator(nn.Module):
     """G with w pulled towards its mean: z [N, z_dim] and labels -> G.synthesis(w_mean + psi (w - w_mean)).
 
+    Noise inputs of G are those that it has for z.
+
     w is G.mapping(z, labels) [N, ...]. psi = 1 changes nothing, psi = 0 gives the same image for every z. Both networks
     run in the type of their weights: the autocast of a run is around G's own forward.
 
@@ -42,9 +44,13 @@ class TruncatedGenerator(nn.Module):
         self.train(G.training)
 
     def forward(self, z: Tensor, labels: Tensor | None = None) -> Any:
+        return synthesize(self.G, self.mapping(z, labels), noise_keys_of(self.G, z))
+
+    def mapping(self, z: Tensor, labels: Tensor | None = None) -> Tensor:
+        """The truncated w."""
         w = self.G.mapping(z, labels)
         w_mean = self.w_mean(labels).to(w)
-        return self.G.synthesis(w_mean + self.psi * (w - w_mean))
+        return w_mean + self.psi * (w - w_mean)
 
     def w_mean(self, labels: Tensor | None) -> Tensor:
         """The mean of w of each label, [N, ...]; [1, ...] without labels."""
@@ -63,6 +69,16 @@ class TruncatedGenerator(nn.Module):
                 del self.means[next(iter(self.means))]
             self.means[key] = self.G.mapping(self.z, labels).mean(0, keepdim=True)
         return self.means[key]
+
+
+def noise_keys_of(G: Any, z: Tensor) -> Tensor | None:
+    """The keys [N] of G's noise inputs for z [N, ...]; None for a G without, and for one whose noise is constant."""
+    return G.noise_keys(z) if hasattr(G, "noise_keys") else None
+
+
+def synthesize(G: Any, w: Tensor, noise_keys: Tensor | None) -> Any:
+    """What G makes of w [N, w_dim] or [N, num_ws, w_dim], with noise inputs by `noise_keys` [N], or constant ones."""
+    return G.synthesis(w) if noise_keys is None else G.synthesis(w, noise_keys=noise_keys)
 
 
 def truncate(G: nn.Module, psi: float, z_dim: int) -> nn.Module:

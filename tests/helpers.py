@@ -13,7 +13,8 @@ from unittest import mock
 
 import numpy as np
 import torch
-from safetensors.torch import save_file
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
 import distgan.commands.shards
 import distgan.commands.train
@@ -90,6 +91,20 @@ def save_generator(
     keys = {"config": {"model": model}, "classes": list(classes), **kind, **changes}
     metadata = json.dumps({name: value for name, value in keys.items() if value is not None})
     save_file(G.state_dict(), path, metadata={METADATA: metadata})
+    return path
+
+
+def save_gat(path: Path, spec: SampleSpec, classes: Sequence[str] = (), *, scale: float = 0.25) -> Path:
+    """A file of an untrained G with a mapping network, and four outputs, whose images differ."""
+    options = {"width": 32, "depth": 4, "heads": 2, "embedding": 32}
+    save_generator(path, spec, classes, model={"name": "gat", "options": options})
+    weights = load_file(path)
+    torch.manual_seed(0)
+    # output layers begin at 0: all images would be alike
+    weights |= {name: torch.randn_like(each) * scale for name, each in weights.items() if not each.any()}
+    with safe_open(path, framework="pt") as file:
+        metadata = file.metadata()
+    save_file(weights, path, metadata=metadata)
     return path
 
 

@@ -92,7 +92,7 @@ def closed_walk(points: Tensor, steps: int, spherical: bool) -> Tensor:
     t = torch.arange(steps, dtype=points.dtype).reshape(1, steps, *[1] * (points.ndim - 1)) / steps
     a = points[:, None]
     b = points.roll(-1, 0)[:, None]
-    path = slerp(a.expand(-1, steps, -1), b.expand(-1, steps, -1), t) if spherical else a + (b - a) * t
+    path = slerp(a, b, t) if spherical else a + (b - a) * t
     return path.flatten(0, 1)
 
 

@@ -63,7 +63,8 @@ def read_targets(paths: Sequence[str], G: PretrainedGenerator, fit: Fit, count: 
         try:
             image, conversions = prepare(target.image, options)
         except Exception as error:  # decoders raise what they like for a broken file
-            raise UsageError(f"{target.name}: {reason(error)}") from None
+            why = reason(error).split("; --")[0]  # the options that it names are those of `shards make`
+            raise UsageError(f"{target.name}: {why}; the generator makes {G.spec.unconditional()}") from None
         pixels.append(image)
         converted.update(conversions)
     notes += [f"{times} of {len(found)} images: {name}" for name, times in converted.items()]

@@ -295,6 +295,20 @@ def test_images_are_converted_as_by_shards_make(mlp, tmp_path):
         folder.rmdir()
 
 
+def test_images_of_other_types(tmp_path, capsys):
+    """Arrays of the generator's own type are taken as they are; a picture is refused where it has other channels."""
+    spec = SampleSpec(8, 10, 5, dtype="float16", range=(-2.0, 6.0))
+    file = save_generator(tmp_path / "G.safetensors", spec)
+    image = np.random.default_rng(0).uniform(-2, 6, (8, 10, 5)).astype(np.float16)
+    np.save(tmp_path / "a.npy", image)
+    found = read_targets([str(tmp_path / "a.npy")], load(file), "crop", 1)
+    assert torch.equal(found.images, normalize(torch.from_numpy(image[None]), spec)) and not found.notes
+    Image.new("RGB", (10, 8)).save(tmp_path / "a.png")
+    assert run(tmp_path / "a.png", file) == 2
+    expected = "a picture has 1, 3 or 4 channels, not 5; the generator makes 8x10x5 float16 in [-2, 6]"
+    assert capsys.readouterr().err == f"distgan: {tmp_path / 'a.png'}: {expected}\n"
+
+
 def test_a_dataset_brings_its_labels(tmp_path):
     """By the names of its classes, in whatever order G has them, and its conditions."""
     conditions = (Condition("energy", "number", 5.0, 2.0, 1.0, 9.0),)

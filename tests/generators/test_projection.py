@@ -30,6 +30,7 @@ from distgan.generators.projection import (
     to_shell,
 )
 from distgan.generators.targets import read_targets
+from distgan.pixels import normalize
 from distgan.samples import Condition, LatentSpec, SampleSpec
 from helpers import change_weights, make_arrays, make_vae, noise, save_gat, save_generator, save_stylegan2
 

@@ -23,8 +23,8 @@ class Options:
     """Latents to look for: z (of any generator), w (what a mapping network makes of z), or w+ (a w for each layer, as
     of stylegan2: the nearest images, the furthest from what G makes). Default: w, where there is one, else z."""
     extractor: str = "pixels"
-    """What measures the distance: pixels (the mean squared error, at several scales), efficientnet-lite0 (LPIPS-like,
-    for photographs), or the .safetensors file of a classifier of `distgan evaluate --train_extractor` (likewise)."""
+    """What measures the distance: pixels (the mean squared error), efficientnet-lite0 (LPIPS-like, for photographs), or
+    the .safetensors file of a classifier of `distgan evaluate --train_extractor` (likewise)."""
     steps: PositiveInt = 1000
     """Of the optimization, for each image."""
     lr: PositiveFloat = 0.1

@@ -7,7 +7,6 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from distgan.errors import UsageError
 from distgan.evaluation.classifier import load_classifier
@@ -17,8 +16,6 @@ from distgan.samples import SampleSpec
 
 EPS = 1e-10
 """Added to the squared norm of a place's features."""
-SMALLEST = 8
-"""Pixels of the shorter side of the smallest scale at which pixels are compared, at least."""
 PIXELS = "pixels"
 EFFICIENTNET = "efficientnet-lite0"
 CHOICES = f"{PIXELS}, {EFFICIENTNET}, or the .safetensors file of a classifier of `distgan evaluate --train_extractor`"
@@ -48,14 +45,8 @@ def normalized(maps: Sequence[Tensor]) -> list[Tensor]:
 
 
 def pixel_maps(images: Tensor) -> list[Tensor]:
-    """Images, and their averages over 2x2, 4x4, ... pixels, scaled so that the distance is the mean of their MSEs.
-
-    The coarse scales have gradients that point the right way from further off.
-    """
-    scales = [images]
-    while min(scales[-1].shape[2:]) >= 2 * SMALLEST:
-        scales.append(F.avg_pool2d(scales[-1], 2))
-    return [each / math.sqrt(images.shape[1] * len(scales)) for each in scales]
+    """The images, scaled so that the distance is the mean squared error."""
+    return [images / math.sqrt(images.shape[1])]
 
 
 def open_distance(name: str, spec: SampleSpec, device: torch.device | str) -> Distance:

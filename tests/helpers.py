@@ -5,7 +5,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,8 @@ from unittest import mock
 
 import numpy as np
 import torch
-from safetensors.torch import save_file
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
 import distgan.commands.shards
 import distgan.commands.train
@@ -90,6 +91,36 @@ def save_generator(
     keys = {"config": {"model": model}, "classes": list(classes), **kind, **changes}
     metadata = json.dumps({name: value for name, value in keys.items() if value is not None})
     save_file(G.state_dict(), path, metadata={METADATA: metadata})
+    return path
+
+
+def save_gat(path: Path, spec: SampleSpec, classes: Sequence[str] = ()) -> Path:
+    """A file of an untrained G with a mapping network, and four outputs, whose images differ."""
+    options = {"width": 32, "depth": 4, "heads": 2, "embedding": 32}
+    save_generator(path, spec, classes, model={"name": "gat", "options": options})
+    # output layers begin at 0: all images would be alike
+    return change_weights(path, lambda name, each: each if each.any() else torch.randn_like(each) / 4)
+
+
+def save_stylegan2(path: Path, spec: SampleSpec, classes: Sequence[str] = ()) -> Path:
+    """A file of an untrained G with noise inputs, and a w for each layer; its images are about in [-1, 1]."""
+    options = {"mapping_layers": 2, "w_dim": 16, "channel_base": 32 * spec.height, "channel_max": 16}
+    save_generator(path, spec, classes, model={"name": "stylegan2", "options": options})
+
+    def change(name: str, each: torch.Tensor) -> torch.Tensor:
+        if "noise_strength" in name:  # begins at 0
+            return each + 0.2
+        return each / 3 if "to_image" in name and each.ndim == 4 else each
+
+    return change_weights(path, change)
+
+
+def change_weights(path: Path, change: Callable[[str, torch.Tensor], torch.Tensor]) -> Path:
+    """Replace the weights in a file by what `change` makes of them, by name."""
+    torch.manual_seed(0)
+    with safe_open(path, framework="pt") as file:
+        metadata = file.metadata()
+    save_file({name: change(name, each) for name, each in load_file(path).items()}, path, metadata=metadata)
     return path
 
 

@@ -1,98 +1,25 @@
 """`distgan sample FILE_OR_RUN`: images of a trained generator, as a sheet, arrays, single files or an animation."""
 
 import sys
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING
 
 from distgan.commands.datasets import data_config
 from distgan.commands.run import run_command
+from distgan.commands.sample_inputs import Choices, class_columns, plan_images
+from distgan.commands.sample_options import SHEETS, Options, check_options, check_range
 from distgan.config.parser import Parser, take_import
-from distgan.config.types import NonNegativeFloat, PositiveFloat, PositiveInt
 from distgan.errors import UsageError, format_os_error
 from distgan.plugins import import_user_modules
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    import numpy as np
-
     from distgan.generators.pretrained import PretrainedGenerator
     from distgan.generators.sampling import Inputs
-
-SHEETS = (".png", ".jpg", ".jpeg")
-LOOPS = (".gif", ".webp")
-ARRAYS = (".npz", ".npy")
-FORMATS = (*SHEETS, *LOOPS, *ARRAYS)
-ROWS = 8
-"""Of a sheet, by default."""
-LOOP_IMAGES = 16
-"""In a frame of a loop, by default."""
-LOOP_FRAMES = 48
-LEAST_TRUNCATION = 0.01
 
 FILE_OR_RUN = (
     "A .safetensors file of a generator or an EMA, or a run folder (the EMA of its best checkpoint, by its "
     "evaluations, or else of the newest)."
 )
-
-
-@dataclass(frozen=True)
-class Options:
-    """The options of `distgan sample`; the docstrings are their help."""
-
-    count: PositiveInt | None = None
-    """Number of images; of rows with --interpolate or a range of --condition. Default: 64, or 8 rows; 16 in a loop."""
-    seed: int = 0
-    """Seed of the latents: the same seed gives the same images."""
-    out: str = "samples.png"
-    """.png or .jpg: one sheet; .gif or .webp: an animated loop; .npy: pixels [N, H, W, C] in the type and range of the
-    dataset; .npz: arrays `images` (the same), `z`, `labels` and one of each condition; without a suffix: a folder of
-    single files."""
-    format: Literal["auto", "png", "npy", "tiff"] = "auto"
-    """Of single files; auto: png for grey and RGB of 8 bits and grey of 16, else tiff."""
-    show: str | None = None
-    """Channels of a sheet or a loop, from 1: 3,2,1 as red, green and blue, or 1 as grey. Default: the first."""
-    label: str | None = None
-    """Class of the images, by name or number; a,b,c or all: a column per class. Default: the classes in turn."""
-    condition: str | None = None
-    """Values of conditions, such as energy=50,angle=0.3; energy=1:100:8: rows of 8 images from 1 to 100. Default:
-    values spread over the range of the training set."""
-    columns: PositiveInt | None = None
-    """Columns of a sheet or of the frames of a loop."""
-    interpolate: PositiveInt | None = None
-    """Images per row, from one latent to another (spherical interpolation); or frames of a loop."""
-    truncation: PositiveFloat | None = None
-    """Redraw the values of z that are larger: less variety, often better images (Brock et al. 2019)."""
-    truncation_psi: NonNegativeFloat = 1.0
-    """Truncation of w, for G with a mapping network: w_mean + psi (w - w_mean), with the mean of each label (Karras et
-    al. 2019). 1: off."""
-    vae: str | None = None
-    """Folder of the autoencoder that decodes what a generator of latents makes. Default: that of the run, or the one
-    that is kept in ~/.cache/distgan/vae, by its hash."""
-    device: str = "cpu"
-    """Device of the generator, such as cuda."""
-
-    @property
-    def suffix(self) -> str:
-        return Path(self.out).suffix.lower()
-
-
-class Choices(NamedTuple):
-    """What the options mean for a generator."""
-
-    classes: list[int]
-    """In turn; [] without classes."""
-    conditions: "Mapping[str, np.ndarray]"
-    """The values that are given, by name: [1], or [columns]."""
-    show: list[int]
-    format: str
-    """Of single files."""
-
-    @property
-    def steps(self) -> int | None:
-        """Of the range of a condition; None without."""
-        return next((len(values) for values in self.conditions.values() if len(values) > 1), None)
 
 
 def sample(file_or_run: str, options: Options) -> None:
@@ -106,17 +33,20 @@ def sample(file_or_run: str, options: Options) -> None:
 
     import distgan
     from distgan.data.schema import MAX_CHANNELS
+    from distgan.generators.animation import check_video
     from distgan.generators.output import choose_format
     from distgan.generators.sampling import choose_labels
     from distgan.pixels import check_show, parse_show
 
     show = parse_show(options.show, MAX_CHANNELS)
+    check_video(options.suffix)
     vae = options.vae or data_config(Path(file_or_run)).get("vae")
     G = distgan.load(file_or_run, options.device, vae=vae, truncation_psi=options.truncation_psi)
     check_show(show, G.spec.channels)
     check_values(G.spec.conditions, conditions)
     format, remark = choose_format(G.spec, options.format) if not options.suffix else ("", "")
     choices = Choices(choose_labels(G, options.label), conditions, show, format)
+    choices = choices._replace(latents=choose_noise_and_latents(G, options))
     for warning in values_outside(G.spec.conditions, conditions):
         print(f"warning: {warning}", file=sys.stderr)
     try:
@@ -124,101 +54,62 @@ def sample(file_or_run: str, options: Options) -> None:
     except OSError as error:
         raise UsageError(f"out: {options.out} cannot be written: {format_os_error(error)}") from None
     truncated = f"truncation psi {G.truncation_psi:g}" if G.truncation_psi != 1 else ""
-    about = [words for words in (remark, describe(G.spec.conditions, conditions), truncated) if words]
+    spread = "" if options.latents else describe(G.spec.conditions, conditions)
+    about = [words for words in (remark, spread, truncated) if words]
     print("; ".join([f"{options.out}: {written} of {G.path}{G.note}", *about]))
 
 
-def check_options(options: Options) -> None:
-    """Raises UsageError, before a generator is loaded."""
-    if options.suffix and options.suffix not in FORMATS:
-        choices = ", ".join(FORMATS)
-        raise UsageError(f"out: unknown format {options.suffix}; choose from {choices}, or give a folder")
-    if options.format != "auto" and options.suffix:
-        raise UsageError(
-            f"format: it is of single files in a folder, and --out {options.out} is one file; leave it out"
-        )
-    if options.show is not None and options.suffix not in (*SHEETS, *LOOPS):
-        raise UsageError(f"show: it is of sheets and loops, and {options.out} has all channels; leave it out")
-    if options.truncation is not None and options.truncation < LEAST_TRUNCATION:
-        value = f"{options.truncation:g}"
-        raise UsageError(f"truncation: {value} is less than {LEAST_TRUNCATION}: all images would be alike")
-    if not options.suffix and Path(options.out).is_dir() and any(Path(options.out).iterdir()):
-        raise UsageError(f"out: the folder {options.out} is not empty; give a new one")
+def choose_noise_and_latents(G: "PretrainedGenerator", options: Options) -> "Inputs | None":
+    """Set the noise inputs of G; returns what --latents gives. Raises UsageError."""
+    from distgan.generators.latent_files import read_latents
 
-
-def check_range(conditions: "Mapping[str, np.ndarray]", options: Options) -> None:
-    """Raises UsageError for a range of a condition beside what fills the rows of a sheet otherwise."""
-    name = next((name for name, values in conditions.items() if len(values) > 1), None)
-    if name is None:
-        return
-    if options.interpolate or options.suffix in LOOPS:
-        other = "--interpolate" if options.interpolate else "a loop"
-        raise UsageError(f"condition: {name} is a range, which {other} does not have; give one value of it")
-    if options.columns:
-        raise UsageError(f"columns: the range of {name} has a column for each of its steps; leave it out")
+    inputs, noise = read_latents(Path(options.latents), G) if options.latents else (None, None)
+    if inputs is not None and inputs.w is not None and G.truncation_psi != 1:
+        raise UsageError(f"truncation_psi: {options.latents} has w, which is taken as it is; leave it out")
+    if options.noise is not None:
+        G.set_noise(options.noise)
+    elif G.noise is not None and (noise or options.animated or options.mix):
+        G.set_noise(noise or "const")  # by default nothing flickers
+    return inputs
 
 
 def write(G: "PretrainedGenerator", choices: Choices, options: Options) -> str:
-    """Generate and write; returns what was written. Raises OSError."""
-    from distgan.generators import output
+    """Generate and write; returns what was written. Raises OSError and UsageError."""
+    from distgan.generators import animation, output
 
     out = Path(options.out)
-    if options.suffix in LOOPS:
-        inputs, columns, written = choose_loop(G, choices, options)
-        output.save_loop(G, inputs, out, columns, choices.show)
+    if options.mix is not None:
+        return write_mix(G, choices, options)
+    inputs, columns, written, names = plan_images(G, choices, options)
+    if options.animated:
+        animation.save_animation(G, inputs, out, columns, choices.show, options.fps or animation.FPS)
         return written
-    inputs, columns, written = choose_rows(G, choices, options) or choose_images(G, choices, options)
     if options.suffix in SHEETS:
         output.save_sheet(G, inputs, out, columns, choices.show)
     elif options.suffix:
         output.save_arrays(G, inputs, out)
     else:
-        output.save_files(G, inputs, out, choices.format)
+        output.save_files(G, inputs, out, names)
     return written if options.suffix in SHEETS or G.spec.is_8bit else f"{written}, {G.spec},"
 
 
-def choose_loop(G: "PretrainedGenerator", choices: Choices, options: Options) -> "tuple[Inputs, int | None, str]":
-    """What an animated loop is made of, the columns of its frames, and both in words."""
-    from distgan.generators import sampling
+def write_mix(G: "PretrainedGenerator", choices: Choices, options: Options) -> str:
+    """Write the sheet of mixed styles, as `write`."""
+    from distgan.generators import mixing, output
+    from distgan.generators.seeds import seed_inputs, to_w
 
-    count = options.count or LOOP_IMAGES
-    frames = options.interpolate or LOOP_FRAMES
-    z = sampling.loop_latents(G, count, options.seed, options.truncation, frames=frames)
-    inputs = sampling.label_rows(G, z, choices.classes, choices.conditions, (count, 1), options.seed)
-    return inputs, options.columns or class_columns(choices, options), f"{count} images"
-
-
-def choose_rows(G: "PretrainedGenerator", choices: Choices, options: Options) -> "tuple[Inputs, int, str] | None":
-    """What rows from one latent or value to another are made of, as `choose_loop`; None if there are none."""
-    from distgan.generators import sampling
-
-    rows = options.count or ROWS
-    if options.interpolate:
-        steps = options.interpolate
-        z = sampling.interpolations(G, rows, options.seed, options.truncation, steps=steps)
-    elif choices.steps:
-        steps = choices.steps
-        z = G.draw(rows, options.seed, options.truncation).repeat_interleave(steps, dim=0)
-    else:
-        return None
-    inputs = sampling.label_rows(G, z, choices.classes, choices.conditions, (rows, steps), options.seed)
-    return inputs, options.columns or steps, f"{rows} rows"
-
-
-def choose_images(G: "PretrainedGenerator", choices: Choices, options: Options) -> "tuple[Inputs, int | None, str]":
-    """What single images are made of, as `choose_loop`."""
-    from distgan.generators import sampling
-
-    columns = options.columns or class_columns(choices, options)
-    count = options.count or ROWS * (columns or ROWS)
-    z = G.draw(count, options.seed, options.truncation)
-    inputs = sampling.label_rows(G, z, choices.classes, choices.conditions, (count, 1), options.seed)
-    return inputs, columns, f"{count} images"
-
-
-def class_columns(choices: Choices, options: Options) -> int | None:
-    """A column per class, if several are asked for."""
-    return len(choices.classes) if len(choices.classes) > 1 and options.label is not None else None
+    num_ws = mixing.check_mixing(G)
+    if class_columns(choices, options):
+        raise UsageError("label: the images of --mix are of one class; give one, or none for those of the seeds")
+    layers = mixing.parse_layers(options.mix_layers or "coarse", num_ws)
+    w_a, w_b = (
+        to_w(G, seed_inputs(G, seeds, choices.classes, choices.conditions, options.truncation)).latents
+        for seeds in mixing.parse_mix(options.mix or "")
+    )
+    inputs = mixing.mixing_inputs(w_a, w_b, layers, num_ws)
+    output.save_sheet(G, inputs, Path(options.out), 1 + len(w_a), choices.show, blank=1)
+    shown = f"{layers[0]}-{layers[-1]}" if len(layers) > 1 else str(layers[0])
+    return f"{len(w_b)} rows of mixes, layers {shown} of each column,"
 
 
 def command(argv: list[str]) -> None:

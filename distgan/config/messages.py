@@ -70,7 +70,10 @@ def unloaded_section(match: re.Match[str], keys: Sequence[str]) -> str:
 def none_of_several(match: re.Match[str], keys: Sequence[str]) -> str:
     key, subtypes, got = match.groups()
     names = re.findall(r"(\w+)'>|(dict)\[", subtypes)
-    words = [f"a schedule {SCHEDULE_FORM}" if mapping else TYPES[name] for name, mapping in names if name != "NoneType"]
+    words = [f"one of {choices}" for choices in re.findall(r"Literal\[([^\]]*)\]", subtypes)]
+    words += [
+        f"a schedule {SCHEDULE_FORM}" if mapping else TYPES[name] for name, mapping in names if name != "NoneType"
+    ]
     return wrong_value(key, ", or ".join(words), got)
 
 

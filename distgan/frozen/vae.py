@@ -26,7 +26,8 @@ PIXELS_ON_GPU = 1 << 20
 class Autoencoder(nn.Module):
     """A variational autoencoder (Kingma & Welling 2014) as latent diffusion has it (Rombach et al. 2022, section 3.1).
 
-    Frozen, in float32. Networks see its latents as (latent - shift) * scale. As a module it is its decoder.
+    Frozen, in float32. Networks see its latents as (latent - shift) * scale. As a module it is its decoder, through
+    which gradients pass.
     """
 
     def __init__(self, network: nn.Module, config: VaeConfig, folder: Path) -> None:
@@ -47,9 +48,6 @@ class Autoencoder(nn.Module):
         """Stays in eval mode."""
         return super().train(False)
 
-    def forward(self, latents: Tensor) -> Tensor:
-        return self.decode(latents)
-
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:
         """float [N, 3, H, W] in [-1, 1] -> float32 [N, 2C, H / factor, W / factor]: means, then standard deviations.
@@ -60,12 +58,11 @@ class Autoencoder(nn.Module):
             mean, log_variance = self.network.encode(images.float(), return_dict=False)[0].parameters.chunk(2, 1)
         return torch.cat([mean, (log_variance.clamp(-30, 20) / 2).exp()], 1)
 
-    @torch.no_grad()
-    def decode(self, latents: Tensor) -> Tensor:
+    def forward(self, latents: Tensor) -> Tensor:
         """Latents as networks see them, float [N, C, h, w] -> images float32 [N, 3, h * factor, w * factor].
 
         The images are about in [-1, 1], and not clipped. They are decoded in chunks of one size, the last filled up
-        with zeros: memory is bounded, and an image does not depend on how many there are.
+        with zeros: memory is bounded, and an image does not depend on how many there are. Gradients flow to latents.
         """
         height = latents.shape[2] * self.factor
         width = latents.shape[3] * self.factor
@@ -73,10 +70,16 @@ class Autoencoder(nn.Module):
         size = max(1, pixels // (height * width))
         images = latents.new_empty((len(latents), 3, height, width), dtype=torch.float32)
         with full_float32(), torch.autocast(latents.device.type, enabled=False):
-            for chunk, out in zip(latents.split(size), images.split(size), strict=True):
+            for start in range(0, len(latents), size):
+                chunk = latents[start : start + size]
                 filled = F.pad(chunk.float() / self.scale + self.shift, (0, 0, 0, 0, 0, 0, 0, size - len(chunk)))
-                out.copy_(self.network.decode(filled, return_dict=False)[0][: len(chunk)])
+                images[start : start + size] = self.network.decode(filled, return_dict=False)[0][: len(chunk)]
         return images
+
+    @torch.no_grad()
+    def decode(self, latents: Tensor) -> Tensor:
+        """The images of `forward`, without gradients."""
+        return self(latents)
 
 
 def load_vae(path: str | Path, key: str = "data.vae") -> Autoencoder:

@@ -1,4 +1,4 @@
-"""The files that generated images are written to: sheets and loops to look at, and pixels as datasets store them."""
+"""The files that generated images are written to: sheets to look at, and pixels as datasets store them."""
 
 import csv
 import importlib.util
@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from distgan.errors import UsageError
 from distgan.files import atomic_write
@@ -18,7 +17,7 @@ from distgan.images import grid, save_picture
 from distgan.pixels import to_picture, to_stored
 from distgan.samples import SampleSpec
 
-NPZ_NAMES = ("images", "z", "labels", "file", "allow_pickle")
+NPZ_NAMES = ("images", "z", "w", "labels", "noise", "distances", "file", "allow_pickle")
 """Arrays of an .npz that are no conditions, and keywords of numpy.savez."""
 LABELS_FILE = "labels.csv"
 INSTALL_TIFF = "pip install 'distgan[tiff]'"
@@ -44,45 +43,49 @@ def choose_format(spec: SampleSpec, wanted: str) -> tuple[str, str]:
     return ("tiff", "") if has_tifffile else ("npy", f"as .npy, since TIFF needs tifffile ({INSTALL_TIFF})")
 
 
-def save_sheet(G: PretrainedGenerator, inputs: Inputs, out: Path, columns: int | None, show: Sequence[int]) -> None:
-    """Write the channels `show` of the images as one picture. Raises OSError."""
-    images = batches(G, inputs.z, inputs.labels(G), lambda images: to_picture(images.numpy(), show))
-    save_picture(grid(np.concatenate(list(images)), columns), out)
+def save_sheet(
+    G: PretrainedGenerator, inputs: Inputs, out: Path, columns: int | None, show: Sequence[int], blank: int = 0
+) -> None:
+    """Write the channels `show` of the images as one picture, after `blank` black ones. Raises OSError."""
+    images = pictures(G, inputs, show)
+    save_picture(grid(np.pad(images, ((blank, 0), (0, 0), (0, 0), (0, 0))), columns), out)
 
 
-def save_loop(G: PretrainedGenerator, inputs: Inputs, out: Path, columns: int | None, show: Sequence[int]) -> None:
-    """Write an endless animation, a grid per frame of inputs.z [frames, count, z_dim]. Raises OSError."""
-    labels = inputs.labels(G)
-    frames = []
-    for z in inputs.z:
-        images = batches(G, z, labels, lambda images: to_picture(images.numpy(), show))
-        frames.append(Image.fromarray(grid(np.concatenate(list(images)), columns)))
-    frames[0].save(out, save_all=True, append_images=frames[1:], duration=40, loop=0, quality=90)
+def pictures(G: PretrainedGenerator, inputs: Inputs, show: Sequence[int]) -> np.ndarray:
+    """The channels `show` of the images, uint8 [N, H, W, 1 or 3]."""
+    return np.concatenate(list(batches(G, inputs, lambda images: to_picture(images.numpy(), show))))
 
 
 def stored_batches(G: PretrainedGenerator, inputs: Inputs) -> Iterator[np.ndarray]:
-    """The images as they are stored, up to 64 at a time."""
-    return batches(G, inputs.z, inputs.labels(G), lambda images: to_stored(images, G.spec).numpy())
+    """The images as they are stored, up to inputs.batch at a time."""
+    return batches(G, inputs, lambda images: to_stored(images, G.spec).numpy())
 
 
-def save_arrays(G: PretrainedGenerator, inputs: Inputs, out: Path) -> None:
-    """Write the images as they are stored, [N, H, W, C]: an .npy, or an .npz with their inputs. Raises OSError."""
-    images = np.concatenate(
-        list(batches(G, inputs.z, inputs.labels(G), lambda images: to_stored(images, G.spec).numpy()))
-    )
+def save_arrays(G: PretrainedGenerator, inputs: Inputs, out: Path, **more: np.ndarray) -> None:
+    """Write the images as they are stored, [N, H, W, C]: an .npy, or an .npz with their inputs and `more`.
+
+    Raises OSError.
+    """
+    images = np.concatenate(list(stored_batches(G, inputs)))
     with open(out, "wb") as file:
         if out.suffix.lower() == ".npy":
             np.save(file, images)
             return
         names = column_names(inputs.values, NPZ_NAMES)
         values: dict[str, Any] = {names[name]: column for name, column in inputs.values.items()}
-        np.savez_compressed(file, images=images, z=inputs.z.numpy(), labels=inputs.classes, **values)
+        values |= {"z" if inputs.w is None else "w": inputs.latents.numpy(), **more}
+        if G.noise is not None:
+            values["noise"] = np.array(G.noise)
+        np.savez_compressed(file, images=images, labels=inputs.classes, **values)
 
 
-def save_files(G: PretrainedGenerator, inputs: Inputs, out: Path, format: str) -> None:
-    """Write each image as it is stored to a file, and conditions to labels.csv beside them. Raises OSError."""
-    out.mkdir(parents=True, exist_ok=True)
-    names = [f"{i:06d}.{format}" for i in range(len(inputs.z))]
+def save_files(G: PretrainedGenerator, inputs: Inputs, out: Path, names: Sequence[str]) -> None:
+    """Write each image as it is stored to a file of these names, and conditions to labels.csv beside them.
+
+    Raises OSError.
+    """
+    for folder in sorted({(out / name).parent for name in names}):
+        folder.mkdir(parents=True, exist_ok=True)
     for name, image in zip(names, (image for batch in stored_batches(G, inputs) for image in batch), strict=True):
         save_image(image, out / name)
     if inputs.values:

@@ -12,6 +12,7 @@ from distgan.gan.outputs import images_of
 from distgan.gan.step import generate
 from distgan.gan.truncation import truncate
 from distgan.generators.conditions import check_values, spread
+from distgan.generators.mapped import MappedGenerator
 from distgan.rng import rng
 from distgan.samples import SampleSpec, network_labels
 
@@ -21,12 +22,13 @@ Values = float | Sequence[float] | np.ndarray
 """Of a condition: one, or [N]."""
 
 
-class PretrainedGenerator(nn.Module):
+class PretrainedGenerator(MappedGenerator):
     """A generator in eval mode, without gradients: z [N, z_dim] and labels -> images [N, C, H, W] in [-1, 1].
 
     `labels` makes the labels of classes and conditions; they are None for a generator that was trained without.
     -1 and 1 stand for `spec.range`: `distgan.pixels.to_stored` makes pixels as the dataset stores them. A run's EMA of
     G, if it has one, else G. What G makes of latents of an autoencoder is decoded; `latents` are those themselves.
+    `mapping`, `synthesis` and `set_noise` (`distgan.generators.mapped`) are of networks that have these.
     """
 
     def __init__(
@@ -41,10 +43,7 @@ class PretrainedGenerator(nn.Module):
         decoder: nn.Module | None = None,
         truncation_psi: float = 1.0,
     ):
-        super().__init__()
-        self.network = truncate(network, truncation_psi, z_dim)
-        """G, whose samples are `network_spec`."""
-        self.decoder = decoder or nn.Identity()
+        super().__init__(truncate(network, truncation_psi, z_dim), decoder or nn.Identity(), path)
         self.network_spec = spec
         self.spec = spec.pixels
         """What it generates."""
@@ -53,8 +52,6 @@ class PretrainedGenerator(nn.Module):
         self.z_dim = z_dim
         self.classes = classes
         """Class names by label; [] for an unconditional network."""
-        self.path = path
-        """The file that the weights come from."""
         self.note = note
         """Why that one, of a run with evaluations; empty otherwise."""
         self.eval().requires_grad_(False)

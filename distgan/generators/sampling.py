@@ -14,21 +14,39 @@ from distgan.generators.conditions import values_of_rows
 from distgan.generators.pretrained import PretrainedGenerator
 
 BATCH = 64
+MANY = 1024
+"""Images whose making shows its progress."""
 
 
 class Inputs(NamedTuple):
-    """What N images are made of."""
+    """What N images are made of: z, or w in its place."""
 
-    z: Tensor
-    """[N, z_dim], or [frames, N, z_dim] of a loop."""
+    z: Tensor | None
+    """[N, z_dim], or [frames, N, z_dim] of an animation."""
     classes: np.ndarray
     """int64 [N]; [0] without classes."""
     values: Mapping[str, np.ndarray]
     """Of each condition by name, float64 [N]."""
+    w: Tensor | None = None
+    """[N, w_dim], or [N, num_ws, w_dim] with one for each layer; of an animation [frames, N, ...]."""
+    batch: int = BATCH
+    """Images that are made together."""
+
+    @property
+    def latents(self) -> Tensor:
+        """w or else z."""
+        latents = self.z if self.w is None else self.w
+        assert latents is not None, "neither z nor w"
+        return latents
 
     def labels(self, G: PretrainedGenerator) -> Tensor | None:
         """As G takes them."""
         return G.labels(self.classes if len(self.classes) else None, self.values)
+
+    def frames(self) -> "Iterator[Inputs]":
+        """Those of each frame of an animation."""
+        for latents in self.latents:
+            yield self._replace(z=latents) if self.w is None else self._replace(w=latents)
 
 
 def choose_labels(G: PretrainedGenerator, label: str | None) -> list[int]:
@@ -66,6 +84,18 @@ def slerp(a: Tensor, b: Tensor, t: Tensor) -> Tensor:
     return (torch.sin((1 - t) * angle) * a + torch.sin(t * angle) * b) / torch.sin(angle)
 
 
+def closed_walk(points: Tensor, steps: int, spherical: bool) -> Tensor:
+    """[N * steps, ...] from each of N points [N, ...] to the next in `steps` steps, and from the last to the first.
+
+    Straight lines, as in w, or spherical ones, as in z.
+    """
+    t = torch.arange(steps, dtype=points.dtype).reshape(1, steps, *[1] * (points.ndim - 1)) / steps
+    a = points[:, None]
+    b = points.roll(-1, 0)[:, None]
+    path = slerp(a, b, t) if spherical else a + (b - a) * t
+    return path.flatten(0, 1)
+
+
 def interpolations(G: PretrainedGenerator, rows: int, seed: int, truncation: float | None, steps: int) -> Tensor:
     """Latents [rows * steps, z_dim], each row from one latent to another."""
     ends = G.draw(2 * rows, seed, truncation).view(rows, 2, 1, -1)
@@ -81,18 +111,23 @@ def loop_latents(G: PretrainedGenerator, count: int, seed: int, truncation: floa
     return torch.cos(angle) * a + torch.sin(angle) * b
 
 
-def batches(
-    G: PretrainedGenerator, z: Tensor, labels: Tensor | None, convert: Callable[[Tensor], np.ndarray]
-) -> Iterator[np.ndarray]:
-    """Images of z [N, z_dim] by up to 64, each batch as `convert` makes it of float32 [64, C, H, W] in [-1, 1].
+def batches(G: PretrainedGenerator, inputs: Inputs, convert: Callable[[Tensor], np.ndarray]) -> Iterator[np.ndarray]:
+    """The images by up to inputs.batch, each batch as `convert` makes it of float32 [batch, C, H, W] in [-1, 1].
 
     Shows a progress bar for many. Raises UsageError for NaN and Inf.
     """
     device = next(G.parameters()).device
-    starts = tqdm(range(0, len(z), BATCH), unit_scale=BATCH, unit=" images", disable=None if len(z) > 1024 else True)
-    for start in starts:
-        part = slice(start, start + BATCH)
-        images = generate(G, z[part].to(device), labels[part].to(device) if labels is not None else None)
+    labels = inputs.labels(G) if inputs.w is None else None
+    count = len(inputs.latents)
+    hidden = None if count > MANY else True
+    for start in tqdm(range(0, count, inputs.batch), unit_scale=inputs.batch, unit=" images", disable=hidden):
+        part = slice(start, start + inputs.batch)
+        latents = inputs.latents[part].to(device)
+        if inputs.w is None:
+            images = generate(G, latents, labels[part].to(device) if labels is not None else None)
+        else:
+            with torch.no_grad():
+                images = G.synthesis(latents).cpu()
         if not images.isfinite().all():
             raise UsageError(f"{G.path} generates NaN or Inf")
         yield convert(images.float())

@@ -34,7 +34,7 @@ class WarmStart:
             if "discriminator" in self.source.files:
                 self.copy("discriminator", D)
             else:
-                self.lines.append(f"D begins anew: {self.source.place} has no discriminator.safetensors")
+                self.lines.append(f"D begins anew: there is none in {self.source.place}")
 
     def init_ema(self, module: nn.Module) -> None:
         """Copy the source's EMA of G into that of this run, which is a copy of G, in place. Raises UsageError."""

@@ -8,8 +8,8 @@
 
 A run of the config on digits is the source; the variants are runs of the config on the first 300 images of MNIST, with
 and without the source, `freeze_d` and adaptive augmentation, in the same numbers of images. The EMA of G is compared
-with all 60,000 images of MNIST by the features of a classifier of these. One CPU core, 40 seconds a run with
-configs/dcgan-finetune-cpu.yaml. Started again, runs go on where they were. Prints Markdown; the picture is
+with all 60,000 images of MNIST by the features of a classifier of these. One CPU core, about a minute a run
+with configs/dcgan-finetune-cpu.yaml. Started again, runs go on where they were. Prints Markdown; the picture is
 configs/results/finetune.png.
 """
 
@@ -78,7 +78,7 @@ def run_of(out: Path, variant: str, seed: int) -> Path:
 
 
 def print_table(out: Path, seeds: int) -> None:
-    """fd_classifier of each variant at the first evaluation and at the last, by seed."""
+    """The metric of each variant at the first evaluation and at the last, by seed."""
     print("| variant | fd_classifier at the first evaluation, by seed | mean | at the last, by seed | mean |")
     print("|---|---|---|---|---|")
     for variant in VARIANTS:

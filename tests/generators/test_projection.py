@@ -19,16 +19,13 @@ from distgan.frozen.vae import load_vae
 from distgan.generators.distance import open_distance
 from distgan.generators.pretrained import PretrainedGenerator
 from distgan.generators.projection import (
-    SHELL,
     Plan,
     Space,
     image_keys,
-    learning_rate,
     noise_at,
     project,
-    statistics_of_w,
-    to_shell,
 )
+from distgan.generators.projection_parts import SHELL, learning_rate, statistics_of_w, to_shell
 from distgan.generators.targets import read_targets
 from distgan.pixels import normalize
 from distgan.samples import Condition, LatentSpec, SampleSpec

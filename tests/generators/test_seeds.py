@@ -18,7 +18,7 @@ from distgan.data.shardset import LocalStorage, open_shardset
 from distgan.data.stream import Reader
 from distgan.generators.class_folders import folder_names
 from distgan.generators.sampling import closed_walk, slerp
-from distgan.generators.seeds import parse_seeds
+from distgan.generators.seeds import parse_seeds, seed_inputs
 from distgan.pixels import to_stored
 from distgan.samples import Condition, SampleSpec
 from helpers import save_gat, save_generator, save_stylegan2
@@ -67,6 +67,7 @@ def test_an_image_is_a_function_of_its_seed_alone(request, tmp_path, name):
 
 def test_seeds_are_those_of_draw(gat, tmp_path):
     G = distgan.load(gat)
+    assert seed_inputs(G, [4, 12], [0, 1, 2], {}).batch == 1  # in larger ones, other kernels may round otherwise
     found = arrays(gat, tmp_path / "a.npz", "--seeds", "4,12", "--truncation", 0.5)
     z = torch.cat([G.draw(1, seed, 0.5) for seed in (4, 12)])
     assert torch.equal(torch.from_numpy(found["z"]), z)

@@ -48,6 +48,8 @@ DATASETS = {
     "images-128": SampleSpec(128, 128, 3),
     "ffhq-64": SampleSpec(64, 64, 3),
     "ffhq-256": SampleSpec(256, 256, 3),
+    "ffhq-512": SampleSpec(512, 512, 3),
+    "ffhq-1024": SampleSpec(1024, 1024, 3),
     "imagenet-32": SampleSpec(32, 32, 3, 1000),
     "imagenet-64": SampleSpec(64, 64, 3, 1000),
     "imagenet-256-latents": SampleSpec(
@@ -147,7 +149,13 @@ def reduce(path: Path, data: Callable[[SampleSpec], Path], run_dir: Path) -> Pat
     """The config of two iterations of four images at reduced width, as a file; schedules end after three."""
     config = parse(path)
     keys = to_dict(config)
-    keys |= {"run_dir": str(run_dir), "batch": 4, "epochs": None, "images": 2 * 4 * config.n_critic}
+    keys |= {
+        "run_dir": str(run_dir),
+        "batch": 4,
+        "micro_batch": None,
+        "epochs": None,
+        "images": 2 * 4 * config.n_critic,
+    }
     keys["data"]["shards"] = str(data(dataset(config)))
     keys["model"]["options"] |= reduced_options(config)
     keys["evaluate"]["every_epochs"] = 0

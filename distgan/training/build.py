@@ -15,9 +15,9 @@ from distgan.gan.augment import Pipeline
 from distgan.gan.ema import EMA
 from distgan.gan.levels import View
 from distgan.gan.losses import LOSSES
+from distgan.gan.parts import GAN, unaugmented
 from distgan.gan.penalties import PENALTIES
 from distgan.gan.schedules import value_at
-from distgan.gan.step import GAN, unaugmented
 from distgan.gan.terms import TERMS, WeightedTerm
 from distgan.gan.truncation import check_truncation
 from distgan.models import example_labels

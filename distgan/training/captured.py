@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from distgan.errors import UsageError
-from distgan.gan.step import Batches, Minibatch, Penalties
+from distgan.gan.parts import Batches, Minibatch, Penalties
 from distgan.training.iteration import Iteration, Outcome
 
 WARM_UP = 3

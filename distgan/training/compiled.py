@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from distgan.errors import RunError, UsageError
-from distgan.gan.step import GAN, Batches, Minibatch, Penalties, d_objective, g_objective, inputs_of_d
+from distgan.gan.objectives import d_objective, g_objective, inputs_of_d
+from distgan.gan.parts import GAN, Batches, Minibatch, Penalties
 
 T = TypeVar("T")
 Gradients = dict[str, Tensor]

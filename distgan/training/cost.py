@@ -13,7 +13,8 @@ from torch.utils.flop_counter import flop_registry
 from distgan.config.keys import Config
 from distgan.frozen.vision import FrozenNetwork
 from distgan.gan.losses import LOSSES
-from distgan.gan.step import GAN, Batches, Minibatch, train_step, unaugmented
+from distgan.gan.parts import GAN, Batches, Minibatch, unaugmented
+from distgan.gan.step import train_step
 from distgan.models import example_labels
 from distgan.samples import SampleSpec
 from distgan.training.batches import split

@@ -4,7 +4,8 @@ import torch
 
 from distgan.config.keys import Config
 from distgan.distributed.processes import Distributed
-from distgan.gan.step import GAN, Batches, train_step
+from distgan.gan.parts import GAN, Batches
+from distgan.gan.step import train_step
 from distgan.logs.meters import peak_memory
 from distgan.training.batches import join_and_split, minibatches_of
 from distgan.training.build import build_ema, parameter_counts

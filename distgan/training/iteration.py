@@ -9,7 +9,8 @@ from torch import Tensor
 
 from distgan.distributed.batchnorm import average_running_stats
 from distgan.gan.ema import EMA
-from distgan.gan.step import GAN, Batches, Penalties, Scalars, train_step
+from distgan.gan.parts import GAN, Batches, Penalties, Scalars
+from distgan.gan.step import train_step
 from distgan.training.finite import FiniteCheck
 from distgan.training.scheduled import ScheduledValues
 

@@ -12,7 +12,7 @@ from distgan.data.stream import ImageBatch
 from distgan.distributed.processes import Distributed
 from distgan.evaluation.evaluator import Evaluator
 from distgan.gan.image_generator import ImageGenerator
-from distgan.gan.step import GAN, Batches, Penalties
+from distgan.gan.parts import GAN, Batches, Penalties
 from distgan.gan.truncation import truncate
 from distgan.logs.alarms import Alarms, spread
 from distgan.logs.log import RunLog, Terminal

@@ -8,9 +8,9 @@ from distgan.distributed.batchnorm import RunningStatsWarmup
 from distgan.gan.adam import TensorAdam
 from distgan.gan.ema import EMA
 from distgan.gan.finite_difference import FiniteDifference
+from distgan.gan.parts import GAN, WeightedPenalty
 from distgan.gan.penalties import PENALTIES
 from distgan.gan.schedules import adapt_probability, iterations_averaged, value_at
-from distgan.gan.step import GAN, WeightedPenalty
 from distgan.training.optimizers import lr_factor
 
 

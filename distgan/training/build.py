@@ -44,7 +44,8 @@ from distgan.training.frozen_features import (
     model_options,
 )
 from distgan.training.noise_checks import check_perturbed_d
-from distgan.training.optimizers import adam, clipper
+from distgan.training.optimizers import adam, clipper, lazy_factor
+from distgan.training.penalty_checks import check_g_penalties, check_penalized_g
 
 
 def build(config: Config, processes: Distributed) -> tuple[Data, GAN]:
@@ -53,6 +54,7 @@ def build(config: Config, processes: Distributed) -> tuple[Data, GAN]:
     check_graph(config, processes.device)
     check_loss(config.loss)
     check_penalties(config.penalties)
+    check_g_penalties(config.g_penalties)
     check_terms(config)
     data = open_data(config, processes)
     check_show(config.samples.show, data.spec.pixels.channels, "samples.show")
@@ -66,8 +68,12 @@ def build_gan(config: Config, processes: Distributed, spec: SampleSpec, network:
     """
     accelerator = processes.accelerator
     raw_G, raw_D = build_networks(config, processes, spec, network)
-    g_optimizer = accelerator.prepare(adam(raw_G, config.g_optimizer, config.graph))
-    d_optimizer = accelerator.prepare(adam(raw_D, config.d_optimizer, config.graph))
+    g_optimizer = accelerator.prepare(
+        adam(raw_G, config.g_optimizer, config.graph, lazy_factor(config.g_penalty_entries))
+    )
+    d_optimizer = accelerator.prepare(
+        adam(raw_D, config.d_optimizer, config.graph, lazy_factor(config.penalty_entries))
+    )
     G, D = wrap(config, processes, raw_G, raw_D, spec)
     average = processes.world_size > 1 and not uses_ddp(config)
     view = build_view(config, raw_D)
@@ -137,6 +143,7 @@ def build_networks(
     check_features(config, D, spec, frozen)
     check_widths(config, G, D)
     check_perturbed_d(config, D, spec)
+    check_penalized_g(config, G, spec)
     check_truncation(G, config.evaluate.truncation_psi, "evaluate.truncation_psi")
     return G, D
 
@@ -148,6 +155,8 @@ def init_networks(config: Config, spec: SampleSpec, frozen: FrozenNetwork | None
     G, D = models.build(model.name, spec, z_dim=model.latent, options=options, seed=config.seed)
     if any(PENALTIES[name].differentiates for name in config.penalties):
         twice_differentiable(D)
+    if config.g_penalties:
+        twice_differentiable(G)
     return G, D
 
 

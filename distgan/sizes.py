@@ -8,7 +8,7 @@ LARGEST = 1024
 """Pixels of the longer side."""
 BASES = (4, 5, 6, 7)
 """Pixels of the shorter side after all halvings."""
-DCGAN_HALVINGS = R3GAN_HALVINGS = range(1, 9)
+DCGAN_HALVINGS = R3GAN_HALVINGS = STYLEGAN2_HALVINGS = range(1, 9)
 SNGAN_HALVINGS = (3, 4, 5)
 """Those of the papers' networks, for 32, 64 and 128 pixels."""
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from distgan.errors import UsageError
-from distgan.models import cat, dcgan, gat, mlp, r3gan, sngan
+from distgan.models import cat, dcgan, gat, mlp, r3gan, sngan, stylegan2
 from distgan.rng import derive_seed
 from distgan.samples import SampleSpec
 
@@ -74,4 +74,5 @@ MODELS: dict[str, Builder] = {
     "mlp": mlp.build,
     "r3gan": r3gan.build,
     "sngan": sngan.build,
+    "stylegan2": stylegan2.build,
 }

@@ -1,4 +1,4 @@
-"""Bilinear resampling of images by 2, differentiable any number of times."""
+"""Bilinear resampling of images by 2, and its filter alone, differentiable any number of times."""
 
 from typing import Any
 
@@ -32,6 +32,19 @@ def upsample2x(images: Tensor) -> Tensor:
     return Upsample.apply(images)  # type: ignore[no-any-return]
 
 
+def smooth(images: Tensor, padding: int) -> Tensor:
+    """[N, C, H, W] -> [N, C, H + 2p - 3, W + 2p - 3], filtered by [1, 3, 3, 1] / 8 along both axes.
+
+    p = `padding`, 1 or 2, are the zeros around the image: 1 after a transposed convolution of stride 2, 2 before a
+    convolution of stride 2 (Karras et al. 2020, 1912.04958, whose filters go with strided convolutions). The transpose
+    of one is the other.
+    """
+    assert padding in (1, 2), "the transpose would crop"
+    if torch.compiler.is_compiling():
+        return smooth_plainly(images, padding)
+    return Smooth.apply(images, padding)  # type: ignore[no-any-return]
+
+
 class Downsample(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, images: Tensor) -> Tensor:
@@ -50,6 +63,17 @@ class Upsample(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
         return downsample2x(gradient) * 4
+
+
+class Smooth(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, images: Tensor, padding: int) -> Tensor:
+        ctx.padding = padding
+        return smooth_depthwise(images, padding)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
+        return smooth(gradient, 3 - ctx.padding), None
 
 
 def halve(x: Tensor, dim: int) -> Tensor:
@@ -87,6 +111,28 @@ def double_plainly(x: Tensor, dim: int) -> Tensor:
     near = x * (3 / 4)
     pairs = [near + padded.narrow(dim, 0, size), near + padded.narrow(dim, 2, size)]
     return torch.stack(pairs, dim + 1).flatten(dim, dim + 1)
+
+
+def smooth_depthwise(x: Tensor, padding: int) -> Tensor:
+    """As `smooth_plainly`, by a depthwise convolution, which alone, without its backward, takes half the time and less.
+
+    (CPU, 8 images of 16 to 512 channels; but for large images in bf16 that are not channels-last.)
+    """
+    weight = x.new_full((4,), 3 / 8)  # made on the device
+    weight[::3].fill_(1 / 8)
+    weight = torch.outer(weight, weight).expand(x.shape[1], 1, 4, 4)
+    with torch.autocast(x.device.type, enabled=False):
+        return F.conv2d(x, weight, padding=padding, groups=x.shape[1])
+
+
+def smooth_plainly(x: Tensor, padding: int) -> Tensor:
+    """y[i] = (x[i] + 3 x[i + 1] + 3 x[i + 2] + x[i + 3]) / 8 of the padded image, along columns, then along rows."""
+    x = F.pad(x, (padding,) * 4)
+    for dim in (2, 3):
+        size = x.shape[dim] - 3
+        outer, left, right, last = (x.narrow(dim, k, size) for k in range(4))
+        x = (left + right) * (3 / 8) + (outer + last) * (1 / 8)
+    return x
 
 
 def pad(x: Tensor, dim: int) -> Tensor:

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor, nn
 
+from distgan.models.equalized import unit_rms
 from distgan.models.labels import embed_labels, init_embedding
 from distgan.models.tokens import rope_table, sincos_table, unpatchify
 from distgan.models.transformer import ModulatedBlock, apply_block, mapping_layers
@@ -10,11 +11,6 @@ from distgan.models.transformer_heads import EMBEDDING_STD, OutputHead
 from distgan.models.transformer_options import TransformerSize
 from distgan.samples import SampleSpec
 from distgan.sizes import Size
-
-
-def unit_rms(x: Tensor) -> Tensor:
-    """x [N, features] over the root of the mean of its squares."""
-    return x * (x.square().mean(1, keepdim=True) + 1e-8).rsqrt()
 
 
 class Generator(nn.Module):

@@ -43,7 +43,7 @@ from distgan.training.frozen_features import (
     frozen_features,
     model_options,
 )
-from distgan.training.noise_checks import check_perturbed_d
+from distgan.training.noise_checks import check_groups, check_perturbed_d
 from distgan.training.optimizers import adam, clipper, lazy_factor
 from distgan.training.penalty_checks import check_g_penalties, check_penalized_g
 
@@ -58,7 +58,9 @@ def build(config: Config, processes: Distributed) -> tuple[Data, GAN]:
     check_terms(config)
     data = open_data(config, processes)
     check_show(config.samples.show, data.spec.pixels.channels, "samples.show")
-    return data, build_gan(config, processes, data.spec, data.network)
+    gan = build_gan(config, processes, data.spec, data.network)
+    check_groups(config, gan.raw_D, data.order.lanes, processes.world_size)
+    return data, gan
 
 
 def build_gan(config: Config, processes: Distributed, spec: SampleSpec, network: FrozenNetwork | None) -> GAN:
@@ -68,12 +70,10 @@ def build_gan(config: Config, processes: Distributed, spec: SampleSpec, network:
     """
     accelerator = processes.accelerator
     raw_G, raw_D = build_networks(config, processes, spec, network)
-    g_optimizer = accelerator.prepare(
-        adam(raw_G, config.g_optimizer, config.graph, lazy_factor(config.g_penalty_entries))
-    )
-    d_optimizer = accelerator.prepare(
-        adam(raw_D, config.d_optimizer, config.graph, lazy_factor(config.penalty_entries))
-    )
+    g_lazy = lazy_factor(config.g_penalty_entries)
+    d_lazy = lazy_factor(config.penalty_entries)
+    g_optimizer = accelerator.prepare(adam(raw_G, config.g_optimizer, config.graph, g_lazy))
+    d_optimizer = accelerator.prepare(adam(raw_D, config.d_optimizer, config.graph, d_lazy))
     G, D = wrap(config, processes, raw_G, raw_D, spec)
     average = processes.world_size > 1 and not uses_ddp(config)
     view = build_view(config, raw_D)

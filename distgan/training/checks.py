@@ -42,13 +42,10 @@ def check_config(config: Config) -> None:
     check_perturbations(config)
     for entry in config.augment_entries:
         check_name("augment", "augmentation", entry.name, AUGMENTATIONS)
-    if config.precision == "fp16":
-        differentiating = [name for name in config.penalties if PENALTIES[name].differentiates]
-        for key, names in (("penalties", differentiating), ("g_penalties", config.g_penalties)):
-            if names:
-                raise UsageError(
-                    f"{key}: gradients of gradients overflow and underflow in fp16; use precision bf16 or no"
-                )
+    differentiating = [name for name in config.penalties if PENALTIES[name].differentiates]
+    for key, names in (("penalties", differentiating), ("g_penalties", config.g_penalties)):
+        if config.precision == "fp16" and names:
+            raise UsageError(f"{key}: gradients of gradients overflow and underflow in fp16; use precision bf16 or no")
     if config.adaptive_p and LOSSES[config.loss].boundary is None:
         raise UsageError(
             f"augment_p: the sign of D(x) means nothing for the loss {config.loss}: only differences of logits count; "

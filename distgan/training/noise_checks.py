@@ -1,4 +1,4 @@
-"""What is refused of penalties that add noise to images: keys, shares of the minibatch, discriminators."""
+"""What is refused of penalties that add noise to images, and of groups of images: what depends on the processes."""
 
 import copy
 
@@ -69,6 +69,29 @@ def check_shares(config: Config, lanes: int, world_size: int) -> None:
             )
 
 
+def check_groups(config: Config, D: nn.Module, lanes: int, world_size: int) -> None:
+    """Raises UsageError for groups of `D.minibatch_group` images that the number of processes or `micro_batch` would
+    change.
+
+    They are consecutive images of the global minibatch if the group divides micro-batches and the lanes of a process.
+    """
+    group = getattr(D, "minibatch_group", 0)
+    if group < 2:
+        return
+    micro_batch = config.micro_batch or config.batch // world_size
+    if micro_batch % group:
+        what = "micro_batch" if config.micro_batch else "a process"
+        raise UsageError(
+            f"model.options.group: D sees groups of {group} images, which do not divide the {micro_batch} of {what}; "
+            "give another group, or 0 for none"
+        )
+    if lanes // world_size % group:
+        raise UsageError(
+            f"model.options.group: groups of {group} images would depend on the number of processes, each of which "
+            f"has {lanes // world_size} lanes; give another group, or more data.lanes, at most {config.batch}"
+        )
+
+
 @torch.no_grad()
 def check_perturbed_d(config: Config, D: nn.Module, spec: SampleSpec) -> None:
     """Raises UsageError for a D whose logits differ, in training mode, for another reason than the noise of a penalty.
@@ -84,11 +107,11 @@ def check_perturbed_d(config: Config, D: nn.Module, spec: SampleSpec) -> None:
         x, y, z = torch.rand(3, 1, *spec.shape, device=device) * 2 - 1
         labels = example_labels(spec, 4, device)
         before = generator_state(device)
-        batches = (torch.cat([x, x, other, other]) for other in (y, z))
+        batches = (torch.cat([x, other, x, other]) for other in (y, z))  # also where D sees pairs of images
         first, second = (logits_of(copy.deepcopy(D).train()(images, labels)) for images in batches)
         draws = not torch.equal(before, generator_state(device))
     tolerance = 1e-3 * float(first.abs().max())
-    if draws or not torch.allclose(first[0], first[1], atol=tolerance):
+    if draws or not torch.allclose(first[0], first[2], atol=tolerance):
         raise UsageError(
             f"penalties.{name}: D draws random numbers in training, as dropout does, so that its logits of an image "
             "differ without noise; take a penalty that adds none, e.g. r1, or a D without"

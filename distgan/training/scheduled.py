@@ -83,10 +83,11 @@ class ScheduledValues:
         lr = getattr(self, f"{network}_lr")
         raw_network = self.gan.raw_G if network == "g" else self.gan.raw_D
         self.fill(f"{network}_lr", lr, value_at(keys.lr, images_seen) * lr_factor(raw_network, keys) * lazy)
-        beta2: Tensor | float = value_at(keys.betas[1], images_seen) ** lazy
+        number = float(value_at(keys.betas[1], images_seen) ** lazy)
+        beta2: Tensor | float = number
         if isinstance(getattr(optimizer, "optimizer", optimizer), TensorAdam):
             tensor = getattr(self, f"{network}_beta2")
-            self.fill(f"{network}_beta2", tensor, beta2)
+            self.fill(f"{network}_beta2", tensor, number)
             beta2 = tensor
         for group in optimizer.param_groups:
             group["lr"] = lr  # an optimizer that was loaded has a copy

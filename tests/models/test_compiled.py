@@ -24,6 +24,7 @@ NETWORKS: dict[str, tuple[str, int, dict[str, Any]]] = {
     "dcgan-spectral": ("dcgan", 8, {"width": 4, "d_norm": "spectral"}),
     "r3gan": ("r3gan", 8, {"widths": [8, 8], "group_width": 8, "blocks": 1}),
     "sngan": ("sngan", 32, {"width": 2}),
+    "stylegan2": ("stylegan2", 8, {"channel_base": 32, "w_dim": 8, "mapping_layers": 2, "d_mapping_layers": 2}),
     "gat": ("gat", 8, TINY),
     "gat-recomputed": ("gat", 8, TINY | {"checkpoint_blocks": 2}),
     "cat": ("cat", 8, TINY | {"d_width": 16, "d_depth": 2, "d_heads": 2}),
@@ -34,7 +35,7 @@ TRANSFORMERS = ("gat", "gat-recomputed", "cat", "cat-recomputed")
 """What takes half a minute each."""
 PENALIZED = [network for network in NETWORKS if network != "dcgan"]  # whose D has BatchNorm
 CONDITIONS = (Condition("energy"), Condition("tagged", "flag"), Condition("angle"))
-MIXED = ("dcgan-spectral", "r3gan", "sngan", "gat", "cat")
+MIXED = ("dcgan-spectral", "r3gan", "sngan", "gat", "cat", "stylegan2")
 """Networks that take labels in ways of their own."""
 
 

@@ -25,6 +25,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "mlp": {"width": 8, "layers": 2},
     "r3gan": {"group_width": 8, "blocks": 1},
     "sngan": {"width": 8},
+    "stylegan2": {"channel_base": 256, "channel_max": 8, "w_dim": 8, "mapping_layers": 2, "d_mapping_layers": 2},
 }
 SIDES = {
     "cat": st.integers(4, 24),  # from 4: between tokens, since attention to one alone has no gradient
@@ -33,6 +34,7 @@ SIDES = {
     "mlp": st.integers(1, 16),
     "r3gan": st.integers(4, 48),
     "sngan": st.integers(16, 90),
+    "stylegan2": st.integers(4, 48),
 }
 
 
@@ -113,6 +115,8 @@ def test_any_images_and_labels(network, data):
         ("r3gan", 1024, 1024, 23_182_048, 23_719_328),  # a stage of 24 features more: 19,680
         ("r3gan", 640, 1024, 23_180_800, 23_718_080),
         ("sngan", 160, 1024, 41_320_772, 29_085_185),
+        ("stylegan2", 1024, 1024, 30_439_285, 31_409_344),  # the published ones, a channel more, the labels' layers
+        ("stylegan2", 768, 1024, 30_362_159, 39_768_320),
     ],
 )
 def test_large_images(network, height, width, count_of_g, count_of_d):
@@ -120,7 +124,7 @@ def test_large_images(network, height, width, count_of_g, count_of_d):
     with FakeTensorMode():  # no memory, as on torch.device("meta"), which has no autocast
         G, D = models.build(network, spec, z_dim=64, options={}, seed=0)
         labels = torch.empty(2, 1)
-        images = G(torch.empty(2, 64), labels)
+        images = images_of(G(torch.empty(2, 64), labels))
         logits = D(images, labels)
     assert images.shape == (2, 4, height, width) and logits.shape == (2,)
     assert (models.count_parameters(G), models.count_parameters(D)) == (count_of_g, count_of_d)

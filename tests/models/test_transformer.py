@@ -13,9 +13,9 @@ from distgan.models.tokens import rope_table, rotate
 from distgan.models.transformer import (
     Attention,
     Block,
-    EqualizedLinear,
     ModulatedBlock,
     RMSNorm,
+    SlowLinear,
     SwiGLU,
     apply_block,
     mapping_layers,
@@ -125,7 +125,7 @@ def test_norm():
 def test_equalized_layers():
     torch.manual_seed(0)
     first, _, second = layers = mapping_layers(200, 300).double()
-    assert isinstance(first, EqualizedLinear) and isinstance(second, EqualizedLinear)
+    assert isinstance(first, SlowLinear) and isinstance(second, SlowLinear)
     assert first.weight.detach().abs().max() == pytest.approx(100 * (6 / 500) ** 0.5, rel=1e-3)  # Xavier, times 100
     perturbed(layers)
     z = random(2, 200)

@@ -14,7 +14,7 @@ from distgan.runs.checkpoint import load
 from distgan.samples import SampleSpec
 from distgan.training.batches import Draws, Needs
 from distgan.training.checks import check_config
-from distgan.training.noise_checks import check_perturbed_d, check_shares
+from distgan.training.noise_checks import check_groups, check_perturbed_d, check_shares
 from helpers import TINY, train, weights
 
 NEEDS = Needs(perturbs=frozenset(("real", "fake")))
@@ -87,6 +87,34 @@ def test_shares_that_depend_on_the_processes_are_refused(micro_batch, lanes, wor
         check_shares(config, lanes, world_size)
 
 
+@pytest.mark.parametrize(
+    ("micro_batch", "lanes", "world_size", "group", "message"),
+    [
+        (None, 16, 1, 4, None),
+        (4, 16, 4, 4, None),
+        (None, 16, 2, 1, None),
+        (
+            2,
+            16,
+            1,
+            4,
+            "groups of 4 images, which do not divide the 2 of micro_batch; give another group, or 0 for none",
+        ),
+        (None, 16, 8, 4, "groups of 4 images, which do not divide the 2 of a process"),
+        (None, 8, 4, 4, "each of which has 2 lanes; give another group, or more data.lanes, at most 16"),
+    ],
+)
+def test_groups_that_depend_on_the_processes_are_refused(micro_batch, lanes, world_size, group, message):
+    D = nn.Linear(1, 1)
+    config = Config(batch=16, micro_batch=micro_batch)
+    check_groups(config, D, lanes, world_size)
+    D.minibatch_group = group  # type: ignore[assignment]
+    if message is None:
+        return check_groups(config, D, lanes, world_size)
+    with pytest.raises(UsageError, match=f"model.options.group: .*{message}"):
+        check_groups(config, D, lanes, world_size)
+
+
 class MinibatchMean(nn.Module):
     """Adds the mean of all images to each."""
 
@@ -138,6 +166,16 @@ def test_discriminators_that_are_refused(part, message):
         check_perturbed_d(with_penalties(r1_fd=1), network, SPEC)
     assert torch.equal(torch.get_rng_state(), before)
     check_perturbed_d(with_penalties(r1=1), network, SPEC)
+
+
+@pytest.mark.parametrize("group", [2, 4])
+def test_a_d_that_sees_groups_of_images_is_refused(group):
+    options = {"channel_base": 64, "w_dim": 8, "mapping_layers": 1, "group": group}
+    _, D = models.build("stylegan2", SPEC, z_dim=8, options=options, seed=0)
+    with pytest.raises(UsageError, match="penalties.r1_fd: D's logit of an image depends on the other images"):
+        check_perturbed_d(with_penalties(r1_fd=1), D, SPEC)
+    _, D = models.build("stylegan2", SPEC, z_dim=8, options=options | {"group": 0}, seed=0)
+    check_perturbed_d(with_penalties(r1_fd=1), D, SPEC)
 
 
 @pytest.mark.parametrize("norm", ["none", "group", "spectral"])

@@ -109,7 +109,8 @@ from distgan.gan.augment import Pipeline
 from distgan.gan.finite_difference import FiniteDifference
 from distgan.gan.losses import LOSSES
 from distgan.gan.penalties import PENALTIES
-from distgan.gan.step import GAN, Batches, Minibatch, WeightedPenalty, train_step, unaugmented
+from distgan.gan.parts import GAN, Batches, Minibatch, WeightedPenalty, unaugmented
+from distgan.gan.step import train_step
 
 out, micro_batches, FULL = sys.argv[1], int(sys.argv[2]), sys.argv[3] == "full"
 accelerator = Accelerator(cpu=True)

@@ -1,6 +1,6 @@
 """Schedules, penalties, terms and augmentations: what a configuration may say of them, parsed into typed values."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,15 +30,15 @@ UNIT_FRACTION = Range(
 )
 
 SHAPES = ("linear", "cosine")
-PENALTY = "{weight: number or schedule, every: iterations, sigma: number, share: number}"
-PENALTY_OPTIONS = ("every", "sigma", "share")
+PENALTY_OPTIONS = {"every": "iterations", "sigma": "number", "share": "number", "separate": "true or false"}
+G_PENALTY_OPTIONS = {name: form for name, form in PENALTY_OPTIONS.items() if name != "sigma"}
 TERM = "{weight: number or schedule, network: name, path: folder}"
 ADAPTIVE = "{target: number, images: number}"
 
 
 @dataclass(frozen=True)
 class PenaltyEntry:
-    """A penalty of D."""
+    """A penalty of D or of G."""
 
     weight: float | dict[str, Any]
     """A number or a schedule."""
@@ -47,11 +47,13 @@ class PenaltyEntry:
     sigma: float | None = None
     """Standard deviation of the noise that a penalty adds to images; None: the default."""
     share: float | None = None
-    """Of the images, those that it adds noise to: 1 / `stride`; None: all."""
+    """Of the images, those that it adds noise to, or of G's latents, those that it takes: 1 / `stride`; None: all."""
+    separate: bool = False
+    """Whether it has an update of its own; never if it is due in every iteration."""
 
     @property
     def stride(self) -> int:
-        """Every so many images, noise is added to one."""
+        """Every so many images, it takes one."""
         return round(1 / (self.share or 1))
 
 
@@ -124,18 +126,33 @@ def parse_schedule(key: str, value: Any, numbers: Range = NUMBER, *others: str) 
     return value
 
 
-def parse_penalty(key: str, value: Any) -> PenaltyEntry:
-    """A weight, a schedule of it, or {weight, every, sigma, share}. Raises UsageError.
+def parse_penalty(key: str, value: Any, options: Mapping[str, str] = PENALTY_OPTIONS) -> PenaltyEntry:
+    """A weight, a schedule of it, or {weight, every, ...} with some of the options. Raises UsageError.
 
-    `sigma` and `share` are of penalties that add noise: distgan/training/noise_checks.py refuses them for others.
+    Of D's penalties those that add noise take `sigma` and `share`: distgan/training/noise_checks.py refuses them for
+    others.
     """
-    if not (isinstance(value, dict) and value.keys() & {"weight", *PENALTY_OPTIONS}):
-        return PenaltyEntry(parse_schedule(key, value, NUMBER, PENALTY))
-    check_keys(key, value, PENALTY, required=("weight",), optional=PENALTY_OPTIONS)
+    form = ", ".join(f"{name}: {what}" for name, what in {"weight": "number or schedule", **options}.items())
+    expected = f"{{{form}}}"
+    if not (isinstance(value, dict) and value.keys() & {"weight", *options}):
+        return PenaltyEntry(parse_schedule(key, value, NUMBER, expected))
+    check_keys(key, value, expected, required=("weight",), optional=tuple(options))
     every = parse_number(f"{key}.every", value.get("every", 1), COUNT)
     sigma = parse_number(f"{key}.sigma", value["sigma"], POSITIVE) if "sigma" in value else None
     share = parse_number(f"{key}.share", value["share"], UNIT_FRACTION) if "share" in value else None
-    return PenaltyEntry(parse_schedule(f"{key}.weight", value["weight"]), int(every), sigma, share)
+    separate = value.get("separate", False)
+    if not isinstance(separate, bool):
+        raise UsageError(f"{key}.separate: expected true or false, got {separate!r}")
+    weight = parse_schedule(f"{key}.weight", value["weight"])
+    return PenaltyEntry(weight, int(every), sigma, share, separate and every > 1)
+
+
+def separate_interval(entries: Mapping[str, PenaltyEntry]) -> int:
+    """The iterations between two updates of a network for its separate penalties alone; 1 if it has none.
+
+    distgan/training/penalty_checks.py refuses several of different intervals.
+    """
+    return max((entry.every for entry in entries.values() if entry.separate), default=1)
 
 
 def parse_term(key: str, value: Any) -> TermEntry:

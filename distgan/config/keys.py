@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from distgan.config.entries import (
     BETA,
+    G_PENALTY_OPTIONS,
     AdaptiveProbability,
     AugmentEntry,
     PenaltyEntry,
@@ -268,9 +269,15 @@ class Config:
     penalties: dict[str, Any] = field(default_factory=dict)
     """Gradient penalties of D: entries of PENALTIES in distgan/gan/penalties.py, each with a weight, a schedule, or
     {weight: weight or schedule, every: N}, which applies it once every N iterations with N times the weight. The weight
-    of r1 and r2 is gamma. r1_fd and r2_fd estimate them by finite differences, and take {weight: ..., sigma: 0.01,
-    share: 1}: the standard deviation of the noise, and the share of the images that it is added to (1, 0.5, 0.25, ...).
-    """
+    of r1 and r2 is gamma. With {weight: ..., every: N, separate: true} it is applied in an update of its own, and the
+    optimizer's lr and betas are corrected for the additional updates. r1_fd and r2_fd estimate r1 and r2 by finite
+    differences, and take {weight: ..., sigma: 0.01, share: 1}: the standard deviation of the noise, and the share of
+    the images that it is added to (1, 0.5, 0.25, ...)."""
+    g_penalties: dict[str, Any] = field(default_factory=dict)
+    """Penalties of G, whose network returns its w: entries of G_PENALTIES in distgan/gan/g_penalties.py, each with a
+    weight, a schedule, or {weight: weight or schedule, every: N, separate: false, share: 1} as for D. `share` is that
+    of the minibatch's latents that it generates images of (1, 0.5, 0.25, ...). StyleGAN2 has {path_length: {weight: 2,
+    every: 4, separate: true, share: 0.5}}."""
     augment: list[Any] = field(default_factory=list)
     """Augmentations of the images that D sees, in order: entries of AUGMENTATIONS in distgan/gan/augment.py, or
     {name: factor}, which multiplies the probability of that one."""
@@ -299,15 +306,23 @@ class Config:
             parse_schedule(f"{key}.lr", optimizer.lr)
             parse_schedule(f"{key}.betas", optimizer.betas[1], BETA)
         parse_schedule("ema.half_life_images", self.ema.half_life_images)
-        for entries in ("penalty_entries", "term_entries", "augment_entries", "adaptive_p"):
+        for entries in ("penalty_entries", "g_penalty_entries", "term_entries", "augment_entries", "adaptive_p"):
             getattr(self, entries)  # parsed now, so that a mistake is found now
         if not self.augment and self.augment_p != 1:
             raise UsageError("augment_p: no augmentation is given in augment, e.g. [color, translation, cutout]")
 
     @cached_property
     def penalty_entries(self) -> dict[str, PenaltyEntry]:
-        """The penalties by name, in order."""
+        """The penalties of D by name, in order."""
         return {name: parse_penalty(f"penalties.{name}", value) for name, value in self.penalties.items()}
+
+    @cached_property
+    def g_penalty_entries(self) -> dict[str, PenaltyEntry]:
+        """Those of G by name, in order."""
+        return {
+            name: parse_penalty(f"g_penalties.{name}", value, G_PENALTY_OPTIONS)
+            for name, value in self.g_penalties.items()
+        }
 
     @cached_property
     def term_entries(self) -> dict[str, TermEntry]:

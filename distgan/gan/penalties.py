@@ -23,7 +23,7 @@ class DForward(NamedTuple):
     real_logits: Tensor
     """[N] or [N, K]"""
     fake_logits: Tensor
-    """[N] or [N, K]"""
+    """[N] or [N, K]; N is 0 in an update of D for penalties none of which sees fakes"""
     labels: Tensor | None
     """[N] or [N, label_width], of the real images"""
     mix: Tensor | None
@@ -50,6 +50,8 @@ class Penalty:
     """Whether it takes gradients with respect to images."""
     perturbs: Literal["real", "fake"] | None = None
     """The images that it evaluates D at with noise added, if any."""
+    sees_fakes: bool = True
+    """Whether it takes the fakes or their logits: if none does, an update of D for penalties alone is without fakes."""
 
 
 def squared_gradient(logits: Tensor, images: Tensor) -> Tensor:
@@ -99,9 +101,9 @@ def r2_fd(forward: DForward) -> Tensor:
 
 
 PENALTIES = {
-    "r1": Penalty(r1),
+    "r1": Penalty(r1, sees_fakes=False),
     "r2": Penalty(r2),
     "wgan_gp": Penalty(wgan_gp, interpolates=True),
-    "r1_fd": Penalty(r1_fd, differentiates=False, perturbs="real"),
+    "r1_fd": Penalty(r1_fd, differentiates=False, perturbs="real", sees_fakes=False),
     "r2_fd": Penalty(r2_fd, differentiates=False, perturbs="fake"),
 }

@@ -25,6 +25,8 @@ class CheckpointState(Struct, frozen=True):
     scaler: dict[str, Any] | None = None
     augment_p: Annotated[float, Meta(ge=0, le=1)] = 0.0
     augment_sign: float = 0.0
+    g_penalty_means: dict[str, float] = {}
+    """The running means of what penalties of G measure, by their names."""
     networks: dict[str, Sha256] = {}
     """The weights of the frozen networks, by the key of the configuration that names them."""
     init_from: dict[str, Sha256] = {}

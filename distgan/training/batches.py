@@ -13,8 +13,8 @@ from distgan.data.order import Lanes
 from distgan.data.stream import ImageBatch, Stream
 from distgan.distributed.processes import Distributed
 from distgan.gan.latents import sample_posterior
+from distgan.gan.parts import GAN, Batches, Minibatch
 from distgan.gan.penalties import PENALTIES
-from distgan.gan.step import GAN, Batches, Minibatch
 from distgan.pixels import normalize
 from distgan.rng import normal_rows, philox, random_rows, uniform_rows
 from distgan.samples import SampleSpec

@@ -15,9 +15,9 @@ from distgan.gan.augment import Pipeline
 from distgan.gan.ema import EMA
 from distgan.gan.levels import View
 from distgan.gan.losses import LOSSES
+from distgan.gan.parts import GAN, unaugmented
 from distgan.gan.penalties import PENALTIES
 from distgan.gan.schedules import value_at
-from distgan.gan.step import GAN, unaugmented
 from distgan.gan.terms import TERMS, WeightedTerm
 from distgan.gan.truncation import check_truncation
 from distgan.models import example_labels
@@ -45,7 +45,8 @@ from distgan.training.frozen_features import (
     model_options,
 )
 from distgan.training.noise_checks import check_groups, check_perturbed_d
-from distgan.training.optimizers import adam, clipper
+from distgan.training.optimizers import adam, clipper, lazy_factor
+from distgan.training.penalty_checks import check_g_penalties, check_penalized_g
 from distgan.training.transfer import Architecture
 from distgan.training.warm_start import WarmStart
 
@@ -59,6 +60,7 @@ def build(config: Config, processes: Distributed, start: WarmStart | None = None
     check_graph(config, processes.device)
     check_loss(config.loss)
     check_penalties(config.penalties)
+    check_g_penalties(config.g_penalties)
     check_terms(config)
     check_freeze(config)
     data = open_data(config, processes)
@@ -78,8 +80,10 @@ def build_gan(config: Config, processes: Distributed, data: Data, start: WarmSta
         model = config.model
         own = Architecture(model.name, model.latent, model_options(config, network), spec, data.class_names)
         processes.run_on_all(lambda: start.init_networks(raw_G, raw_D, own))
-    g_optimizer = accelerator.prepare(adam(raw_G, config.g_optimizer, config.graph))
-    d_optimizer = accelerator.prepare(adam(raw_D, config.d_optimizer, config.graph))
+    g_lazy = lazy_factor(config.g_penalty_entries)
+    d_lazy = lazy_factor(config.penalty_entries)
+    g_optimizer = accelerator.prepare(adam(raw_G, config.g_optimizer, config.graph, g_lazy))
+    d_optimizer = accelerator.prepare(adam(raw_D, config.d_optimizer, config.graph, d_lazy))
     G, D = wrap(config, processes, raw_G, raw_D, spec)
     average = processes.world_size > 1 and not uses_ddp(config)
     view = build_view(config, raw_D)
@@ -149,6 +153,7 @@ def build_networks(
     check_features(config, D, spec, frozen)
     check_widths(config, G, D)
     check_perturbed_d(config, D, spec)
+    check_penalized_g(config, G, spec)
     check_truncation(G, config.evaluate.truncation_psi, "evaluate.truncation_psi")
     return G, D
 
@@ -161,6 +166,8 @@ def init_networks(config: Config, spec: SampleSpec, frozen: FrozenNetwork | None
     if any(PENALTIES[name].differentiates for name in config.penalties):
         twice_differentiable(D)
     freeze_layers(D, config.freeze_d)
+    if config.g_penalties:
+        twice_differentiable(G)
     return G, D
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from distgan.errors import UsageError
-from distgan.gan.step import Batches, Minibatch, Penalties
+from distgan.gan.parts import Batches, GPenalties, Minibatch, Penalties
 from distgan.training.iteration import Iteration, Outcome
 
 WARM_UP = 3
@@ -23,7 +23,7 @@ class CapturedIteration:
     """An `Iteration` that the host starts as a whole.
 
     Minibatches are copied into the same tensors each time; all else that changes is a tensor already. The first
-    iteration with a set of penalties is run a few times, undone, and captured.
+    iteration with a set of penalties, whose names are all different, is run a few times, undone, and captured.
     """
 
     def __init__(self, iteration: Iteration, capture: Capture | None = None) -> None:
@@ -32,24 +32,24 @@ class CapturedIteration:
         self.inputs: Batches | None = None
         self.captured: dict[tuple[str, ...], tuple[Replay, Outcome]] = {}
 
-    def __call__(self, batches: Batches, penalties: Penalties) -> Outcome:
+    def __call__(self, batches: Batches, penalties: Penalties, g_penalties: GPenalties) -> Outcome:
         if self.inputs is None:
             self.inputs = map_tensors(torch.clone, batches)
         copy_inputs(self.inputs, batches)
-        names = tuple(penalties)
+        names = (*penalties, *g_penalties)
         if names not in self.captured:
-            self.captured[names] = self.prepare(self.inputs, penalties)
+            self.captured[names] = self.prepare(self.inputs, penalties, g_penalties)
         replay, outcome = self.captured[names]
         replay()
         # copies, in one launch: the next replay writes into the same tensors
         values = torch.stack(list(outcome.scalars.values())).unbind()
         return Outcome(dict(zip(outcome.scalars, values, strict=True)), outcome.norms.clone())
 
-    def prepare(self, inputs: Batches, penalties: Penalties) -> tuple[Replay, Outcome]:
+    def prepare(self, inputs: Batches, penalties: Penalties, g_penalties: GPenalties) -> tuple[Replay, Outcome]:
         """Warm up, which changes nothing, and capture, which computes nothing."""
 
         def run() -> Outcome:
-            return self.iteration(inputs, penalties)
+            return self.iteration(inputs, penalties, g_penalties)
 
         with unchanged(self.iteration), side_stream():
             for _ in range(WARM_UP):

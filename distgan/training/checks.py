@@ -12,6 +12,7 @@ from distgan.config.keys import Config
 from distgan.errors import UsageError
 from distgan.gan.augment import AUGMENTATIONS
 from distgan.gan.finite_difference import LogitChange
+from distgan.gan.g_penalties import G_PENALTIES
 from distgan.gan.losses import LOSSES
 from distgan.gan.outputs import images_of, logits_of, shown_to_d
 from distgan.gan.penalties import PENALTIES, DForward
@@ -20,6 +21,7 @@ from distgan.models import example_labels
 from distgan.models.layers import has_torch_spectral_norm
 from distgan.samples import SampleSpec
 from distgan.training.noise_checks import check_perturbations
+from distgan.training.penalty_checks import check_names, check_separate
 
 
 def check_config(config: Config) -> None:
@@ -33,11 +35,17 @@ def check_config(config: Config) -> None:
             raise UsageError(f"terms.{name}: a penalty has the same name; rename one of yours")
     if config.g_minibatch == "next" and not LOSSES[config.loss].paired:
         raise UsageError(f"g_minibatch: the loss {config.loss} is not paired; set it to same, or take the loss rpgan")
+    for name in config.g_penalties:
+        check_name("g_penalties", "penalty of G", name, G_PENALTIES)
+    check_names(config)
+    check_separate(config)
     check_perturbations(config)
     for entry in config.augment_entries:
         check_name("augment", "augmentation", entry.name, AUGMENTATIONS)
-    if config.precision == "fp16" and any(PENALTIES[name].differentiates for name in config.penalties):
-        raise UsageError("penalties: gradients of gradients overflow and underflow in fp16; use precision bf16 or no")
+    differentiating = [name for name in config.penalties if PENALTIES[name].differentiates]
+    for key, names in (("penalties", differentiating), ("g_penalties", config.g_penalties)):
+        if config.precision == "fp16" and names:
+            raise UsageError(f"{key}: gradients of gradients overflow and underflow in fp16; use precision bf16 or no")
     if config.adaptive_p and LOSSES[config.loss].boundary is None:
         raise UsageError(
             f"augment_p: the sign of D(x) means nothing for the loss {config.loss}: only differences of logits count; "

@@ -12,7 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from distgan.errors import RunError, UsageError
-from distgan.gan.step import GAN, Batches, Minibatch, Penalties, d_objective, g_objective, inputs_of_d, unfreeze_d
+from distgan.gan.objectives import d_objective, d_penalty_objective, g_objective, g_penalty_objective, inputs_of_d
+from distgan.gan.parts import GAN, Batches, GPenalties, Minibatch, Penalties
+from distgan.gan.step import by_update, unfreeze_d
 
 T = TypeVar("T")
 Gradients = dict[str, Tensor]
@@ -66,7 +68,14 @@ def eager(gan: GAN) -> GAN:
     return replace(gan, compile=lambda function: function)
 
 
-def check_gradients(gan: GAN, batches: Batches, penalties: Penalties, p: Tensor | float, precision: str) -> float:
+def check_gradients(
+    gan: GAN,
+    batches: Batches,
+    penalties: Penalties,
+    p: Tensor | float,
+    precision: str,
+    g_penalties: GPenalties | None = None,
+) -> float:
     """Compare the gradients of the compiled objectives with eager ones, on the first micro-batch.
 
     At weights with noise, since networks start from zeros that hide terms; weights and buffers are restored. Returns
@@ -81,7 +90,7 @@ def check_gradients(gan: GAN, batches: Batches, penalties: Penalties, p: Tensor 
     results = []
     for each in (eager(gan), eager(gan), gan):
         load_states(networks, start)
-        results.append(objective_gradients(each, batch, penalties, p))
+        results.append(objective_gradients(each, batch, penalties, p, g_penalties or {}))
     load_states(networks, saved)
     expected, again, compiled = results
     if largest_error(again, expected)[0] > 0:
@@ -95,15 +104,23 @@ def check_gradients(gan: GAN, batches: Batches, penalties: Penalties, p: Tensor 
     return error
 
 
-def objective_gradients(gan: GAN, batch: Minibatch, penalties: Penalties, p: Tensor | float) -> Gradients:
-    """The gradients of D's objective and of G's, of one micro-batch; updates nothing but buffers."""
+def objective_gradients(
+    gan: GAN, batch: Minibatch, penalties: Penalties, p: Tensor | float, g_penalties: GPenalties
+) -> Gradients:
+    """The gradients of D's objectives and of G's, of one micro-batch; updates nothing but buffers."""
     unfreeze_d(gan)
     fake = gan.compile(gan.G)(batch.z, batch.fake_labels)
     targets = gan.frozen_features(batch, p)
-    total, _ = gan.compile(d_objective)(gan, *inputs_of_d(batch, fake, penalties), penalties, p, targets)
+    joint, separate = by_update(penalties)
+    total, _ = gan.compile(d_objective)(gan, *inputs_of_d(batch, fake, joint), joint, p, targets)
+    if separate:
+        total = total + gan.compile(d_penalty_objective)(gan, *inputs_of_d(batch, fake, separate), separate, p)[0]
     gradients = parameter_gradients("D", total, gan.raw_D)
     gan.raw_D.requires_grad_(False)
-    total, _ = gan.compile(g_objective)(gan, batch, fake, p)
+    joint_g, separate_g = by_update(g_penalties)
+    total, _ = gan.compile(g_objective)(gan, batch, fake, p, joint_g)
+    if separate_g:
+        total = total + gan.compile(g_penalty_objective)(gan, batch, separate_g)[0]
     return gradients | parameter_gradients("G", total, gan.raw_G)
 
 

@@ -13,14 +13,15 @@ from torch.utils.flop_counter import flop_registry
 from distgan.config.keys import Config
 from distgan.frozen.vision import FrozenNetwork
 from distgan.gan.losses import LOSSES
-from distgan.gan.step import GAN, Batches, Minibatch, train_step, unaugmented
+from distgan.gan.parts import GAN, Batches, Minibatch, unaugmented
+from distgan.gan.step import train_step
 from distgan.models import example_labels
 from distgan.samples import SampleSpec
 from distgan.training.batches import split
 from distgan.training.build import build_view, has_own_minibatch, init_networks, weighted_terms
 from distgan.training.frozen_features import frozen_features, reads_pixels
 from distgan.training.optimizers import adam
-from distgan.training.scheduled import weighted_penalties
+from distgan.training.scheduled import weighted_g_penalties, weighted_penalties
 
 try:
     from torch._subclasses.fake_tensor import FakeTensorMode
@@ -86,12 +87,13 @@ def estimate_cost(
     with FakeTensorMode(), Meter() as meter:
         gan, ema = fake_gan(config, spec, network)
         penalties = weighted_penalties(config, torch.device("cpu"))
+        g_penalties = weighted_g_penalties(config, torch.device("cpu"))
         flops = 0
         for _ in range(2):
             micro_batches = fake_minibatch(config, spec, config.batch // world_size, build_view(config, gan.D).columns)
             fresh = micro_batches if has_own_minibatch(config) else None
             before = meter.flops
-            train_step(gan, Batches([micro_batches] * config.n_critic, fresh), penalties)
+            train_step(gan, Batches([micro_batches] * config.n_critic, fresh), penalties, g_penalties=g_penalties)
             flops = meter.flops - before
         del ema  # kept until here
         buckets = weight_bytes(gan.G) + weight_bytes(gan.D) if world_size > 1 else 0  # DDP copies gradients into them

@@ -4,7 +4,8 @@ import torch
 
 from distgan.config.keys import Config
 from distgan.distributed.processes import Distributed
-from distgan.gan.step import GAN, Batches, train_step
+from distgan.gan.parts import GAN, Batches
+from distgan.gan.step import train_step
 from distgan.logs.meters import peak_memory
 from distgan.training.batches import join_and_split, minibatches_of
 from distgan.training.build import build_ema, parameter_counts
@@ -30,10 +31,11 @@ def dry_run(config: Config, processes: Distributed, data: Data, gan: GAN, start:
     scheduled = ScheduledValues(config, gan, processes.device)
     scheduled.set(0)
     penalties = scheduled.penalties_due(0)
+    g_penalties = scheduled.g_penalties_due(0)
     batches = minibatches_of(config, processes, data, gan).iterations(0, 2, on_read=lambda batch: None)
-    train_step(gan, next(batches), penalties, scheduled.p)
+    train_step(gan, next(batches), penalties, scheduled.p, g_penalties)
     minibatches = next(batches)
-    scalars = train_step(gan, minibatches, penalties, scheduled.p)
+    scalars = train_step(gan, minibatches, penalties, scheduled.p, g_penalties)
     if not processes.is_main_process:
         return
     values = ", ".join(f"{name} {float(value):.4f}" for name, value in scalars.items())
@@ -46,7 +48,8 @@ def dry_run(config: Config, processes: Distributed, data: Data, gan: GAN, start:
     def iterate(size: int) -> None:
         resized = [join_and_split(batch, size) for batch in minibatches.d]
         fresh = join_and_split(minibatches.g, size) if minibatches.g else None
-        train_step(eager(gan), Batches(resized, fresh), penalties, scheduled.p)  # each size would be compiled anew
+        # each size would be compiled anew
+        train_step(eager(gan), Batches(resized, fresh), penalties, scheduled.p, g_penalties)
 
     if processes.device.type != "cuda" or processes.world_size > 1:
         print("largest micro_batch that fits: unknown; it is found on one process with a GPU", flush=True)

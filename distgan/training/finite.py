@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from distgan.distributed.processes import TIMEOUT_SECONDS
 from distgan.errors import RunError
-from distgan.gan.step import GAN, Scalars
+from distgan.gan.parts import GAN, Scalars
 
 RUN_AHEAD = 3  # iterations
 

@@ -13,7 +13,7 @@ from distgan.data.shardset import ShardSet
 from distgan.errors import UsageError
 from distgan.frozen.vision import NETWORKS, FrozenNetwork
 from distgan.gan.augment import Pipeline
-from distgan.gan.step import Minibatch, no_features
+from distgan.gan.parts import Minibatch, no_features
 from distgan.gan.terms import TERMS
 from distgan.models import example_labels
 from distgan.samples import SampleSpec

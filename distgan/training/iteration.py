@@ -9,7 +9,8 @@ from torch import Tensor
 
 from distgan.distributed.batchnorm import average_running_stats
 from distgan.gan.ema import EMA
-from distgan.gan.step import GAN, Batches, Penalties, Scalars, train_step
+from distgan.gan.parts import GAN, Batches, GPenalties, Penalties, Scalars
+from distgan.gan.step import train_step
 from distgan.training.finite import FiniteCheck
 from distgan.training.scheduled import ScheduledValues
 
@@ -24,10 +25,11 @@ class Outcome(NamedTuple):
 
 @dataclass(frozen=True)
 class Iteration:
-    """Updates D and G, and averages what follows them: BatchNorm's running statistics, the EMA of G.
+    """Updates D and G, and averages what follows them: BatchNorm's running statistics, the EMA of G, running means of
+    what penalties of G measure.
 
     All that changes from one iteration to the next are tensors on the device: the minibatches, the weights of
-    `penalties`, and in `scheduled` the learning rates, the probability of augmentation and the weight of the EMA. The
+    penalties, and in `scheduled` the learning rates, the probability of augmentation and the weight of the EMA. The
     host is not waited for, so that what is called here can be captured.
     """
 
@@ -37,13 +39,24 @@ class Iteration:
     finite_check: FiniteCheck
     accelerator: Accelerator
 
-    def __call__(self, batches: Batches, penalties: Penalties) -> Outcome:
+    def __call__(self, batches: Batches, penalties: Penalties, g_penalties: GPenalties) -> Outcome:
         norms = self.finite_check.param_norms()
-        scalars = train_step(self.gan, batches, penalties, self.scheduled.p)
+        scalars = train_step(self.gan, batches, penalties, self.scheduled.p, g_penalties)
+        scalars |= self.move_means(scalars, g_penalties)
         average_running_stats([self.gan.raw_G, self.gan.raw_D], self.accelerator)
         if self.ema:
             self.ema.update(self.gan.raw_G, self.scheduled.ema_weight)
         return Outcome(scalars, norms)
+
+    def move_means(self, scalars: Scalars, g_penalties: GPenalties) -> Scalars:
+        """Move the running means by what penalties of G measured on all processes; returns them in its place."""
+        moved = {}
+        for name, due in g_penalties.items():
+            measured = self.accelerator.reduce(scalars[f"{name}_mean"], "mean")
+            assert isinstance(measured, Tensor)
+            due.mean.lerp_(measured.to(due.mean.dtype), 1 - due.penalty.decay)
+            moved[f"{name}_mean"] = due.mean.clone()  # the next iteration moves the tensor itself
+        return moved
 
     @property
     def optimizers(self) -> list[torch.optim.Optimizer]:
@@ -55,9 +68,10 @@ class Iteration:
             self.accelerator.scaler.scale(torch.ones((), device=self.accelerator.device))
 
     def state(self) -> list[Tensor]:
-        """The tensors that it changes: weights, buffers, the EMA, optimizer state, fp16's loss scale."""
+        """The tensors that it changes: weights, buffers, the EMA, running means, optimizer state, fp16's loss scale."""
         networks = [self.gan.raw_G, self.gan.raw_D, *([self.ema.module] if self.ema else [])]
         tensors = [tensor for network in networks for tensor in (*network.parameters(), *network.buffers())]
+        tensors += [penalty.mean for penalty in self.scheduled.g_penalties.values()]
         for optimizer in self.optimizers:
             tensors += [tensor for state in optimizer.state.values() for tensor in state.values()]
         scaler = self.accelerator.scaler

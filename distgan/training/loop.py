@@ -12,7 +12,7 @@ from distgan.data.stream import ImageBatch
 from distgan.distributed.processes import Distributed
 from distgan.evaluation.evaluator import Evaluator
 from distgan.gan.image_generator import ImageGenerator
-from distgan.gan.step import GAN, Batches, Penalties
+from distgan.gan.parts import GAN, Batches, GPenalties, Penalties
 from distgan.gan.truncation import truncate
 from distgan.logs.alarms import Alarms, spread
 from distgan.logs.log import RunLog, Terminal
@@ -99,7 +99,7 @@ class Trainer:
         scaler = self.processes.accelerator.scaler
         if scaler is not None and saved.scaler:
             scaler.load_state_dict(saved.scaler)
-        self.scheduled.load_state(saved.augment_p, saved.augment_sign)
+        self.scheduled.load_state(saved.augment_p, saved.augment_sign, saved.g_penalty_means)
         self.state = TrainState(saved.images, saved.skipped, saved.rollbacks)
         self.init_from = saved.init_from
 
@@ -206,9 +206,10 @@ class Trainer:
         self.scheduled.set(images_seen)
         minibatches = next(batches)
         penalties = self.scheduled.penalties_due(images_seen)
+        g_penalties = self.scheduled.g_penalties_due(images_seen)
         if self.config.compile and images_seen == self.began_at:
-            self.check_compiled(minibatches, penalties)
-        scalars, norms = self.iteration(minibatches, penalties)
+            self.check_compiled(minibatches, penalties, g_penalties)
+        scalars, norms = self.iteration(minibatches, penalties, g_penalties)
         if self.config.adaptive_p:
             sign = self.processes.accelerator.reduce(scalars["d_sign"], "mean")
             assert isinstance(sign, Tensor)
@@ -218,12 +219,12 @@ class Trainer:
         self.reporter.add_iteration(scalars, self.state.images_seen)
         self.finite_check.record(norms, scalars, self.state.images_seen)
 
-    def check_compiled(self, minibatches: Batches, penalties: Penalties) -> None:
+    def check_compiled(self, minibatches: Batches, penalties: Penalties, g_penalties: GPenalties) -> None:
         """Compile, and compare the gradients with eager ones. Raises RunError if they differ."""
         start = time.monotonic()
         precision = self.config.precision
         error = self.processes.run_on_all(
-            lambda: check_gradients(self.gan, minibatches, penalties, self.scheduled.p, precision)
+            lambda: check_gradients(self.gan, minibatches, penalties, self.scheduled.p, precision, g_penalties)
         )
         seconds = time.monotonic() - start
         self.reporter.pause(seconds)

@@ -52,8 +52,10 @@ def check_shares(config: Config, lanes: int, world_size: int) -> None:
     a process.
     """
     micro_batch = config.micro_batch or config.batch // world_size
-    for name, entry in config.penalty_entries.items():
-        key = f"penalties.{name}.share"
+    entries = {f"penalties.{name}": entry for name, entry in config.penalty_entries.items()}
+    entries |= {f"g_penalties.{name}": entry for name, entry in config.g_penalty_entries.items()}
+    for name, entry in entries.items():
+        key = f"{name}.share"
         if micro_batch % entry.stride:
             what = "micro_batch" if config.micro_batch else "a process"
             raise UsageError(

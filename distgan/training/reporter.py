@@ -8,7 +8,7 @@ from distgan.config.keys import Config
 from distgan.data.stream import ImageBatch
 from distgan.distributed.processes import Distributed
 from distgan.errors import RunError
-from distgan.gan.step import GAN, Scalars
+from distgan.gan.parts import GAN, Scalars
 from distgan.logs.log import RunLog, status_line
 from distgan.logs.meters import Meters, Stopwatch, peak_memory
 from distgan.training.due import Clock

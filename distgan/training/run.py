@@ -13,7 +13,7 @@ from distgan.config.keys import Config, to_dict
 from distgan.distributed.launch import unused_launcher_settings
 from distgan.distributed.processes import Distributed
 from distgan.errors import CorruptDataError, RunError, format_os_error
-from distgan.gan.step import GAN
+from distgan.gan.parts import GAN
 from distgan.logs.log import Terminal
 from distgan.logs.trackers import check_trackers, finish_trackers
 from distgan.plugins import import_user_modules

@@ -1,17 +1,23 @@
 """The numbers of a run that change with the images seen, as 0-dim tensors on the device."""
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 from torch import Tensor
 
+from distgan.config.entries import PenaltyEntry, TermEntry
 from distgan.config.keys import Config, OptimizerConfig
 from distgan.distributed.batchnorm import RunningStatsWarmup
 from distgan.gan.adam import TensorAdam
 from distgan.gan.ema import EMA
 from distgan.gan.finite_difference import FiniteDifference
+from distgan.gan.g_penalties import G_PENALTIES
+from distgan.gan.parts import GAN, WeightedGPenalty, WeightedPenalty
 from distgan.gan.penalties import PENALTIES
 from distgan.gan.schedules import adapt_probability, iterations_averaged, value_at
-from distgan.gan.step import GAN, WeightedPenalty
-from distgan.training.optimizers import lr_factor
+from distgan.gan.terms import WeightedTerm
+from distgan.training.optimizers import lazy_factor, lr_factor
 
 
 class ScheduledValues:
@@ -27,6 +33,9 @@ class ScheduledValues:
         self.ema = ema
         self.running_stats = RunningStatsWarmup([gan.raw_G, gan.raw_D])
         self.penalties = weighted_penalties(config, device)
+        self.g_penalties = weighted_g_penalties(config, device)
+        self.lazy = {"g": lazy_factor(config.g_penalty_entries), "d": lazy_factor(config.penalty_entries)}
+        """Of each network's optimizer, the correction for updates for penalties alone."""
         # the fused kernel of CUDA reads a learning rate in float32
         dtype = torch.float32 if device.type == "cuda" else exact_dtype(device)
         self.g_lr = torch.zeros((), dtype=dtype, device=device)
@@ -48,32 +57,41 @@ class ScheduledValues:
         self.set_optimizer("g", self.gan.g_optimizer, self.config.g_optimizer, images_seen)
         self.set_optimizer("d", self.gan.d_optimizer, self.config.d_optimizer, images_seen)
         self.set_ema_weight(images_seen)
-        for name, entry in self.config.penalty_entries.items():
-            weight = self.penalties[name].weight
-            assert isinstance(weight, Tensor)
-            self.fill(f"{name}_weight", weight, value_at(entry.weight, images_seen))
-        for name, entry in self.config.term_entries.items():
-            weight = self.gan.terms[name].weight
-            assert isinstance(weight, Tensor)
-            self.fill(f"{name}_weight", weight, value_at(entry.weight, images_seen))
+        self.set_weights(self.config.penalty_entries, self.penalties, images_seen)
+        self.set_weights(self.config.g_penalty_entries, self.g_penalties, images_seen)
+        self.set_weights(self.config.term_entries, self.gan.terms, images_seen)
         if self.config.adaptive_p is None:
             self.fill("augment_p", self.p, value_at(self.config.augment_p, images_seen))
+
+    def set_weights(
+        self,
+        entries: Mapping[str, PenaltyEntry] | Mapping[str, TermEntry],
+        weighted: Mapping[str, WeightedPenalty] | Mapping[str, WeightedGPenalty] | Mapping[str, WeightedTerm],
+        images_seen: int,
+    ) -> None:
+        """Give penalties or terms their weights."""
+        for name, entry in entries.items():
+            weight = weighted[name].weight
+            assert isinstance(weight, Tensor)
+            self.fill(f"{name}_weight", weight, value_at(entry.weight, images_seen))
 
     def set_optimizer(
         self, network: str, optimizer: torch.optim.Optimizer, keys: OptimizerConfig, images_seen: int
     ) -> None:
         """Give the optimizer of a network ("g" or "d") its learning rate, a tensor, and its betas."""
+        lazy = self.lazy[network]
         lr = getattr(self, f"{network}_lr")
         raw_network = self.gan.raw_G if network == "g" else self.gan.raw_D
-        self.fill(f"{network}_lr", lr, value_at(keys.lr, images_seen) * lr_factor(raw_network, keys))
-        beta2: Tensor | float = value_at(keys.betas[1], images_seen)
+        self.fill(f"{network}_lr", lr, value_at(keys.lr, images_seen) * lr_factor(raw_network, keys) * lazy)
+        number = float(value_at(keys.betas[1], images_seen) ** lazy)
+        beta2: Tensor | float = number
         if isinstance(getattr(optimizer, "optimizer", optimizer), TensorAdam):
             tensor = getattr(self, f"{network}_beta2")
-            self.fill(f"{network}_beta2", tensor, beta2)
+            self.fill(f"{network}_beta2", tensor, number)
             beta2 = tensor
         for group in optimizer.param_groups:
             group["lr"] = lr  # an optimizer that was loaded has a copy
-            group["betas"] = (keys.betas[0], beta2)
+            group["betas"] = (keys.betas[0] ** lazy, beta2)
 
     def set_ema_weight(self, images_seen: int) -> None:
         if self.ema is None:
@@ -91,9 +109,14 @@ class ScheduledValues:
             self.values[name] = value
 
     def penalties_due(self, images_seen: int) -> dict[str, WeightedPenalty]:
-        """The penalties of the iteration that begins at `images_seen`."""
+        """The penalties of D in the iteration that begins at `images_seen`."""
         iteration = images_seen // self.config.iteration_images
         return {name: penalty for name, penalty in self.penalties.items() if iteration % penalty.every == 0}
+
+    def g_penalties_due(self, images_seen: int) -> dict[str, WeightedGPenalty]:
+        """Those of G."""
+        iteration = images_seen // self.config.iteration_images
+        return {name: penalty for name, penalty in self.g_penalties.items() if iteration % penalty.every == 0}
 
     def adapt(self, sign: Tensor, images_seen: int) -> None:
         """Move an adaptive `p` after the iteration that began at `images_seen`; does not wait for the device.
@@ -114,32 +137,47 @@ class ScheduledValues:
 
     def logged(self, images_seen: int) -> dict[str, float]:
         """The values of schedules of penalties and augmentation after `images_seen` images, by name; waits."""
-        entries = self.config.penalty_entries | self.config.term_entries
+        entries = self.config.penalty_entries | self.config.g_penalty_entries | self.config.term_entries
         values = {f"{name}_weight": entry.weight for name, entry in entries.items()}
         if self.config.adaptive_p is None:
             values["augment_p"] = self.config.augment_p
         scheduled = {name: value_at(value, images_seen) for name, value in values.items() if isinstance(value, dict)}
         return scheduled if self.config.adaptive_p is None else {"augment_p": float(self.p), **scheduled}
 
-    def state(self) -> dict[str, float]:
-        """What resumes: an adaptive `p`, and what has been seen since it moved; waits for the device."""
+    def state(self) -> dict[str, Any]:
+        """What resumes: an adaptive `p`, what has been seen since it moved, running means; waits for the device."""
         p = 0.0 if self.config.adaptive_p is None else float(self.p)
-        return {"augment_p": p, "augment_sign": float(self.sign_sum)}
+        means = {name: float(penalty.mean) for name, penalty in self.g_penalties.items()}
+        return {"augment_p": p, "augment_sign": float(self.sign_sum), "g_penalty_means": means}
 
-    def load_state(self, augment_p: float, augment_sign: float) -> None:
-        """Restore an adaptive `p`; any other is a function of the images seen."""
+    def load_state(self, augment_p: float, augment_sign: float, g_penalty_means: Mapping[str, float]) -> None:
+        """Restore an adaptive `p`, any other is a function of the images seen, and the running means of penalties of G,
+        which are 0 where the checkpoint has none."""
         if self.config.adaptive_p is not None:
             self.p.fill_(augment_p)
             self.sign_sum.fill_(augment_sign)
+        for name, penalty in self.g_penalties.items():
+            penalty.mean.fill_(g_penalty_means.get(name, 0.0))
 
 
 def weighted_penalties(config: Config, device: torch.device) -> dict[str, WeightedPenalty]:
-    """The penalties by name, with their weights at the start of a run as float32 tensors."""
+    """The penalties of D by name, with their weights at the start of a run as float32 tensors."""
     penalties = {}
     for name, entry in config.penalty_entries.items():
         weight = torch.full((), value_at(entry.weight, 0), dtype=torch.float32, device=device)
         difference = FiniteDifference(entry.sigma or FiniteDifference().sigma, entry.stride)
-        penalties[name] = WeightedPenalty(PENALTIES[name], weight, entry.every, difference)
+        penalties[name] = WeightedPenalty(PENALTIES[name], weight, entry.every, difference, entry.separate)
+    return penalties
+
+
+def weighted_g_penalties(config: Config, device: torch.device) -> dict[str, WeightedGPenalty]:
+    """Those of G, with their running means, 0."""
+    penalties = {}
+    for name, entry in config.g_penalty_entries.items():
+        weight = torch.full((), value_at(entry.weight, 0), dtype=torch.float32, device=device)
+        mean = torch.zeros((), device=device)
+        options = entry.every, entry.separate, entry.stride
+        penalties[name] = WeightedGPenalty(G_PENALTIES[name], weight, mean, *options)
     return penalties
 
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from distgan.errors import UsageError
 from distgan.gan.ema import EMA
-from distgan.gan.step import GAN
+from distgan.gan.parts import GAN
 from distgan.runs.checkpoint import Tensors
 
 

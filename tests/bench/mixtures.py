@@ -22,9 +22,10 @@ from torch import Tensor, nn
 from distgan import models
 from distgan.gan.ema import EMA
 from distgan.gan.losses import LOSSES
+from distgan.gan.parts import GAN, Batches, Minibatch, WeightedPenalty
 from distgan.gan.penalties import PENALTIES
 from distgan.gan.schedules import value_at
-from distgan.gan.step import GAN, Batches, Minibatch, WeightedPenalty, train_step
+from distgan.gan.step import train_step
 from distgan.rng import derive_seed
 from distgan.samples import SampleSpec
 

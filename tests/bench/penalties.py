@@ -19,8 +19,9 @@ from distgan import models
 from distgan.gan.augment import AUGMENTATIONS, Pipeline
 from distgan.gan.finite_difference import FiniteDifference
 from distgan.gan.losses import LOSSES
+from distgan.gan.parts import GAN, Batches, Minibatch, WeightedPenalty, unaugmented
 from distgan.gan.penalties import PENALTIES
-from distgan.gan.step import GAN, Batches, Minibatch, WeightedPenalty, train_step, unaugmented
+from distgan.gan.step import train_step
 from distgan.samples import SampleSpec
 
 ADA = [name for name in AUGMENTATIONS if name.startswith("ada_")]

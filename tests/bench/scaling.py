@@ -32,7 +32,8 @@ from distgan.config.keys import Config
 from distgan.config.read import read_config
 from distgan.distributed.batchnorm import GlobalBatchNorm2d
 from distgan.gan.losses import LOSSES
-from distgan.gan.step import GAN, Batches, train_step
+from distgan.gan.parts import GAN, Batches
+from distgan.gan.step import train_step
 from distgan.samples import SampleSpec
 from distgan.training.build import build_view
 from distgan.training.cost import estimate_cost, fake_gan, fake_minibatch

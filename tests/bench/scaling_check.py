@@ -29,7 +29,8 @@ from distgan import models
 from distgan.config.keys import OptimizerConfig
 from distgan.distributed import batchnorm
 from distgan.gan.losses import LOSSES
-from distgan.gan.step import GAN, Batches, Minibatch, train_step
+from distgan.gan.parts import GAN, Batches, Minibatch
+from distgan.gan.step import train_step
 from distgan.samples import SampleSpec
 from distgan.training.optimizers import adam
 from helpers import launch, make_dataset, metrics, noise

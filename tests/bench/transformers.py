@@ -22,8 +22,9 @@ from distgan.gan.augment import Pipeline
 from distgan.gan.finite_difference import FiniteDifference
 from distgan.gan.levels import View
 from distgan.gan.losses import LOSSES
+from distgan.gan.parts import GAN, Batches, Minibatch, WeightedPenalty
 from distgan.gan.penalties import PENALTIES
-from distgan.gan.step import GAN, Batches, Minibatch, WeightedPenalty, train_step
+from distgan.gan.step import train_step
 from distgan.samples import LatentSpec, SampleSpec
 from distgan.training.cost import estimate_cost
 

@@ -10,8 +10,9 @@ from distgan.gan.augment import Pipeline
 from distgan.gan.finite_difference import FiniteDifference, LogitChange, squared_slope
 from distgan.gan.levels import View
 from distgan.gan.losses import LOSSES
+from distgan.gan.parts import GAN, Batches, Minibatch, WeightedPenalty
 from distgan.gan.penalties import PENALTIES
-from distgan.gan.step import GAN, Batches, Minibatch, WeightedPenalty, generate, train_step
+from distgan.gan.step import generate, train_step
 from distgan.gan.terms import TERMS, WeightedTerm
 
 K = 3

@@ -11,17 +11,9 @@ from distgan import models
 from distgan.gan.augment import Pipeline
 from distgan.gan.finite_difference import FiniteDifference
 from distgan.gan.losses import LOSSES, Loss
+from distgan.gan.parts import GAN, Batches, Minibatch, WeightedPenalty, unaugmented
 from distgan.gan.penalties import PENALTIES, Penalty
-from distgan.gan.step import (
-    GAN,
-    Batches,
-    Minibatch,
-    WeightedPenalty,
-    train_step,
-    unaugmented,
-    update_d,
-    update_g,
-)
+from distgan.gan.step import train_step, update_d, update_g
 from distgan.samples import Condition, SampleSpec
 
 PIPELINE = Pipeline([("color", 1.0), ("translation", 1.0), ("cutout", 0.5), ("ada_geometry", 0.5)])

@@ -22,7 +22,8 @@ from distgan.distributed import batchnorm
 from distgan.distributed.batchnorm import RunningStatsWarmup
 from distgan.distributed.processes import Distributed
 from distgan.gan.losses import LOSSES
-from distgan.gan.step import GAN, Batches, Minibatch, Scalars, train_step
+from distgan.gan.parts import GAN, Batches, Minibatch, Scalars
+from distgan.gan.step import train_step
 from distgan.logs.log import Terminal
 from distgan.runs.checkpoint import Checkpoints
 from distgan.samples import SampleSpec

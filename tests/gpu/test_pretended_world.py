@@ -22,7 +22,7 @@ from distgan.config.read import read_config
 from distgan.data import order
 from distgan.distributed.batchnorm import GlobalBatchNorm2d
 from distgan.distributed.processes import Distributed
-from distgan.gan.step import GAN
+from distgan.gan.parts import GAN
 from distgan.logs.log import Terminal
 from distgan.rng import philox, rng
 from distgan.runs.checkpoint import Checkpoints

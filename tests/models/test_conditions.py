@@ -8,8 +8,9 @@ from torch import Tensor
 
 from distgan import models
 from distgan.gan.losses import LOSSES
+from distgan.gan.parts import GAN, Batches, Minibatch, WeightedPenalty
 from distgan.gan.penalties import PENALTIES
-from distgan.gan.step import GAN, Batches, Minibatch, WeightedPenalty, generate, train_step
+from distgan.gan.step import generate, train_step
 from distgan.samples import Condition, SampleSpec
 
 Z_DIM = 4

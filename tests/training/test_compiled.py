@@ -14,8 +14,9 @@ from distgan.distributed.batchnorm import TensorMomentumBatchNorm2d, convert, us
 from distgan.errors import RunError, UsageError
 from distgan.gan.augment import AUGMENTATIONS, Pipeline
 from distgan.gan.losses import LOSSES
+from distgan.gan.parts import GAN, Batches, Minibatch, WeightedPenalty, unaugmented
 from distgan.gan.penalties import PENALTIES, DForward, Penalty
-from distgan.gan.step import GAN, Batches, Minibatch, WeightedPenalty, train_step, unaugmented
+from distgan.gan.step import train_step
 from distgan.samples import SampleSpec
 from distgan.training.compiled import check_gradients, compiler
 from distgan.training.iteration import Iteration

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import distgan.training.iteration
-from distgan.gan.step import Minibatch
+from distgan.gan.parts import Minibatch
 from helpers import ROOT, TINY, launch_env, metrics, train, weights
 
 AT = 240  # images; the third epoch of 80 ends there

@@ -15,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from distgan.config.read import read_config
 from distgan.frozen.vision import load_dinov2
 from distgan.gan.augment import Pipeline
-from distgan.gan.step import Minibatch
+from distgan.gan.parts import Minibatch
 from distgan.models import MODELS, gat
 from distgan.samples import SampleSpec
 from distgan.sizes import Size

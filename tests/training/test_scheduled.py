@@ -6,8 +6,8 @@ import torch
 from distgan import models
 from distgan.config.keys import Config, ModelConfig, OptimizerConfig
 from distgan.gan.losses import LOSSES
+from distgan.gan.parts import GAN
 from distgan.gan.schedules import iterations_averaged
-from distgan.gan.step import GAN
 from distgan.samples import SampleSpec
 from distgan.training.optimizers import adam
 from distgan.training.scheduled import ScheduledValues

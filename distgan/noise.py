@@ -26,13 +26,12 @@ def shift_right(words: Tensor, bits: int) -> Tensor:
 
 
 def gamma_multiples(count: int, device: torch.device) -> Tensor:
-    """GAMMA times 1 to `count`, below 2^31, int64 [count], which wraps around.
+    """GAMMA times 1 to `count`, int64 [count], which wraps around.
 
-    In halves that do not: torch.compile writes a product of `arange` into the index of a loop in C++, where an overflow
-    is undefined, and the loop was left too late.
+    As -GAMMA times the complements -1 to -`count` of 0, 1, ...: torch.compile writes a product of `arange` itself into
+    the index of a loop in C++, where the overflow is undefined (torch 2.15: wrong numbers, or a loop without an end).
     """
-    numbers = torch.arange(1, count + 1, device=device)
-    return numbers * (GAMMA % HALF) + ((numbers * (GAMMA // HALF % HALF)) << 32)
+    return ~torch.arange(count, device=device) * -GAMMA
 
 
 def random_words(keys: Tensor, count: int) -> Tensor:

@@ -58,7 +58,7 @@ def directions(z: Tensor) -> Tensor:
     return y.flatten(1)
 
 
-def lengths_written_out(network: G, z: Tensor) -> Tensor:
+def lengths_written_out(network: Any, z: Tensor) -> Tensor:
     """The root of the mean over layers of |A_l y|^2."""
     squares = torch.einsum("lwp,np->nlw", network.layers, directions(z)).square().sum(2)
     return (squares.mean(1) + 1e-12).sqrt()
@@ -108,11 +108,11 @@ def test_the_gradient_is_finite_where_the_length_is_0():
 
 def build(d: PenaltyEntry | None = None, g: PenaltyEntry | None = None) -> GAN:
     torch.manual_seed(0)
-    networks = G(), D()
+    raw_G, raw_D = G(), D()
     keys = OptimizerConfig(lr=LR, betas=BETAS)
-    entries = [{"r1": entry} if entry else {} for entry in (g, d)]
-    optimizers = [adam(n, keys, lazy=lazy_factor(each)) for n, each in zip(networks, entries, strict=True)]
-    return GAN(networks[0], networks[1], *networks, *optimizers, LOSSES["bce"])
+    g_lazy, d_lazy = (lazy_factor({"it": entry} if entry else {}) for entry in (g, d))
+    optimizers = adam(raw_G, keys, lazy=g_lazy), adam(raw_D, keys, lazy=d_lazy)
+    return GAN(raw_G, raw_D, raw_G, raw_D, *optimizers, LOSSES["bce"])
 
 
 def path_length(every: int = 1, separate: bool = False, mean: float = 0.5, stride: int = 1) -> dict:

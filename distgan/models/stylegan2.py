@@ -192,7 +192,7 @@ class Generator(nn.Module):
         w = w[:, None].repeat(1, self.num_ws, 1) if w.ndim == 2 else w
         ws = w.unbind(1)
         noises = self.layer_noises(noise_keys)
-        x = self.const.expand(len(w), -1, -1, -1)
+        x = self.const.expand(w.shape[0], -1, -1, -1)
         image = w.new_zeros(())
         full = max(len(self.blocks) - HALF_RESOLUTIONS, 1)
         autocast = torch.is_autocast_enabled(w.device.type)

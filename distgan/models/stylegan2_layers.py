@@ -86,7 +86,7 @@ class ModulatedConv2d(nn.Module):
                 # d undoes any factor of s; without it x s may be too large for float16
                 style = style / style.abs().amax(1, keepdim=True)
             norm = self.norm(style, weight) if self.demodulate else None
-        if not self.training and len(x) == 1 and self.has_fewer_weights(x):
+        if not self.training and x.shape[0] == 1 and self.has_fewer_weights(x):
             return self.convolve_fused(x, weight, style, norm)
         return self.convolve_scaled(x, weight, style, norm)
 

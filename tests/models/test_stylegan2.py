@@ -349,3 +349,15 @@ def test_the_clamp_limits_what_leaves_the_convolutions():
     assert not torch.equal(
         D(random(4, 3, 16, 24), torch.arange(4) % 3), build()[1](random(4, 3, 16, 24), torch.arange(4) % 3)
     )
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("default")  # of the exporter's dependencies
+@pytest.mark.parametrize("noise", ["random", "const", "none"])
+def test_g_is_exported_for_any_number_of_images(noise):
+    """The keys of noise too: they are operations on integers."""
+    G = build(noise=noise)[0].float().eval().requires_grad_(False)
+    n = torch.export.Dim("n")
+    z, labels = random(5, 8).float(), torch.arange(5) % 3
+    program = torch.export.export(G, (z[:2], labels[:2]), dynamic_shapes=({0: n}, {0: n})).module()
+    torch.testing.assert_close(program(z, labels), G(z, labels))

@@ -25,10 +25,18 @@ def shift_right(words: Tensor, bits: int) -> Tensor:
     return (words >> bits) & ((1 << (64 - bits)) - 1)
 
 
+def gamma_multiples(count: int, device: torch.device) -> Tensor:
+    """GAMMA times 1 to `count`, int64 [count], which wraps around.
+
+    As -GAMMA times the complements -1 to -`count` of 0, 1, ...: torch.compile writes a product of `arange` itself into
+    the index of a loop in C++, where the overflow is undefined (torch 2.15: wrong numbers, or a loop without an end).
+    """
+    return ~torch.arange(count, device=device) * -GAMMA
+
+
 def random_words(keys: Tensor, count: int) -> Tensor:
     """Words 1 to `count` of the splitmix64 sequences that begin at `keys` [N], int64 [N, count]."""
-    words = keys[:, None] + torch.arange(1, count + 1, device=keys.device) * GAMMA
-    return finalize(words)
+    return finalize(keys[:, None] + gamma_multiples(count, keys.device))
 
 
 def keys_of(z: Tensor, purpose: int = 0) -> Tensor:
@@ -38,7 +46,7 @@ def keys_of(z: Tensor, purpose: int = 0) -> Tensor:
     processes. No gradient passes through.
     """
     bits = z.detach().float().contiguous().view(torch.int32).to(torch.int64)
-    places = torch.arange(1, z.shape[1] + 1, device=z.device) * GAMMA
+    places = gamma_multiples(z.shape[1], z.device)
     offset = (purpose * GAMMA + 2**63) % 2**64 - 2**63  # as int64 wraps around
     return finalize(finalize(bits + places).sum(1) + offset)
 

@@ -16,6 +16,7 @@ from distgan.errors import UsageError
 from distgan.evaluation.features import EXTRACTORS
 from distgan.evaluation.scores import METRICS
 from distgan.gan.augment import AUGMENTATIONS
+from distgan.gan.g_penalties import G_PENALTIES
 from distgan.gan.losses import LOSSES
 from distgan.gan.penalties import PENALTIES
 from distgan.models import MODELS
@@ -166,6 +167,7 @@ def test_options_are_found():
     [
         ("gan", "loss", LOSSES),
         ("gan", "penalties", PENALTIES),
+        ("gan", "g_penalties", G_PENALTIES),
         ("gan", "augment", AUGMENTATIONS),
         ("models", "model.name", MODELS),
         ("evaluation", "--metrics", METRICS),
@@ -185,6 +187,8 @@ REFUSED = [
     ["--penalties.r1", "1", "--model.options.d_norm", "none", "--precision", "fp16"],
     ["--penalties.r1_fd", "1", "--precision", "bf16"],
     ["--penalties", "{r1: {weight: 1, sigma: 0.1}}"],
+    ["--penalties", "{r1: {weight: 1, every: 4, separate: true}, r2: {weight: 1, every: 8, separate: true}}"],
+    ["--g_penalties.path_length", "2"],
     ["--penalties", "{r1_fd: {weight: 1, share: 0.0625}}", "--batch", "16", "--data.lanes", "8"],
     ["--loss", "wgan"],
     ["--loss", "rpgan", "--augment", "[color]", "--augment_p", "{target: 0.6, images: 1000}"],

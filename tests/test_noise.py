@@ -25,6 +25,16 @@ def test_the_words_are_those_of_splitmix64(key):
     assert [word % 2**64 for word in words.tolist()] == splitmix64(key, 50)
 
 
+def test_compiled_they_are_the_same():
+    """A compiler may fold a product of `arange` into an index that overflows."""
+    z = torch.randn(16, 12, generator=torch.Generator().manual_seed(0))
+
+    def words_of(z: torch.Tensor) -> torch.Tensor:
+        return random_words(keys_of(z[::2], 5), 100)
+
+    assert torch.equal(torch.compile(words_of, fullgraph=True, dynamic=False)(z), words_of(z))
+
+
 def test_moments():
     noise = normal_noise(KEYS, (3, 8, 8)).double()
     assert abs(noise.mean()) < 4e-3 and abs(noise.std() - 1) < 3e-3

@@ -19,6 +19,7 @@ SHARE = 0.9
 """Of penalties in D's loss: above it, they outweigh the rest."""
 EXPLOSION = 100.0
 """Times the usual norm of a gradient: above it, gradients explode."""
+GRADIENT_NORMS = ("d_grad_norm", "g_grad_norm", "d_penalty_grad_norm", "g_penalty_grad_norm")
 COLLAPSE = ("gap", "diversity")
 """Alarms that mean a collapse."""
 
@@ -35,7 +36,7 @@ class Alarms:
     def clear(self) -> None:
         """Forget all lines."""
         self.recent: deque[Mapping[str, float]] = deque(maxlen=LINES)
-        self.norms: dict[str, deque[float]] = {name: deque(maxlen=50) for name in ("d_grad_norm", "g_grad_norm")}
+        self.norms: dict[str, deque[float]] = {name: deque(maxlen=50) for name in GRADIENT_NORMS}
         self.diversities: list[float] = []
         """Spread of the generated images of each grid, relative to that of real ones."""
         self.raised: set[str] = set()

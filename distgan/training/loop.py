@@ -216,7 +216,7 @@ class Trainer:
             self.scheduled.adapt(sign, images_seen)
         self.state.images_seen += self.clock.iteration_images
         # keep the scalars, on the device, for the log and for the check for NaN and Inf
-        self.reporter.add_iteration(scalars, self.state.images_seen)
+        self.reporter.add_iteration(scalars, self.state.images_seen, self.scheduled.updates(images_seen))
         self.finite_check.record(norms, scalars, self.state.images_seen)
 
     def check_compiled(self, minibatches: Batches, penalties: Penalties, g_penalties: GPenalties) -> None:

@@ -28,6 +28,8 @@ class Reporter:
         self.meters = Meters(processes)
         self.stopwatch = Stopwatch(0)
         self.loss_scale = LossScale(processes.accelerator, gan)
+        self.updates = 0
+        """Of G and of D in this logging interval."""
         self.diversity: float | None = None
         """Spread of the grid of this logging interval relative to that of real images; on the main process."""
 
@@ -39,6 +41,7 @@ class Reporter:
         self.meters.reset()
         self.stopwatch = Stopwatch(images_seen)
         self.loss_scale.restart_interval()
+        self.updates = 0
         self.diversity = None
         return self.processes.run_on_main(lambda: self.log.rewind(images_seen))
 
@@ -51,9 +54,10 @@ class Reporter:
         if skipped + len(corrupt) > limit:
             raise RunError(f"more than data.skip_bad = {limit} corrupt images; last: {corrupt[-1]}")
 
-    def add_iteration(self, scalars: Scalars, images_seen: int) -> None:
-        """Take in an iteration that ended at `images_seen`; does not wait for the device."""
+    def add_iteration(self, scalars: Scalars, images_seen: int, updates: int) -> None:
+        """Take in an iteration of so many updates that ended at `images_seen`; does not wait for the device."""
         self.meters.add(scalars)
+        self.updates += updates
         self.log.terminal.update_bar(images_seen)
 
     def add_save(self, seconds: float) -> None:
@@ -90,6 +94,7 @@ class Reporter:
         if self.processes.is_main_process:
             self.write(state.images_seen, means, rate, overall, record)
         self.meters.reset()
+        self.updates = 0
         self.diversity = None
         check_loss_scale(record)
         limit = self.config.data.skip_bad
@@ -104,7 +109,7 @@ class Reporter:
         record: dict[str, Any] = {"skipped": state.skipped, "save_seconds": self.meters.save_seconds}
         # all processes wait for the slowest one
         record["data_wait_seconds"] = max(self.processes.all_gather_object(self.meters.data_wait_seconds))
-        record |= self.loss_scale.scalars(updates=(1 + self.config.n_critic) * self.meters.iterations)
+        record |= self.loss_scale.scalars(updates=self.updates)
         if self.config.report.digests:
             record["digest"] = self.processes.all_reduce_sum(self.meters.digest)
         if self.diversity is not None:

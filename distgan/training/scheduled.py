@@ -118,6 +118,12 @@ class ScheduledValues:
         iteration = images_seen // self.config.iteration_images
         return {name: penalty for name, penalty in self.g_penalties.items() if iteration % penalty.every == 0}
 
+    def updates(self, images_seen: int) -> int:
+        """Steps of both optimizers in the iteration that begins at `images_seen`."""
+        of_d = 1 + any(due.separate for due in self.penalties_due(images_seen).values())
+        of_g = 1 + any(due.separate for due in self.g_penalties_due(images_seen).values())
+        return of_d * self.config.n_critic + of_g
+
     def adapt(self, sign: Tensor, images_seen: int) -> None:
         """Move an adaptive `p` after the iteration that began at `images_seen`; does not wait for the device.
 

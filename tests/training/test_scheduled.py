@@ -46,6 +46,27 @@ def test_tensors_stay_the_same_and_their_values_change():
     assert scheduled.logged(32) == pytest.approx({"r1_weight": 0.3, "augment_p": 0.3})
 
 
+@pytest.mark.parametrize("graph", [False, True])
+def test_schedules_are_corrected_for_updates_for_penalties_alone(graph):
+    """c = 4 / 5 of G, every 4 iterations, and 2 / 3 of D; in a captured iteration beta2 is a tensor."""
+    keys = OptimizerConfig(lr=RISING, betas=(0.9, RISING))
+    lazy = {"weight": 1, "every": 4, "separate": True}
+    penalties = {"r1": {**lazy, "every": 2}, "r2": {"weight": 1, "every": 8}}
+    scheduled = build(
+        g_optimizer=keys, d_optimizer=keys, penalties=penalties, g_penalties={"path_length": lazy}, n_critic=2
+    )
+    gan = scheduled.gan
+    optimizers = {"g": adam(gan.raw_G, keys, graph), "d": adam(gan.raw_D, keys, graph)}
+    for name, c in (("g", 4 / 5), ("d", 2 / 3)):
+        scheduled.set_optimizer(name, optimizers[name], keys, 32)
+        (group,) = optimizers[name].param_groups
+        assert isinstance(group["betas"][1], torch.Tensor) == graph
+        values = float(group["lr"]), *(float(beta) for beta in group["betas"])
+        assert values == pytest.approx((0.3 * c, 0.9**c, 0.3**c), rel=1e-6)
+    # D is updated twice an iteration of 32 images, for its r1 in every second, G for its path length in every fourth
+    assert [scheduled.updates(32 * i) for i in range(5)] == [6, 3, 5, 3, 6]
+
+
 def test_constants_are_filled_once():
     """In an iteration on a GPU each fill is a kernel; a restored state leaves them as they are."""
     scheduled = build(penalties={"r1": 0.5}, augment=["color"], augment_p=0.3)

@@ -154,6 +154,11 @@ class Generator(nn.Module):
         """The part of the first layer's weights that z meets; labels meet the rest."""
         return self.map.layers[0].weight[:, : self.z_dim]  # type: ignore[index,union-attr]
 
+    @property
+    def z_gain(self) -> float:
+        """What that layer multiplies its weights by; it depends on the width of what enters beside z."""
+        return self.map.layers[0].weight_gain  # type: ignore[union-attr,return-value]
+
     def mapping(self, z: Tensor, labels: Tensor | None = None) -> Tensor:
         """w [N, w_dim]; w_mean + psi (w - w_mean) is a truncated one."""
         return self.map(z, labels)

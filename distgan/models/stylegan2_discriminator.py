@@ -75,9 +75,9 @@ class Discriminator(nn.Module):
 
     @property
     def layers_from_image(self) -> list[nn.Module]:
-        """The layers from the image on: from_image, the two or three convolutions of each block, ..., the output."""
+        """The layers from the image on, without the logits: from_image, the convolutions of each block, ..."""
         convolutions = [layer for block in self.blocks for layer in block.children()]
-        return [self.from_image, *convolutions, self.conv, self.linear, self.output]
+        return [self.from_image, *convolutions, self.conv, self.linear]
 
     def forward(self, images: Tensor, labels: Tensor | None = None) -> Tensor:
         x = scaled_leaky_relu(self.from_image(to_autocast(images)), self.clamp)

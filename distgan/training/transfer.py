@@ -151,7 +151,9 @@ def copy_z_weights(
     if name not in dependent:
         return {}
     empty.load_state_dict(weights, assign=True)
-    z_weights.copy_(empty.z_weights)
+    # an equalized layer scales its weights by its inputs, of which labels are a part
+    factor = getattr(empty, "z_gain", 1.0) / getattr(network, "z_gain", 1.0)
+    z_weights.copy_(empty.z_weights * factor)
     return {name: z_weights.numel()}
 
 

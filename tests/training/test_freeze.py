@@ -21,6 +21,7 @@ from distgan.training.state import get_optimizer_tensors, set_optimizer_tensors
 from helpers import TINY, launch, train, weights
 
 TRANSFORMER = {"width": 16, "depth": 4, "heads": 2, "patch": 4, "embedding": 8}
+STYLEGAN2 = {"channel_base": 64, "w_dim": 8, "mapping_layers": 2}
 SMALL: dict[str, tuple[int, dict[str, Any], list[str]]] = {
     "cat": (8, TRANSFORMER | {"d_width": 16, "d_depth": 2, "d_heads": 2}, ["from_patches", "blocks.0", "blocks.1"]),
     "dcgan": (16, {"width": 4}, ["layers.0", "layers.2", "layers.3"]),
@@ -28,6 +29,7 @@ SMALL: dict[str, tuple[int, dict[str, Any], list[str]]] = {
     "mlp": (8, {"width": 16, "layers": 2}, ["layers.0", "layers.2"]),
     "r3gan": (8, {"widths": [16, 16]}, ["from_images", "stages.0", "lowest"]),
     "sngan": (32, {"width": 4}, ["blocks.0", "blocks.1", "blocks.2", "blocks.3"]),
+    "stylegan2": (8, STYLEGAN2, ["from_image", "blocks.0", "conv", "linear"]),
 }
 """The side of the images, the options, and the modules of the layers from the image on, of every network."""
 

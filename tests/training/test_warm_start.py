@@ -28,6 +28,7 @@ SMALL: dict[str, tuple[int, dict[str, Any]]] = {
     "mlp": (8, {"width": 16}),
     "r3gan": (8, {"widths": [16, 16]}),
     "sngan": (32, {"width": 4}),
+    "stylegan2": (8, {"channel_base": 64, "w_dim": 8, "mapping_layers": 2, "d_mapping_layers": 2}),
 }
 """The side of the images and the options of every network."""
 NUMBERS = (Condition("energy"), Condition("angle"), Condition("tagged", "flag"))
@@ -105,7 +106,7 @@ def test_what_depends_on_labels_begins_anew(name, before, after):
         assert copied.tensors + len(copied.new) == len(initial)
 
 
-@pytest.mark.parametrize("name", ["cat", "dcgan", "gat", "mlp", "r3gan"])
+@pytest.mark.parametrize("name", ["cat", "dcgan", "gat", "mlp", "r3gan", "stylegan2"])
 @pytest.mark.parametrize(("before", "after"), [("none", "3 classes"), ("5 classes", "3 classes"), ("numbers", "none")])
 def test_the_weights_that_z_meets_are_copied(name, before, after):
     """Where labels stand beside z: with the labels' part at 0, G of an unconditional source makes the same images."""
@@ -113,7 +114,9 @@ def test_the_weights_that_z_meets_are_copied(name, before, after):
     G, other = build(target, 0)[0], build(source, 1)[0]
     initial = G.z_weights.clone()
     copied = copy_weights(G, "generator", state(other), source, target, FILE)
-    assert torch.equal(G.z_weights, other.z_weights) and not torch.equal(G.z_weights, initial)
+    gain = {network: getattr(network, "z_gain", 1.0) for network in (G, other)}
+    assert torch.allclose(G.z_weights * gain[G], other.z_weights * gain[other], rtol=1e-6)
+    assert not torch.equal(G.z_weights, initial)
     assert G.z_weights.numel() == other.z_weights.numel()
     part = [text for text in [*copied.new, *copied.left_out] if text.endswith("but for the weights of z")]
     embedded = name not in ("dcgan", "mlp") and before == "5 classes"  # in as many features as before
@@ -125,6 +128,8 @@ def test_the_weights_that_z_meets_are_copied(name, before, after):
         G.eval()
         other.eval()
         assert torch.allclose(images(G(z, labels)), images(other(z, None)), atol=1e-6)
+        if hasattr(G, "mapping"):
+            assert torch.allclose(G.mapping(z, labels), other.mapping(z), atol=1e-6)
 
 
 def images(output: Any) -> Tensor:

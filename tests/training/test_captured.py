@@ -131,8 +131,8 @@ def test_a_rollback_captures_anew(trained, captures, monkeypatch):
     poisoned: list[int] = []
     call: Callable = CapturedIteration.__call__
 
-    def poison(self: CapturedIteration, batches: Any, penalties: Any) -> Any:
-        outcome = call(self, batches, penalties)
+    def poison(self: CapturedIteration, *arguments: Any) -> Any:
+        outcome = call(self, *arguments)
         poisoned.append(1)
         return outcome._replace(norms=outcome.norms * float("nan")) if len(poisoned) == 8 else outcome
 

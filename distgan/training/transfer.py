@@ -152,8 +152,7 @@ def copy_z_weights(
         return {}
     empty.load_state_dict(weights, assign=True)
     # an equalized layer scales its weights by its inputs, of which labels are a part
-    factor = getattr(empty, "z_gain", 1.0) / getattr(network, "z_gain", 1.0)
-    z_weights.copy_(empty.z_weights * factor)
+    z_weights.copy_(empty.z_weights).mul_(getattr(empty, "z_gain", 1.0) / getattr(network, "z_gain", 1.0))
     return {name: z_weights.numel()}
 
 

@@ -1,4 +1,4 @@
-"""The console script: `distgan train|evaluate|sample|shards|plot|report ...`."""
+"""The console script: `distgan train|evaluate|sample|convert|shards|plot|report ...`."""
 
 import importlib
 import sys
@@ -9,6 +9,7 @@ COMMANDS = {
     "train": "train a GAN, or resume a run",
     "evaluate": "compute metrics of generated images",
     "sample": "generate images",
+    "convert": "read StyleGAN2 networks of other projects",
     "shards": "write, check and describe datasets",
     "plot": "plot losses and other metrics of runs",
     "report": "write the page of a run, or of several side by side",

@@ -45,6 +45,8 @@ DATASETS = {
     "images-32": SampleSpec(32, 32, 3),
     "images-64": SampleSpec(64, 64, 3),
     "images-128": SampleSpec(128, 128, 3),
+    "images-256": SampleSpec(256, 256, 3),
+    "images-512": SampleSpec(512, 512, 3),
     "ffhq-64": SampleSpec(64, 64, 3),
     "ffhq-256": SampleSpec(256, 256, 3),
     "ffhq-512": SampleSpec(512, 512, 3),
@@ -58,7 +60,7 @@ DATASETS = {
 }
 """What the configs train on."""
 KINDS = "demo dcgan-stabilised r3gan-cifar10-small rpgan-stacked-mnist-cpu showers-cpu".split()
-KINDS += ["sngan-cifar10-cond", "wgan-gp", "gat-imagenet-256-s", "cat-imagenet-256-b"]
+KINDS += ["sngan-cifar10-cond", "wgan-gp", "gat-imagenet-256-s", "cat-imagenet-256-b", "stylegan2-cifar"]
 """One config of each kind."""
 
 VAE = {
@@ -134,7 +136,10 @@ def schedules(keys: Any) -> Iterator[dict[str, Any]]:
 def reduced_options(config: Config) -> dict[str, Any]:
     """The narrowest networks."""
     if config.model.name == "r3gan":
-        return {"widths": [16] * len(config.model.options.get("widths", ())), "group_width": 16}
+        widths = [16] * len(config.model.options.get("widths", ()))
+        return {"widths": widths, "group_width": 16, "blocks": 1, "expansion": 1}
+    if config.model.name == "stylegan2":
+        return {"channel_base": 4096, "channel_max": 4, "w_dim": 8, "mapping_layers": 1, "group": 2}
     if config.model.name in ("gat", "cat"):
         return {name: value for d in ("", "d_") for name, value in narrow_transformer(d)}
     return {"width": 4}
@@ -166,7 +171,8 @@ def reduce(path: Path, data: Callable[[SampleSpec], Path], run_dir: Path) -> Pat
         schedule["images"] = 3 * 4 * config.n_critic
         schedule["start"] = 0
         assert value_at(schedule, 0) != value_at(schedule, 4 * config.n_critic)
-    for penalty in keys["penalties"].values():  # a lazy one is due in the first iteration alone
+    # a lazy one is due in the first iteration alone
+    for penalty in [*keys["penalties"].values(), *keys["g_penalties"].values()]:
         if isinstance(penalty, dict) and "every" in penalty:
             penalty["every"] = 2
         if isinstance(penalty, dict) and "share" in penalty:
@@ -202,7 +208,7 @@ def check_run(path: Path, run_dir: Path, processes: int) -> None:
     """Two iterations were logged, with finite losses and every penalty, and the last was saved."""
     config, rows = parse(path), metrics(run_dir)
     assert [row["images"] for row in rows] == [4 * config.n_critic, 8 * config.n_critic]
-    assert {"d_loss", "g_loss", *config.penalties} <= rows[0].keys()
+    assert {"d_loss", "g_loss", *config.penalties, *config.g_penalties} <= rows[0].keys()
     assert all(math.isfinite(value) for row in rows for value in row.values() if isinstance(value, float))
     saved = run_dir / "checkpoints" / str(8 * config.n_critic)
     assert (saved / "ema.safetensors").exists() == bool(config.ema.half_life_images)
@@ -243,7 +249,7 @@ def test_every_config_trains_on_two_processes_at_reduced_width(data, tmp_path):
     command = [sys.executable, "-m", "accelerate.commands.launch", "--main_process_port", "0"]
     command += ["--config_file", str(ROOT / "launch/accelerate/cpu.yaml"), str(tmp_path / "runs.py"), *files]
     env = launch_env(PYTHONPATH=os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]))
-    done = subprocess.run(command, capture_output=True, text=True, env=env, timeout=600)
+    done = subprocess.run(command, capture_output=True, text=True, env=env, timeout=1200)
     assert done.returncode == 0, done.stdout + done.stderr
     for path in PATHS:
         check_run(path, tmp_path / "runs" / path.stem, processes=2)

@@ -173,6 +173,18 @@ def test_the_deviation_of_each_group_of_consecutive_images():
     close(found[6, 3], torch.tensor(1e-4, dtype=x.dtype).expand(2, 4))  # of one image: sqrt(1e-8)
 
 
+@pytest.mark.parametrize("architecture", ["residual", "plain"])
+def test_the_logit_written_out(architecture):
+    D = build(group=0, d_architecture=architecture)[1]
+    images, labels = random(2, 3, 16, 24), torch.arange(2)
+    x = scaled_leaky_relu(D.from_image(images))
+    for block in D.blocks:
+        y = scaled_leaky_relu(block.conv1(scaled_leaky_relu(block.conv0(x))))
+        x = y if architecture == "plain" else (y + block.skip(x)) / 2**0.5
+    x = D.output(scaled_leaky_relu(D.linear(scaled_leaky_relu(D.conv(x)).flatten(1))))
+    close(D(images, labels), (x * D.map(None, labels)).sum(1) / 12**0.5)
+
+
 def test_d_sees_the_other_images_of_a_group_alone():
     images, labels = random(8, 3, 16, 24), torch.arange(8) % 3
     D = build()[1]

@@ -123,16 +123,14 @@ def test_keys_in_the_text_are_keys(page):
             assert is_key(f"{section}.{name}"), f"{section}.{name}"
 
 
-COMMAND = re.compile(r"\bdistgan[ /](train|evaluate|sample|project|shards|report|plot)(?:\.py)?\b(.*)")
+COMMAND = re.compile(r"\bdistgan[ /](train|evaluate|sample|project|convert|shards|report|plot)(?:\.py)?\b(.*)")
 
 
 def commands(page: Path) -> Iterator[tuple[str, list[str]]]:
     """The commands of distgan in the code of a page: (train, [config, ...]), (shards make, [size, ...]), ..."""
     code = [*blocks(page), *re.findall(r"`([^`\n]+)`", prose(page))]
     for line in re.sub(r"\\\n", " ", "\n".join(code)).splitlines():
-        found = re.search(
-            r"\bdistgan[ /](train|evaluate|sample|project|shards|report|plot)(?:\.py)?\b(.*)", line.split("  #")[0]
-        )
+        found = COMMAND.search(line.split("  #")[0])
         if found:
             name = f"shards {found[2].split()[0]}" if found[1] == "shards" and found[2].strip() else found[1]
             yield name, re.findall(r" --([\w.]+)", found[2])
@@ -159,7 +157,7 @@ def test_options_exist(page):
 def test_options_are_found():
     """What the test above reads: the pages have commands of every kind, with options."""
     found = {command for page in PAGES for command, names in commands(page) if names}
-    assert {"train", "evaluate", "sample", "shards make", "report", "plot"} <= found
+    assert {"train", "evaluate", "sample", "convert", "shards make", "report", "plot"} <= found
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """Loading a trained generator: from one .safetensors file, or from a run folder."""
 
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,8 @@ def load_generator(
     """The generator in a .safetensors file, or in the best checkpoint of a run folder. Raises UsageError.
 
     Of a run without evaluations, the newest complete checkpoint. `vae` is the folder of the autoencoder that decodes
-    latents, by default the one that is kept by its hash. `truncation_psi` truncates w (`distgan.gan.truncation`).
+    latents, by default the one that is kept by its hash. `truncation_psi` truncates w (`distgan.gan.truncation`). Of
+    weights of another project, their source and licence are printed.
     """
     file, note = find_weights(Path(path))
     weights, metadata = load_weights(file)
@@ -39,6 +41,8 @@ def load_generator(
     G = build_network(file, metadata.config.model, spec, weights)
     check_truncation(G, truncation_psi, "truncation_psi")
     about: dict[str, Any] = {"z_dim": metadata.config.model.latent, "classes": metadata.classes}
+    if metadata.provenance:
+        print(f"{file}: {metadata.provenance}", file=sys.stderr)
     decoder = open_decoder(spec, vae, "cpu", "vae")
     generator = PretrainedGenerator(
         G, spec=spec, **about, path=file, note=note, decoder=decoder, truncation_psi=truncation_psi

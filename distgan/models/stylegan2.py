@@ -53,8 +53,7 @@ def build(
     adds a buffer for the mean of w of a converted network.
     """
     check_positive(mapping_layers=mapping_layers, w_dim=w_dim, channel_base=channel_base, channel_max=channel_max)
-    check_positive(d_mapping_layers=d_mapping_layers)
-    check_not_negative(group=group)
+    check_not_negative(group=group, d_mapping_layers=d_mapping_layers)
     check_choice("noise", noise, NOISES, "noise")
     check_choice("d_architecture", d_architecture, ARCHITECTURES, "architecture")
     check_numbers(mixing, clamp)

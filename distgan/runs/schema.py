@@ -10,6 +10,8 @@ from distgan.data.manifest import conditions_of
 from distgan.data.schema import MAX_CLASSES, Channels, ConditionRow, Count, Sha256, Size
 from distgan.samples import LIMITS, DType, LatentSpec, SampleSpec
 
+Text = Annotated[str, Meta(max_length=2000)]
+"""For people to read."""
 WeightsName = Annotated[str, Meta(pattern=r"^[A-Za-z0-9_-]+\.safetensors\Z")]
 
 
@@ -57,6 +59,14 @@ class LatentMetadata(Struct, frozen=True):
     flips: bool = False
 
 
+class SourceMetadata(Struct, frozen=True):
+    """Of weights that `distgan convert` wrote: the file that they are from."""
+
+    name: Text
+    sha256: Sha256
+    format: Text
+
+
 class WeightsMetadata(Struct, frozen=True):
     """What a generator is built from: the metadata of a .safetensors file of a checkpoint."""
 
@@ -72,6 +82,16 @@ class WeightsMetadata(Struct, frozen=True):
     conditions: list[ConditionRow] = []
     latents: LatentMetadata | None = None
     images: Count | None = None
+    licence: Text | None = None
+    """Of the weights, where they are another project's."""
+    source: SourceMetadata | None = None
+
+    @property
+    def provenance(self) -> str:
+        """Where weights of another project are from, and their licence, in a line; empty for those of a run."""
+        parts = [] if self.source is None else [f"weights of {self.source.name} ({self.source.format})"]
+        parts += [] if self.licence is None else [f"licence: {self.licence}"]
+        return " ".join("; ".join(parts).split())
 
     @property
     def spec(self) -> SampleSpec:

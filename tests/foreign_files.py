@@ -28,7 +28,8 @@ Tensors = dict[str, Tensor]
 def build(classes: int = 0, seed: int = 0, channels: int = 3, **options: Any) -> tuple[Any, Any]:
     """G and D of 16x16 images, with random tensors everywhere."""
     spec = SampleSpec(SIZE, SIZE, channels, classes)
-    G, D = models.build("stylegan2", spec, z_dim=Z_DIM, options={**TINY, **options}, seed=seed)
+    networks: Any = models.build("stylegan2", spec, z_dim=Z_DIM, options={**TINY, **options}, seed=seed)
+    G, D = networks
     generator = torch.Generator().manual_seed(seed)
     for network in (G, D):
         for name, tensor in network.state_dict().items():

@@ -10,6 +10,7 @@ from distgan.config.keys import Config
 from distgan.distributed import batchnorm
 from distgan.distributed.gradients import GradientAverage
 from distgan.distributed.processes import Distributed
+from distgan.errors import UsageError
 from distgan.frozen.vision import FrozenNetwork
 from distgan.gan.augment import Pipeline
 from distgan.gan.ema import EMA
@@ -155,6 +156,10 @@ def build_networks(
     check_perturbed_d(config, D, spec)
     check_penalized_g(config, G, spec)
     check_truncation(G, config.evaluate.truncation_psi, "evaluate.truncation_psi")
+    if getattr(G, "w_mean", None) is not None:
+        raise UsageError(
+            "model.options.w_mean: it is of converted networks, and training does not update it; leave it out"
+        )
     return G, D
 
 

@@ -2,6 +2,7 @@
 
 import contextlib
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 from torch import nn
@@ -12,6 +13,9 @@ from distgan.errors import DistganError, UsageError, format_os_error
 from distgan.runs.checkpoint import Checkpoints, load_weights
 from distgan.runs.weights import WeightFiles, find_files
 from distgan.training.transfer import NAMES, Architecture, Copied, copy_weights, differing_keys
+
+W_MEAN = "w_mean"
+"""The mean of w of a converted network; of other networks it is computed from their weights."""
 
 
 class WarmStart:
@@ -51,6 +55,11 @@ class WarmStart:
         file = self.source.files[kind]
         weights, metadata = load_weights(file)
         source = Architecture.of(file, metadata)
+        source = replace(source, options={name: value for name, value in source.options.items() if name != W_MEAN})
+        if weights.pop(W_MEAN, None) is not None:
+            self.lines.append(f"left out of {file.name}: {W_MEAN}, which training would not keep up to date")
+        if metadata.provenance and metadata.provenance not in self.lines:
+            self.lines.append(metadata.provenance)
         copied = copy_weights(network, kind, weights, source, self.target, file)
         self.lines += describe_copied(kind, network, copied, source, self.target, file)
         return source

@@ -6,17 +6,15 @@ from typing import Any
 
 import pytest
 import torch
-from gpu.recorded_graph import RecordedCapture
 from safetensors.torch import load_file
 
 from distgan.config.keys import Config, OptimizerConfig
 from distgan.errors import UsageError
 from distgan.gan.adam import TensorAdam
 from distgan.gan.ema import EMA
-from distgan.training import build, captured, loop
+from distgan.training import captured
 from distgan.training.captured import CapturedIteration
 from distgan.training.checks import check_graph
-from distgan.training.iteration import Iteration
 from helpers import metrics, train, weights
 
 FALLING = "{from: 0.01, to: 0.0001, images: 200}"
@@ -47,20 +45,6 @@ CASES: dict[str, list[str]] = {
         *("--augment", "[color, flip]", "--terms", "{align: {weight: 0.01, path: DINOV2}, consistency: 0.1}"),
     ],
 }
-
-
-@pytest.fixture
-def captures(monkeypatch) -> list[RecordedCapture]:
-    """Lets a run with `graph` go on a CPU; the captures of its loops."""
-    made: list[RecordedCapture] = []
-
-    def capture(iteration: Iteration) -> CapturedIteration:
-        made.append(RecordedCapture(iteration))
-        return CapturedIteration(iteration, made[-1])
-
-    monkeypatch.setattr(build, "check_graph", lambda config, device: None)
-    monkeypatch.setattr(loop, "CapturedIteration", capture)
-    return made
 
 
 def newest(run: Path, name: str) -> dict[str, torch.Tensor]:

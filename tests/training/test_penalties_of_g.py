@@ -7,10 +7,8 @@ from typing import Any
 
 import pytest
 import torch
-from gpu.recorded_graph import RecordedCapture
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from torch._dynamo.utils import counters
 
 from distgan.config.entries import PenaltyEntry, parse_penalty
 from distgan.config.keys import Config, ModelConfig, OptimizerConfig
@@ -18,10 +16,7 @@ from distgan.errors import UsageError
 from distgan.gan.g_penalties import G_PENALTIES, GPenalty
 from distgan.models import MODELS
 from distgan.samples import SampleSpec
-from distgan.training import build, loop
-from distgan.training.captured import CapturedIteration
 from distgan.training.checks import check_config
-from distgan.training.iteration import Iteration
 from distgan.training.noise_checks import check_shares
 from distgan.training.optimizers import adam, lazy_factor
 from distgan.training.penalty_checks import check_g_penalties, check_penalized_g
@@ -157,18 +152,10 @@ def test_separate_in_every_iteration_changes_nothing(run):
     assert all(torch.equal(plain[name], separated[name]) for name in plain) and computed(runs[0]) == computed(runs[1])
 
 
-def test_captured_equals_eager(run, whole, monkeypatch):
+def test_captured_equals_eager(run, whole, captures):
     """One graph for each set of due penalties of both networks; the warm-up leaves the running mean as it was."""
-    made: list[RecordedCapture] = []
-
-    def capture(iteration: Iteration) -> CapturedIteration:
-        made.append(RecordedCapture(iteration))
-        return CapturedIteration(iteration, made[-1])
-
-    monkeypatch.setattr(build, "check_graph", lambda config, device: None)
-    monkeypatch.setattr(loop, "CapturedIteration", capture)
     check_same(run("captured", "--graph=true"), whole, 2e-5)
-    assert [each.captures for each in made] == [3]  # both, none, path length alone
+    assert [each.captures for each in captures] == [3]  # both, none, path length alone
 
 
 class LinearG(nn.Module):
@@ -185,23 +172,14 @@ class LinearG(nn.Module):
         return {"images": self.synthesis(w.mean(1)).tanh().view(-1, *self.spec.shape), "w": w}
 
 
-def test_compiled_equals_eager_and_is_compiled_once(run, monkeypatch, capsys):
+def test_compiled_equals_eager_and_is_compiled_once(run, graphs, monkeypatch, capsys):
     """G with and without its graph; the objectives; those of the penalties; joint, a variant of G's objective."""
     monkeypatch.setitem(
         MODELS, "linear", lambda spec, *, z_dim: (LinearG(spec, z_dim), MODELS["mlp"](spec, z_dim=z_dim, width=4)[1])
     )
     words = ["--model.name=linear", "--model.options={}", "--penalties={r1: {weight: 1, every: 2, separate: true}}"]
     expected = run("linear", *words)
-    graphs: list[int] = []
-    call = Iteration.__call__
-
-    def count(self: Iteration, *arguments: Any) -> Any:
-        outcome = call(self, *arguments)
-        graphs.append(counters["stats"]["unique_graphs"])
-        return outcome
-
-    monkeypatch.setattr(Iteration, "__call__", count)
-    counters.clear()
+    graphs.clear()
     compiled = run("linear compiled", *words, "--compile=true")
     assert "compiled in" in capsys.readouterr().out
     assert graphs == [graphs[0]] * 6 and 4 <= graphs[0] <= 6

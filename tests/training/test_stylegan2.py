@@ -6,12 +6,9 @@ With noise inputs, mixed styles, groups of images that D compares, labels, a laz
 from pathlib import Path
 
 import pytest
-from gpu.recorded_graph import RecordedCapture
 from safetensors.torch import load_file
 from torch import Tensor
 
-from distgan.training import build, loop
-from distgan.training.captured import CapturedIteration
 from helpers import computed, launch, metrics, train, weights
 
 OPTIONS = "channel_base: 64, channel_max: 12, w_dim: 8, mapping_layers: 2, d_mapping_layers: 2"
@@ -90,13 +87,10 @@ def test_bf16_is_close_to_float32(tiny, whole, tmp_path):
         assert half["d_loss"] != row["d_loss"]
 
 
-def test_captured_the_run_is_the_same(tiny, whole, tmp_path, monkeypatch):
+def test_captured_the_run_is_the_same(tiny, whole, tmp_path, captures):
     """By a recording of a CUDA graph's operations, which refuses what waits for the host."""
-    monkeypatch.setattr(build, "check_graph", lambda config, device: None)
-    monkeypatch.setattr(
-        loop, "CapturedIteration", lambda iteration: CapturedIteration(iteration, RecordedCapture(iteration))
-    )
     assert train(*words(tiny, tmp_path / "run", "--graph=true")) == 0
+    assert [each.captures for each in captures] == [2]  # with r1 and without
     check_same(tmp_path / "run", whole, 1e-4)
 
 

@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable, Collection, Iterable
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +23,7 @@ from distgan.models.layers import has_torch_spectral_norm
 from distgan.samples import SampleSpec
 from distgan.training.noise_checks import check_perturbations
 from distgan.training.penalty_checks import check_names, check_separate
+from distgan.training.per_sample import check_per_sample
 
 
 def check_config(config: Config) -> None:
@@ -111,16 +113,7 @@ def check_loss(name: str) -> None:
         "g(fake, real)": lambda: loss.g(logits, logits if loss.paired else None),
     }
     for call, compute in calls.items():
-        try:
-            value = compute()
-        except Exception as error:  # a user's loss may raise anything
-            message = (str(error).splitlines() or [""])[0]
-            raise UsageError(f"loss: {call} of {name} raises {type(error).__name__}: {message}") from error
-        if not isinstance(value, Tensor) or value.shape != (3,):
-            returned = list(value.shape) if isinstance(value, Tensor) else type(value).__name__
-            raise UsageError(
-                f"loss: {call} of {name} returns {returned} for 3 logits; it must return [3], per-sample losses"
-            )
+        check_per_sample(f"loss: {call} of {name}", compute, "logits", "losses")
 
 
 @torch.no_grad()
@@ -209,16 +202,7 @@ def check_penalties(names: Iterable[str]) -> None:
         forward = DForward(
             quadratic, real, fake, quadratic(real), quadratic(fake), None, torch.full((3,), 0.5), changes[0], changes[1]
         )
-        try:
-            value = PENALTIES[name].compute(forward)
-        except Exception as error:  # a user's penalty may raise anything
-            message = (str(error).splitlines() or [""])[0]
-            raise UsageError(f"penalties: {name} raises {type(error).__name__}: {message}") from error
-        if not isinstance(value, Tensor) or value.shape != (3,):
-            returned = list(value.shape) if isinstance(value, Tensor) else type(value).__name__
-            raise UsageError(
-                f"penalties: {name} returns {returned} for 3 images; it must return [3], per-sample penalties"
-            )
+        check_per_sample(f"penalties: {name}", partial(PENALTIES[name].compute, forward), "images", "penalties")
 
 
 def quadratic(images: Tensor, labels: object = None) -> Tensor:

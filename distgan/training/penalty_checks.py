@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Iterable, Mapping
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -9,10 +10,11 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from distgan.config.keys import Config
 from distgan.errors import UsageError
-from distgan.gan.g_penalties import G_PENALTIES, GSample
+from distgan.gan.g_penalties import G_PENALTIES, GPenalty, GSample
 from distgan.gan.outputs import images_of
 from distgan.models import example_labels
 from distgan.samples import SampleSpec
+from distgan.training.per_sample import check_per_sample
 
 
 def check_separate(config: Config) -> None:
@@ -40,20 +42,16 @@ def check_names(config: Config) -> None:
 def check_g_penalties(names: Iterable[str]) -> None:
     """Compute each penalty of a linear G on three latents. Raises UsageError if it is not per-sample."""
     for name in names:
-        penalty = G_PENALTIES[name]
         z = torch.linspace(-1, 1, 6).view(3, 2)
         w = z.clone().requires_grad_(True)
         sample = GSample((w @ torch.ones(2, 4)).view(3, 1, 2, 2), w, z)
-        try:
-            value = penalty.compare(penalty.measure(sample), torch.zeros(()))
-        except Exception as error:  # a user's penalty may raise anything
-            message = (str(error).splitlines() or [""])[0]
-            raise UsageError(f"g_penalties: {name} raises {type(error).__name__}: {message}") from error
-        if not isinstance(value, Tensor) or value.shape != (3,):
-            returned = list(value.shape) if isinstance(value, Tensor) else type(value).__name__
-            raise UsageError(
-                f"g_penalties: {name} returns {returned} for 3 images; it must return [3], per-sample penalties"
-            )
+        compute = partial(penalized, G_PENALTIES[name], sample)
+        check_per_sample(f"g_penalties: {name}", compute, "images", "penalties")
+
+
+def penalized(penalty: GPenalty, sample: GSample) -> Tensor:
+    """The penalties of a sample where the running mean is 0."""
+    return penalty.compare(penalty.measure(sample), torch.zeros(()))
 
 
 def check_penalized_g(config: Config, G: nn.Module, spec: SampleSpec) -> None:

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from distgan.commands.generator_options import GeneratorOptions
 from distgan.commands.sample_options import LOOPS, SHEETS
 from distgan.config.types import NonNegativeInt, PositiveFloat, PositiveInt
 from distgan.errors import UsageError
@@ -12,7 +13,7 @@ FORMATS = (".npz", *SHEETS, *LOOPS)
 
 
 @dataclass(frozen=True)
-class Options:
+class Options(GeneratorOptions):
     """The options of `distgan project`; the docstrings are their help."""
 
     out: str = "projected"
@@ -48,15 +49,6 @@ class Options:
     """Channels of a sheet or an animation, from 1: 3,2,1 as red, green and blue, or 1 as grey. Default: the first."""
     fps: PositiveFloat = 25
     """Frames per second of an animation."""
-    vae: str | None = None
-    """Folder of the autoencoder that decodes what a generator of latents makes. Default: that of the run, or the one
-    that is kept in ~/.cache/distgan/vae, by its hash."""
-    device: str = "cpu"
-    """Device of the generator, such as cuda."""
-
-    @property
-    def suffix(self) -> str:
-        return Path(self.out).suffix.lower()
 
 
 def check_options(options: Options) -> None:

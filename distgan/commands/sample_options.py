@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from distgan.commands.generator_options import GeneratorOptions
 from distgan.config.types import NonNegativeFloat, PositiveFloat, PositiveInt
 from distgan.errors import UsageError
 
@@ -26,7 +27,7 @@ NOT_BESIDE = {
 
 
 @dataclass(frozen=True)
-class Options:
+class Options(GeneratorOptions):
     """The options of `distgan sample`; the docstrings are their help."""
 
     count: PositiveInt | None = None
@@ -73,15 +74,6 @@ class Options:
     truncation_psi: NonNegativeFloat = 1.0
     """Truncation of w, for G with a mapping network: w_mean + psi (w - w_mean), with the mean of each label (Karras et
     al. 2019). 1: off."""
-    vae: str | None = None
-    """Folder of the autoencoder that decodes what a generator of latents makes. Default: that of the run, or the one
-    that is kept in ~/.cache/distgan/vae, by its hash."""
-    device: str = "cpu"
-    """Device of the generator, such as cuda."""
-
-    @property
-    def suffix(self) -> str:
-        return Path(self.out).suffix.lower()
 
     @property
     def animated(self) -> bool:

@@ -183,7 +183,7 @@ class Generator(nn.Module):
 
     def layer_noises(self, noise_keys: Tensor | None) -> list[Tensor | None]:
         """The noise of each convolution, [N, 1, H, W] or [H, W]."""
-        layers = [layer for block in self.blocks for layer in (block.conv0, block.conv1) if layer is not None]
+        layers = [layer for block in self.blocks for layer in block.children() if isinstance(layer, StyledConv)]
         constant = [layer.noise_const for layer in layers]
         if noise_keys is not None:
             return [normal_noise(noise_keys + k, (1, *noise.shape)) for k, noise in enumerate(constant)]

@@ -36,7 +36,14 @@ def on_two(tiny, bands, tmp_path_factory) -> Callable[[str], Path]:
     return run
 
 
-@pytest.mark.parametrize(("dataset", "norm"), [("tiny", "none"), ("tiny", "batch"), ("bands", "batch")])
+@pytest.mark.parametrize(
+    ("dataset", "norm"),
+    [
+        pytest.param("tiny", "none", marks=pytest.mark.slow),
+        ("tiny", "batch"),
+        pytest.param("bands", "batch", marks=pytest.mark.slow),
+    ],
+)
 def test_two_processes_compute_the_same_as_one(request, tmp_path, on_two, dataset, norm):
     """The losses agree within 1e-5 after 20 iterations, with BatchNorm too: its statistics are those of all images."""
     data = request.getfixturevalue(dataset)

@@ -3,6 +3,7 @@
 import math
 from dataclasses import replace
 
+import pytest
 import torch
 from bench.mixtures import MIXTURES, generated, score, train
 
@@ -18,6 +19,7 @@ def test_the_score_of_real_points_and_of_a_collapsed_generator():
     assert abs(collapsed.kl - math.log(8)) < 1e-6
 
 
+@pytest.mark.slow
 def test_rpgan_with_r1_and_r2_covers_the_ring():
     """With the sign of G's loss exchanged, no mode is covered."""
     short = replace(RING, iterations=1500)

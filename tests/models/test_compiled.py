@@ -31,7 +31,7 @@ NETWORKS: dict[str, tuple[str, int, dict[str, Any]]] = {
     "cat-recomputed": ("cat", 8, TINY | {"d_width": 16, "d_depth": 2, "d_heads": 2, "checkpoint_blocks": 2}),
 }
 """By name: architecture, image size, options."""
-TRANSFORMERS = ("gat", "gat-recomputed", "cat", "cat-recomputed")
+SLOW = ("gat", "gat-recomputed", "cat", "cat-recomputed", "sngan", "stylegan2")
 """What takes half a minute each."""
 PENALIZED = [network for network in NETWORKS if network != "dcgan"]  # whose D has BatchNorm
 CONDITIONS = (Condition("energy"), Condition("tagged", "flag"), Condition("angle"))
@@ -121,10 +121,7 @@ def assert_equal_traced(network: str, labels: str, penalize: bool) -> None:
     ("network", "labels"),
     [
         *[pytest.param(network, "none", marks=pytest.mark.slow) for network in NETWORKS],
-        *[
-            pytest.param(network, "classes", marks=[pytest.mark.slow] * (network in TRANSFORMERS))
-            for network in NETWORKS
-        ],
+        *[pytest.param(network, "classes", marks=[pytest.mark.slow] * (network in SLOW)) for network in NETWORKS],
         *[pytest.param(network, "mixed", marks=pytest.mark.slow) for network in MIXED],
     ],
 )

@@ -161,6 +161,7 @@ def test_buffers_of_a_frozen_batchnorm_go_on():
     assert not D.layers[3].weight.requires_grad and not torch.equal(D.layers[3].running_mean, before)
 
 
+@pytest.mark.slow
 def test_two_processes_keep_it_and_compute_what_one_does(trained, tiny, tmp_path):
     source = trained("--epochs", 1, "--model.options.norm", "group", name="source")
     files, _ = load(source / "checkpoints" / "80")

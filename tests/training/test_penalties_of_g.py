@@ -118,6 +118,7 @@ def test_an_older_checkpoint_without_running_means_is_resumed(run):
     assert 0 < running_mean(older) < metrics(older)[0]["path_length_mean"] * 1.5
 
 
+@pytest.mark.slow
 def test_two_processes_compute_the_same_as_one(tiny, whole, tmp_path):
     done = launch(2, f"--data.shards={tiny}", *WORDS, "--images=96", f"--run_dir={tmp_path / 'two'}")
     assert "2 process(es), cpu" in done.stdout
@@ -172,6 +173,7 @@ class LinearG(nn.Module):
         return {"images": self.synthesis(w.mean(1)).tanh().view(-1, *self.spec.shape), "w": w}
 
 
+@pytest.mark.slow
 def test_compiled_equals_eager_and_is_compiled_once(run, graphs, monkeypatch, capsys):
     """G with and without its graph; the objectives; those of the penalties; joint, a variant of G's objective."""
     monkeypatch.setitem(

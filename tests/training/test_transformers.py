@@ -112,7 +112,7 @@ def test_a_resumed_run_is_bit_identical(words, whole, tmp_path, name):
     assert computed(tmp_path)[-1]["digest"] == computed(whole(name))[-1]["digest"]
 
 
-@pytest.mark.parametrize("name", ["gat", "cat"])
+@pytest.mark.parametrize("name", ["gat", pytest.param("cat", marks=pytest.mark.slow)])
 def test_bf16_is_close_to_float32(words, whole, tmp_path, name):
     assert train(*words(name, "--images=64", "--precision=bf16", f"--run_dir={tmp_path}")) == 0
     for row, half in zip(metrics(whole(name)), metrics(tmp_path), strict=True):

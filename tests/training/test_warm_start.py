@@ -389,6 +389,7 @@ def test_labels_with_other_names_are_said(trained, tmp_path, capsys):
     assert expected in run_lines(capsys)
 
 
+@pytest.mark.slow
 def test_two_processes_begin_as_one_does(trained, tiny, tmp_path):
     """With a learning rate of nearly 0 they save the source's weights bit for bit, from the same files."""
     group = ["--model.options.norm", "group"]

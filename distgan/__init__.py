@@ -22,7 +22,9 @@ def load(
     vae: "str | Path | None" = None,
     truncation_psi: float = 1.0,
 ) -> "PretrainedGenerator":
-    """The generator in a .safetensors file, or in the best or else the newest checkpoint of a run folder.
+    """The generator in a .safetensors file, in the best or else the newest checkpoint of a run folder, or on the hub.
+
+    There it is at hf://OWNER/NAME or hf://OWNER/NAME@REVISION, where `distgan publish` put it.
 
     A module in eval mode: z [N, z_dim] and, if it has classes or conditions, the labels that its method `labels` makes
     -> images [N, C, H, W] in [-1, 1], which stand for the range of `spec`. `sample(n, seed)` draws all of them.

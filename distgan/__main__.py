@@ -1,4 +1,4 @@
-"""The console script: `distgan train|evaluate|sample|project|convert|shards|plot|report ...`."""
+"""The console script: `distgan train|evaluate|sample|project|publish|convert|shards|plot|report ...`."""
 
 import importlib
 import sys
@@ -10,6 +10,7 @@ COMMANDS = {
     "evaluate": "compute metrics of generated images",
     "sample": "generate images",
     "project": "find the latents of images",
+    "publish": "a generator as a folder for the Hugging Face hub",
     "convert": "read StyleGAN2 networks of other projects",
     "shards": "write, check and describe datasets",
     "plot": "plot losses and other metrics of runs",

@@ -1,7 +1,6 @@
 """Files of pretrained networks: config.json and safetensors, in a folder or on the Hugging Face hub."""
 
 import importlib
-import re
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,8 +9,8 @@ from typing import Any, TypeVar
 import msgspec
 
 from distgan.errors import UsageError
+from distgan.hub import HUB, download, is_address, parse_address
 
-HUB = "hf://"
 CONFIG = "config.json"
 
 T = TypeVar("T")
@@ -42,25 +41,13 @@ def find_folder(source: Source, path: str | Path, key: str) -> Path:
 
     What is there is not downloaded again. Raises UsageError, which names `key`.
     """
-    address = str(path)
-    if not address.startswith(HUB):
+    if not is_address(path):
         return Path(path)
-    match = re.fullmatch(r"hf://([\w.-]+/[\w.-]+)(?:@([\w./-]+))?/?", address)
-    if match is None:
-        raise UsageError(f"{key}: {address}: a {source.name} on the hub is {HUB}OWNER/NAME or {HUB}OWNER/NAME@REVISION")
     try:
-        import huggingface_hub
-    except ImportError:
-        install = f"pip install 'distgan[{source.extra}]'"
-        raise UsageError(f"{key}: {address} needs huggingface_hub; {install}") from None
-    repository, revision = match.groups()
-    files = [CONFIG, source.weights]
-    try:
-        folder = huggingface_hub.snapshot_download(repository, revision=revision, allow_patterns=files)
-    except Exception as error:  # of the hub's client, of its HTTP client, of the disk
-        reason = " ".join(str(error).split()).split("Request ID")[0].strip()
-        raise UsageError(f"{key}: {address}: {type(error).__name__}: {reason}") from None
-    return Path(folder)
+        address = parse_address(path, f"a {source.name}")
+        return download(address, [CONFIG, source.weights], extra=source.extra)
+    except UsageError as error:
+        raise UsageError(f"{key}: {error}") from None
 
 
 def decode_config(source: Source, folder: Path, config: type[T], key: str) -> T:

@@ -13,9 +13,10 @@ from distgan.errors import UsageError
 from distgan.frozen.vae import open_decoder
 from distgan.gan.truncation import check_truncation
 from distgan.generators.pretrained import PretrainedGenerator
+from distgan.hub import is_address
 from distgan.runs.checkpoint import load_weights
 from distgan.runs.schema import ModelMetadata
-from distgan.runs.weights import find_folder
+from distgan.runs.weights import MODEL, find_folder
 from distgan.samples import SampleSpec
 
 
@@ -26,11 +27,11 @@ def load_generator(
     vae: str | Path | None = None,
     truncation_psi: float = 1.0,
 ) -> PretrainedGenerator:
-    """The generator in a .safetensors file, or in the best checkpoint of a run folder. Raises UsageError.
+    """The generator in a .safetensors file, in the best checkpoint of a run folder, or at hf://OWNER/NAME[@REVISION].
 
     Of a run without evaluations, the newest complete checkpoint. `vae` is the folder of the autoencoder that decodes
     latents, by default the one that is kept by its hash. `truncation_psi` truncates w (`distgan.gan.truncation`). Of
-    weights of another project, their source and licence are printed.
+    weights of another project, their source and licence are printed. Raises UsageError.
     """
     file, note = find_weights(Path(path))
     weights, metadata = load_weights(file)
@@ -76,11 +77,14 @@ def shapes(tensors: Mapping[str, Tensor]) -> dict[str, torch.Size]:
 
 
 def find_weights(path: Path, newest: bool = False) -> tuple[Path, str]:
-    """The file to load, and a note: `path` itself, or the EMA of G, else G, in a run's best or newest checkpoint."""
-    if not path.is_dir():
+    """The file to load, and a note: `path` itself, or the EMA of G, else G, in a run's best or newest checkpoint.
+
+    Of a folder that `distgan publish` wrote, or of one on the hub, its model.safetensors.
+    """
+    if not path.is_dir() and not is_address(path):
         return path, ""
     folder, note = find_folder(path, newest)
-    for name in ("ema.safetensors", "generator.safetensors"):
+    for name in ("ema.safetensors", "generator.safetensors", MODEL):
         if (folder / name).is_file():
             return folder / name, note
     raise UsageError(f"{path} holds no checkpoint")

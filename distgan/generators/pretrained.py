@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,6 +14,7 @@ from distgan.gan.step import generate
 from distgan.gan.truncation import truncate
 from distgan.generators.conditions import check_values, spread
 from distgan.generators.mapped import MappedGenerator
+from distgan.hub import HUB, is_address
 from distgan.rng import rng
 from distgan.samples import SampleSpec, network_labels
 
@@ -55,6 +57,26 @@ class PretrainedGenerator(MappedGenerator):
         self.note = note
         """Why that one, of a run with evaluations; empty otherwise."""
         self.eval().requires_grad_(False)
+
+    @classmethod
+    def from_pretrained(
+        cls, path: str | Path, *, revision: str | None = None, device: str | torch.device = "cpu", **options: Any
+    ) -> "PretrainedGenerator":
+        """The generator in a folder, a file or a run, or in the repository OWNER/NAME of the Hugging Face hub.
+
+        OWNER/NAME is on the hub where there is no such folder here, and hf://OWNER/NAME always. `options` are those of
+        `distgan.load`. Raises UsageError.
+        """
+        from distgan.generators.loading import load_generator  # it imports this module
+
+        there = path if Path(path).exists() or is_address(path) else f"{HUB}{path}"
+        return load_generator(f"{there}@{revision}" if revision else there, device, **options)
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write config.json and model.safetensors: the file that it was loaded from, without paths. Raises OSError."""
+        from distgan.generators.publication import write_weights
+
+        write_weights(self.path, Path(folder))
 
     def forward(self, z: Tensor, labels: Tensor | None = None) -> Tensor:
         return self.decoder(self.latents(z, labels))

@@ -10,7 +10,9 @@ from distgan.data.manifest import conditions_of
 from distgan.data.schema import MAX_CLASSES, Channels, ConditionRow, Count, Sha256, Size
 from distgan.samples import LIMITS, DType, LatentSpec, SampleSpec
 
-Text = Annotated[str, Meta(max_length=2000)]
+MOST_TEXT = 2000
+"""Characters of a text."""
+Text = Annotated[str, Meta(max_length=MOST_TEXT)]
 """For people to read."""
 WeightsName = Annotated[str, Meta(pattern=r"^[A-Za-z0-9_-]+\.safetensors\Z")]
 
@@ -35,6 +37,8 @@ class CheckpointState(Struct, frozen=True):
     """The files that the run began with, by network: `distgan.runs.weights`."""
     init_from_path: str | None = None
     """Where the configuration says they are."""
+    origins: list[Text] = []
+    """The provenance of the weights that the run began with, where they are another project's."""
 
 
 class ModelMetadata(Struct, frozen=True):
@@ -85,12 +89,18 @@ class WeightsMetadata(Struct, frozen=True):
     licence: Text | None = None
     """Of the weights, where they are another project's."""
     source: SourceMetadata | None = None
+    origins: list[Text] = []
+    """Of a run that began with weights of other projects: their provenance."""
 
     @property
     def provenance(self) -> str:
-        """Where weights of another project are from, and their licence, in a line; empty for those of a run."""
+        """Where weights of another project are from, or those that a run began with, and their licence, in a line.
+
+        Empty for those of a run of its own.
+        """
         parts = [] if self.source is None else [f"weights of {self.source.name} ({self.source.format})"]
         parts += [] if self.licence is None else [f"licence: {self.licence}"]
+        parts += [f"fine-tuned from {origin.removeprefix('fine-tuned from ')}" for origin in self.origins]
         return " ".join("; ".join(parts).split())
 
     @property

@@ -7,16 +7,26 @@ from pathlib import Path
 
 from distgan.errors import DistganError, RunError, UsageError
 from distgan.files import sha256_file
+from distgan.hub import download, is_address, parse_address
 from distgan.runs.checkpoint import Checkpoints, find_corruption, read_state
 
 STATE = "state.json"
+MODEL = "model.safetensors"
+"""The file of G in a folder that `distgan publish` wrote: the EMA, if the run has one."""
 
 
 def find_folder(path: Path, newest: bool = False) -> tuple[Path, str]:
     """The best checkpoint of a run, and a note that says so, else its newest one; of another folder itself.
 
-    With `newest` never the best. Raises RunError if all checkpoints are corrupt.
+    With `newest` never the best. hf://OWNER/NAME[@REVISION] is a folder in the hub's cache. Raises RunError if all
+    checkpoints are corrupt, and UsageError for what cannot be downloaded.
     """
+    if is_address(path):
+        address = parse_address(path, "a generator")
+        folder = download(address, [MODEL])
+        if not (folder / MODEL).is_file():
+            raise UsageError(f"{address} has no {MODEL}; give a repository that `distgan publish` wrote")
+        return folder, ""
     with contextlib.closing(Checkpoints(path / "checkpoints")) as checkpoints:
         best = None if newest else checkpoints.best
         if best is not None and find_corruption(checkpoints.folder / str(best.images)) is None:
@@ -57,7 +67,7 @@ def find_files(path: Path) -> WeightFiles:
     """
     if path.is_file():
         return WeightFiles(path, "", {"generator": path, "ema": path})
-    if not path.is_dir():
+    if not path.is_dir() and not is_address(path):
         raise UsageError(f"{path} is not there; give a run, a checkpoint, or a .safetensors file")
     try:
         folder, note = find_folder(path)
@@ -65,9 +75,11 @@ def find_files(path: Path) -> WeightFiles:
         raise UsageError(f"every checkpoint of {path} is corrupt; give another run") from None
     files = {name: folder / f"{name}.safetensors" for name in ("ema", "generator", "discriminator")}
     found = {name: file for name, file in files.items() if file.is_file()}
+    if not found and (folder / MODEL).is_file():
+        found["ema"] = folder / MODEL
     G = found.get("ema", found.get("generator"))
     if G is None:
-        raise UsageError(f"{path} holds no checkpoint, and no generator.safetensors or ema.safetensors")
+        raise UsageError(f"{path} holds no checkpoint, and no generator.safetensors, ema.safetensors or {MODEL}")
     return WeightFiles(folder, note, {"ema": G, "generator": G, **found})
 
 

@@ -65,6 +65,8 @@ class Trainer:
         self.ema = processes.run_on_all(lambda: build_ema(config, gan, start))
         self.init_from = {} if start is None else start.sha256
         """The sha256 of the files that the run began with, by network."""
+        self.origins = [] if start is None else start.origins
+        """The provenance of these, where they are weights of other projects."""
         self.scheduled = ScheduledValues(config, gan, processes.device, self.ema)
         self.minibatches = minibatches_of(config, processes, data, gan)
         alarms = Alarms(list(config.penalties), absolute=gan.loss.boundary is not None)
@@ -102,6 +104,7 @@ class Trainer:
         self.scheduled.load_state(saved.augment_p, saved.augment_sign, saved.g_penalty_means)
         self.state = TrainState(saved.images, saved.skipped, saved.rollbacks)
         self.init_from = saved.init_from
+        self.origins = saved.origins
 
     def train(self) -> str | None:
         """Train to the end, or to a stop; returns the reason of a stop.
@@ -248,6 +251,7 @@ class Trainer:
                 "manifest": self.data.dataset.digest,
                 "networks": self.data.networks,
                 "init_from": self.init_from,
+                **({"origins": self.origins} if self.origins else {}),
             }
             counters = {"skipped": self.state.skipped, "rollbacks": self.state.rollbacks, **self.scheduled.state()}
             counters["init_from_path"] = self.config.init_from

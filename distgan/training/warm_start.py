@@ -11,6 +11,7 @@ from distgan.config.keys import Config
 from distgan.distributed.processes import Distributed
 from distgan.errors import DistganError, UsageError, format_os_error
 from distgan.runs.checkpoint import Checkpoints, load_weights
+from distgan.runs.schema import MOST_TEXT
 from distgan.runs.weights import WeightFiles, find_files
 from distgan.training.transfer import NAMES, Architecture, Copied, copy_weights, differing_keys
 
@@ -26,6 +27,8 @@ class WarmStart:
         self.sha256 = sha256
         """Of the files, by network."""
         self.target: Architecture | None = None
+        self.origins: list[str] = []
+        """The provenance of weights of other projects."""
         self.lines = [f"init_from: {source.place}{source.note}"]
         """What was copied, for the first lines of a run."""
 
@@ -58,7 +61,8 @@ class WarmStart:
         source = replace(source, options={name: value for name, value in source.options.items() if name != W_MEAN})
         if weights.pop(W_MEAN, None) is not None:
             self.lines.append(f"left out of {file.name}: {W_MEAN}, which training would not keep up to date")
-        if metadata.provenance and metadata.provenance not in self.lines:
+        if metadata.provenance and metadata.provenance not in self.origins:
+            self.origins.append(metadata.provenance[:MOST_TEXT])
             self.lines.append(metadata.provenance)
         copied = copy_weights(network, kind, weights, source, self.target, file)
         self.lines += describe_copied(kind, network, copied, source, self.target, file)

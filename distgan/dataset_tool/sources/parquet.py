@@ -19,10 +19,11 @@ from PIL import Image
 from distgan.dataset_tool.sources import parquet_columns
 from distgan.dataset_tool.sources.columns import add_columns
 from distgan.dataset_tool.sources.encoded import open_bytes, open_image
-from distgan.dataset_tool.sources.parquet_files import HUB, download_dataset, files_of_split, find_parquets
+from distgan.dataset_tool.sources.parquet_files import download_dataset, files_of_split, find_parquets
 from distgan.dataset_tool.sources.pixels import Layout
 from distgan.dataset_tool.sources.source import Source
 from distgan.errors import UsageError
+from distgan.hub import HUB
 
 BLOCK_BYTES = 32_000_000
 """Of images in a block of rows: a row group of up to this size is one block."""

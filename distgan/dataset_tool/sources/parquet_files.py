@@ -4,11 +4,10 @@ import re
 from pathlib import Path, PurePosixPath
 
 from distgan.dataset_tool.notes import note
-from distgan.dataset_tool.sources.extras import extra
 from distgan.dataset_tool.sources.source import is_hidden
 from distgan.errors import UsageError
+from distgan.hub import HUB, download, parse_address
 
-HUB = "hf://"
 SPLITS = {
     **{"train": "train", "training": "train", "test": "test"},
     **{"validation": "validation", "valid": "validation", "val": "validation", "dev": "validation"},
@@ -50,24 +49,10 @@ def download_dataset(address: str, split: str) -> tuple[Path, str]:
 
     Only Parquet files are downloaded, and of a dataset in splits only those of `split`. Raises UsageError.
     """
-    match = re.fullmatch(r"hf://(?:datasets/)?([\w.-]+/[\w.-]+)(?:@([\w./-]+))?/?", address)
-    if match is None:
-        raise UsageError(f"{address}: a dataset on the hub is hf://OWNER/NAME or hf://OWNER/NAME@REVISION")
-    with extra("parquet", address):
-        import huggingface_hub
-    repository, revision = match.groups()
-    folder = Path()
+    where = parse_address(address, "a dataset")
     for pattern in (f"*{split}*.parquet", "*.parquet"):
-        try:
-            folder = Path(
-                huggingface_hub.snapshot_download(
-                    repository, repo_type="dataset", revision=revision, allow_patterns=[pattern]
-                )
-            )
-        except Exception as error:  # of the hub's client, of its HTTP client, of the disk
-            reason = " ".join(str(error).split()).split("Request ID")[0].strip()
-            raise UsageError(f"{address}: {type(error).__name__}: {reason}") from None
+        folder = download(where, [pattern], extra="parquet", kind="dataset")
         if find_parquets(folder):
-            return folder, f"{HUB}{repository}@{folder.name}"
+            return folder, f"{HUB}{where.repository}@{folder.name}"
     fix = "the hub's own conversion of many is at @refs/convert/parquet"
     raise UsageError(f"{address}: there is no Parquet file in it; {fix}")

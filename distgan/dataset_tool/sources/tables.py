@@ -6,11 +6,11 @@ from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 from distgan.dataset_tool.sources.extras import extra
-from distgan.dataset_tool.sources.parquet_files import HUB
 from distgan.dataset_tool.sources.pixels import Layout
 from distgan.dataset_tool.sources.source import Source, is_image
 from distgan.dataset_tool.sources.tars import is_tar
 from distgan.errors import UsageError
+from distgan.hub import HUB
 
 LMDB_FILE = "data.mdb"
 SUFFIXES = {

@@ -1,0 +1,80 @@
+"""`distgan publish RUN_OR_FILE OWNER/NAME`: a generator as a folder for the Hugging Face hub, and its upload."""
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from distgan.commands.run import run_command
+from distgan.config.parser import Parser, take_import
+from distgan.errors import UsageError, format_os_error
+from distgan.hub import NAME, upload
+from distgan.plugins import import_user_modules
+
+RUN_OR_FILE = "A run folder (the EMA of its best checkpoint, or else of the newest), or a .safetensors file."
+PUSH = "Send the folder to the hub. Default: write it only."
+
+
+@dataclass(frozen=True)
+class Options:
+    """The options of `distgan publish`; the docstrings are their help."""
+
+    out: str | None = None
+    """A new folder. Default: published/NAME."""
+    license: str | None = None
+    """Licence of the weights, an identifier of the hub such as apache-2.0, cc-by-nc-4.0 or other."""
+    title: str | None = None
+    """Title of the model card. Default: NAME."""
+
+
+def publish(run_or_file: str, repository: str, options: Options, *, push: bool, private: bool) -> None:
+    """Write the folder, and send it where asked to. Raises UsageError and RunError."""
+    if NAME.fullmatch(repository) is None:
+        raise UsageError(f"repository: {repository!r} is not OWNER/NAME")
+    # Imported after parsing: --help and a mistyped option do not wait for torch.
+    from distgan.generators.publication import listed, write_publication
+
+    folder = Path(options.out) if options.out else Path("published") / repository.partition("/")[2]
+    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
+        raise UsageError(f"out: {folder} is there already; give a new folder")
+    temporary = folder.with_name(f".{folder.name}.tmp")
+    try:
+        shutil.rmtree(temporary, ignore_errors=True)
+        facts = write_publication(run_or_file, temporary, repository, licence=options.license, title=options.title)
+        temporary.replace(folder)
+    except OSError as error:
+        raise UsageError(f"out: {folder} cannot be written: {format_os_error(error)}") from None
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    print(f"{folder}:")
+    for name, size in listed(folder):
+        print(f"  {name:<18} {size:>13,} bytes")
+    if facts.provenance:
+        print(f"  {facts.provenance}")
+    if not push:
+        visibility = "private" if private else "public"
+        print(f"nothing was sent; --push sends these files to hf://{repository}, {visibility}")
+        return
+    if facts.provenance and options.license is None:
+        raise UsageError(f"license: these weights are not only yours ({facts.provenance}); give --license")
+    url = upload(folder, repository, private=private, message=f"{facts.title}, by distgan publish")
+    print(f"sent: {url}")
+
+
+def command(argv: list[str]) -> None:
+    """Read the command line, and publish."""
+    parser = Parser(prog="distgan publish", description=__doc__)
+    parser.add_argument("run_or_file", help=RUN_OR_FILE)
+    parser.add_argument("repository", help="OWNER/NAME of the repository on the hub.")
+    parser.add_class_arguments(Options, as_group=False)
+    parser.add_argument("--push", action="store_true", help=PUSH)
+    parser.add_argument("--private", action="store_true", help="Create the repository as a private one.")
+    parser.add_import("Your module, or modules, that add the model.")
+    namespace = parser.parse_args(argv)
+    words = {name: namespace.pop(name) for name in ("run_or_file", "repository", "push", "private")}
+    import_user_modules(take_import(namespace))
+    publish(**words, options=Options(**namespace.as_dict()))
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Returns the exit code: 0, 2 for bad input, 1 if the folder could not be sent."""
+    return run_command(command, argv)

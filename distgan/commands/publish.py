@@ -20,7 +20,7 @@ class Options:
 
     out: str | None = None
     """A new folder. Default: published/NAME."""
-    license: str | None = None
+    licence: str | None = None
     """Licence of the weights, an identifier of the hub such as apache-2.0, cc-by-nc-4.0 or other."""
     title: str | None = None
     """Title of the model card. Default: NAME."""
@@ -39,7 +39,7 @@ def publish(run_or_file: str, repository: str, options: Options, *, push: bool, 
     temporary = folder.with_name(f".{folder.name}.tmp")
     try:
         shutil.rmtree(temporary, ignore_errors=True)
-        facts = write_publication(run_or_file, temporary, repository, licence=options.license, title=options.title)
+        facts = write_publication(run_or_file, temporary, repository, licence=options.licence, title=options.title)
         temporary.replace(folder)
     except OSError as error:
         raise UsageError(f"out: {folder} cannot be written: {format_os_error(error)}") from None
@@ -54,8 +54,8 @@ def publish(run_or_file: str, repository: str, options: Options, *, push: bool, 
         visibility = "private" if private else "public"
         print(f"nothing was sent; --push sends these files to hf://{repository}, {visibility}")
         return
-    if facts.provenance and options.license is None:
-        raise UsageError(f"license: these weights are not only yours ({facts.provenance}); give --license")
+    if facts.provenance and options.licence is None:
+        raise UsageError(f"licence: these weights are not only yours ({facts.provenance}); give --licence")
     url = upload(folder, repository, private=private, message=f"{facts.title}, by distgan publish")
     print(f"sent: {url}")
 

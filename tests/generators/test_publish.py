@@ -58,7 +58,7 @@ def run(tiny, tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def published(run, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("published") / "model"
-    assert publish(run, "me/tiny", "--out", folder, "--license", "apache-2.0") == 0
+    assert publish(run, "me/tiny", "--out", folder, "--licence", "apache-2.0") == 0
     return folder
 
 
@@ -122,7 +122,7 @@ def test_the_folder_is_loaded_and_saved_again(published, run, tmp_path):
 def test_pushed_and_loaded_again_also_without_network(run, hub, tmp_path):
     environment = hub.environment(tmp_path / "cache")
     code = "import sys; from distgan.commands.publish import main; sys.exit(main(sys.argv[1:]))"
-    words = [str(run), "me/tiny", "--license", "mit", "--out"]
+    words = [str(run), "me/tiny", "--licence", "mit", "--out"]
     done = python(code, *words, str(tmp_path / "dry"), **environment)
     assert done.returncode == 0 and "nothing was sent; --push sends these files to hf://me/tiny, public" in done.stdout
     assert not hub.repositories
@@ -227,7 +227,7 @@ def test_the_licence_of_other_weights_stays_with_a_run_that_begins_with_them(tin
     capsys.readouterr()
     assert publish(tmp_path / "tuned", "me/faces", "--out", tmp_path / "out", "--push") == 2
     error = capsys.readouterr().err
-    assert "license: these weights are not only yours" in error and "for research" in error
+    assert "licence: these weights are not only yours" in error and "for research" in error
     card = (tmp_path / "out" / "README.md").read_text()
     assert f"Not trained from scratch: fine-tuned from {origin}" in card
 

@@ -31,7 +31,7 @@ TRAIN_OPTIONS = {"config", "fresh", "dry_run", "profile", "print_config", "help"
 """Those of `distgan train` that are no keys."""
 MISTYPED = {"bach"}
 """In a measurement of what a refusal costs."""
-SUFFIXES = {"py", "json", "jsonl", "html", "txt", "safetensors"}
+SUFFIXES = {"py", "json", "jsonl", "html", "png", "txt", "safetensors"}
 
 every_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 

@@ -54,7 +54,9 @@ def processes() -> Distributed:
 
 @pytest.fixture(scope="module")
 def evaluate(processes, digits, cache) -> Callable[..., Evaluator]:
-    return lambda **changes: Evaluator(processes, digits, Settings(**({"cache": cache, "samples": 600} | changes)))
+    return lambda log=None, **changes: Evaluator(
+        processes, digits, Settings(**({"cache": cache, "samples": 600} | changes)), log=log
+    )
 
 
 class Table(nn.Module):

@@ -1,5 +1,6 @@
 """An evaluation on all processes: generated images, their features, the metrics, and the card."""
 
+import math
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -230,21 +231,27 @@ class Evaluator:
 
     def share(self, part: Bin) -> tuple[int, Population]:
         """How many images are generated for a bin, and the real ones they are compared with: its share of all."""
+        samples = round(self.samples * len(part.ids) / self.total)
+        return samples, self.population(part, samples)
+
+    def population(self, part: Bin, samples: int) -> Population:
+        """The real images that `samples` generated ones of a bin are compared with.
+
+        A distance depends on the number of images: the floor is that of the bin's share of them, doubled or halved
+        until it is as near to `samples` as that comes, so that few different statistics are cached.
+        """
         images = len(part.ids)
-        samples = round(self.samples * images / self.total)
+        share = max(round(self.samples * images / self.total), 1)
+        stand_ins = round(share * 2.0 ** round(math.log2(max(samples, 1) / share)))
         wanted = self.settings.reference_images
         limit = None if wanted is None else max(round(wanted * images / self.total), 1)
-        return samples, Population(part.ids, Split.of(images, samples, limit), part.definition)
+        return Population(part.ids, Split.of(images, max(stand_ins, 1), limit), part.definition)
 
     def bin_row(
         self, part: Bin, samples: int, measure: Callable[[], Generated], stop: Callable[[], bool]
     ) -> dict[str, Any]:
-        """What the card says of a bin with `samples` generated images; called on all processes, complete on the main.
-
-        The real images, and with them the floor, are those of the bin's share, however many generated ones it has:
-        their statistics are cached.
-        """
-        population = self.share(part)[1]
+        """What the card says of a bin with `samples` generated images; called on all, complete on the main process."""
+        population = self.population(part, samples)
         if not enough(samples, population):
             counts = {"generated": samples, "reference": population.split.others + population.split.shared}
             return part.edges | {"metrics": {}, "floor": {}, "counts": counts, "too_few": LEAST_IMAGES}

@@ -113,6 +113,32 @@ def test_bins_by_class_show_the_classes_that_g_fails_in(digits, evaluate):
         evaluate(by="class", metrics=["modes"])
 
 
+def test_an_unconditional_g_is_sorted_by_the_classifier(digits, evaluate):
+    """It makes no 3, few 7s, and pale 8s."""
+    labels = digits.columns["label"]
+    kept = (labels != 3) & ((labels != 7) | (np.cumsum(labels == 7) <= 30))
+    G = real(digits, kept)
+    is_eight = torch.from_numpy(np.array(labels[kept] == 8))
+    G.images[is_eight] = (G.images[is_eight] + 1) * 0.6 - 1
+    card = evaluate(by="class", samples=1797)(G, z_dim=1)
+    assert (card.by, card.classes_from) == ("class", "classifier")
+    generated = [row["counts"]["generated"] for row in card.bins]
+    assert generated == card.histogram and generated[3] < 20 and card.bins[3]["too_few"] == 20
+    ratios = [row["metrics"]["fd_classifier"] / row["floor"]["fd_classifier"] for row in card.bins if row["metrics"]]
+    assert ratios[7] == max(ratios) > 3 * np.median(ratios), "of the 8, without the 3"
+    # a floor of about as many images as are generated: of a quarter of the share where those are few
+    assert 32 <= generated[7] < 64 and card.bins[7]["counts"]["floor"] == 45
+    assert card.bins[0]["counts"]["floor"] == 89, "half of the real images"
+    assert card.line().splitlines()[1] == "generated images by the class that the classifier sees:"
+
+
+def test_bins_by_class_need_labels_or_a_classifier(evaluate):
+    evaluator = evaluate(by="class", extractor="pixels", metrics=["fid"])
+    message = "by: the generator is not conditioned on 'class', and pixels does not tell the classes"
+    with pytest.raises(UsageError, match=message):
+        evaluator(nn.Identity(), z_dim=1)
+
+
 def test_a_collapse_shows_in_recall(digits, evaluate):
     card = evaluate()(real(digits, slice(8)), z_dim=1)
     assert card.metrics["recall"] < 0.03 and card.floor["recall"] > 0.7

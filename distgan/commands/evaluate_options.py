@@ -106,7 +106,8 @@ class Options:
             "vae": self.vae is not None,
             "bins": self.bins is not None,
         }
-        for name in [name for name, is_given in given.items() if is_given]:
+        name = next((name for name, is_given in given.items() if is_given), None)
+        if name is not None:
             raise UsageError(f"{name}: --generated has images, of which no generator is asked; leave it out")
         if self.data is None:
             raise UsageError("data: give the real images that --generated is compared with, as --data ADDRESS")

@@ -52,9 +52,20 @@ def open_images(
     found = run_long_on_main(processes, lambda: convert(address, cache / "datasets", option))
     if processes.is_main_process and found.line:
         print(found.line, flush=True)
-    opened = processes.run_on_all(lambda: real_images_of(open_dataset(found.folder), address))
+    opened = processes.run_on_all(lambda: open_converted(found.folder, address, option))
     processes.check_same_on_all_ranks(f"the dataset made of {address}", opened.dataset.digest)
     return opened
+
+
+def open_converted(folder: str, address: str, option: str) -> "RealImageSet":
+    """The dataset that the main process has made. Raises UsageError where this process does not see it."""
+    from distgan.data.dataset import open_dataset
+    from distgan.evaluation.originals import RealImageSet
+
+    if not is_dataset(folder):
+        fix = "give a --cache_dir that all machines see"
+        raise UsageError(f"{option}: {address} was converted into {folder}, which is not there; {fix}")
+    return RealImageSet(open_dataset(folder), address)
 
 
 def is_dataset(address: str) -> bool:

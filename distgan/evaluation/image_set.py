@@ -67,9 +67,9 @@ class ImageSet:
     def class_of(self, real: ShardSet) -> Callable[[np.ndarray, Tensor | None], Tensor]:
         """The ClassOf that maps the labels of the images, by their names, to the numbers of the real ones' classes."""
         places = {each.name: number for number, each in enumerate(real.classes)}
-        known = np.array([places.get(each.name, -1) for each in self.dataset.classes] + [-1])  # -1 indexes the last one
+        known = np.array([places[each.name] for each in self.dataset.classes], np.int64)
         classes = known[self.dataset.columns["label"][self.ids]]
-        return lambda numbers, logits: torch.from_numpy(classes[numbers].astype(np.int64))
+        return lambda numbers, logits: torch.from_numpy(classes[numbers])
 
     def describe(self) -> dict[str, Any]:
         """What a card says of them."""

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import subprocess
 import zipfile
 from pathlib import Path
 
@@ -18,8 +19,31 @@ from distgan.config.keys import Config
 from distgan.dataset_tool import workers
 from distgan.distributed.processes import Distributed
 from distgan.evaluation import image_set
-from helpers import TINY, launch, make_arrays, reset_accelerate, showers, train
+from helpers import ROOT, TINY, launch, launch_command, launch_env, make_arrays, reset_accelerate, showers, train
 
+SLOW_CONVERSION = """
+import time
+from distgan.commands import image_sets
+from distgan.config.keys import Config
+from distgan.distributed.processes import Distributed
+from distgan.errors import UsageError
+
+image_sets.BEAT_SECONDS = 0.2
+processes = Distributed(Config())
+
+
+def fail():
+    time.sleep(1)
+    raise UsageError("no images")
+
+
+print(image_sets.run_long_on_main(processes, lambda: time.sleep(12) or "done"))
+try:
+    image_sets.run_long_on_main(processes, fail)
+except UsageError as error:
+    print(error)
+processes.shutdown()
+"""
 CLASSES = ("dark", "grey", "light")
 
 
@@ -149,6 +173,16 @@ def test_two_processes_convert_once_and_give_the_numbers_of_one(root, tmp_path):
         assert first.pop("metrics") == pytest.approx(second.pop("metrics"), rel=1e-9)
         assert first.pop("floor") == pytest.approx(second.pop("floor"), rel=1e-9)
         assert first == second
+
+
+@pytest.mark.slow
+def test_the_others_wait_for_a_conversion_longer_than_a_time_out(tmp_path):
+    (tmp_path / "slow.py").write_text(SLOW_CONVERSION)
+    command = [word.replace(str(ROOT / "distgan/train.py"), str(tmp_path / "slow.py")) for word in launch_command(2)]
+    env = launch_env(PYTHONPATH=str(ROOT), DISTGAN_TIMEOUT_SECONDS="8")
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, env=env)
+    assert done.returncode == 0, done.stderr
+    assert sorted(done.stdout.splitlines()) == ["done", "done", "no images", "no images"]
 
 
 def test_classes_are_those_of_the_folders_else_what_the_classifier_sees(root, tmp_path, capsys):

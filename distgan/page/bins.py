@@ -18,7 +18,7 @@ def read_bins(folder: Path, records: Sequence[Record]) -> dict[str, Any] | None:
 
     Raises UsageError for a damaged card.
     """
-    cards = [{"at": images} | card for images, card in cards_of(records)]
+    cards: list[dict[str, Any]] = [{"at": images} | card for images, card in cards_of(records)]
     cards += [read_card(path) for path in sorted((folder / CARDS).glob("*.json"))]
     binned = [card for card in cards if card.get("bins")]
     if not binned:

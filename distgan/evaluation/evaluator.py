@@ -1,13 +1,11 @@
 """An evaluation on all processes: generated images, their features, the metrics, and the card."""
 
-import math
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
 from functools import partial
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -36,17 +34,15 @@ from distgan.evaluation.generated import (
     classifier_classes,
 )
 from distgan.evaluation.image_set import ImageSet, check_comparable
-from distgan.evaluation.reference import Population, RealImages, RealImageStatistics
+from distgan.evaluation.reference import RealImages, RealImageStatistics
 from distgan.evaluation.results import score
 from distgan.evaluation.scores import METRICS, check_library, class_histogram
 from distgan.evaluation.settings import Settings
-from distgan.evaluation.split import Split
+from distgan.evaluation.shares import LEAST_IMAGES, Shares, enough
 from distgan.evaluation.stored import Images
 from distgan.files import cache_folder
 from distgan.rng import normal_rows, philox
 from distgan.samples import SampleSpec
-
-LEAST_IMAGES = 20
 
 
 def never() -> bool:
@@ -89,10 +85,10 @@ class Evaluator:
         processes.check_same_on_all_ranks(f"extractor: the sha256 of {settings.extractor}", self.extractor.sha256)
         self.metrics = choose_metrics(settings.metrics, self.extractor)
         check_library()
-        total = self.total = len(dataset.columns["label"])
+        total = len(dataset.columns["label"])
         self.samples = settings.samples if settings.samples is not None else default_samples(dataset)
-        self.split = Split.of(total, self.samples, settings.reference_images)
-        if min(self.samples, settings.reference_images or total, total) < LEAST_IMAGES:
+        self.shares = Shares(total, self.samples, settings.reference_images)
+        if not enough(self.samples, self.shares.whole()):
             raise UsageError(f"samples: metrics need {LEAST_IMAGES} images or more, generated and real")
         self.bins = split_into_bins(dataset, settings.by, settings.bins)
         self.fake_labels = FakeLabels(dataset, settings.seed, settings.balanced)
@@ -108,13 +104,14 @@ class Evaluator:
     def prepare(self, stop: Callable[[], bool] = never) -> None:
         """Read or compute the statistics of the real images; the first evaluation does it otherwise. Raises Stopped."""
         if not self.prepared:
-            self.real = self.real_images.of(Population(np.arange(self.total), self.split), stop)
+            self.real = self.real_images.of(self.shares.whole(), stop)
             self.prepared = True
 
     def prepare_bins(self, stop: Callable[[], bool] = never) -> None:
         """Cache the statistics of the real images of each bin. Raises Stopped."""
         for each in self.bins:
-            samples, population = self.share(each)
+            samples = self.shares.samples_of(each)
+            population = self.shares.population(each, samples)
             if enough(samples, population):
                 self.real_images.of(population, stop)
 
@@ -204,7 +201,7 @@ class Evaluator:
     ) -> tuple[int, Callable[[], Generated]]:
         """How many images G makes for a bin, and what makes and measures them."""
         assert make is not None, "sets are sorted"
-        samples = self.share(part)[0]
+        samples = self.shares.samples_of(part)
         return samples, lambda: self.generated_images.of(make(samples, part), stop)
 
     def inputs(
@@ -229,29 +226,11 @@ class Evaluator:
             return z, None
         return z, torch.from_numpy(self.fake_labels.draw(first, count, spec, within)).to(device)
 
-    def share(self, part: Bin) -> tuple[int, Population]:
-        """How many images are generated for a bin, and the real ones they are compared with: its share of all."""
-        samples = round(self.samples * len(part.ids) / self.total)
-        return samples, self.population(part, samples)
-
-    def population(self, part: Bin, samples: int) -> Population:
-        """The real images that `samples` generated ones of a bin are compared with.
-
-        A distance depends on the number of images: the floor is that of the bin's share of them, doubled or halved
-        until it is as near to `samples` as that comes, so that few different statistics are cached.
-        """
-        images = len(part.ids)
-        share = max(round(self.samples * images / self.total), 1)
-        stand_ins = round(share * 2.0 ** round(math.log2(max(samples, 1) / share)))
-        wanted = self.settings.reference_images
-        limit = None if wanted is None else max(round(wanted * images / self.total), 1)
-        return Population(part.ids, Split.of(images, max(stand_ins, 1), limit), part.definition)
-
     def bin_row(
         self, part: Bin, samples: int, measure: Callable[[], Generated], stop: Callable[[], bool]
     ) -> dict[str, Any]:
         """What the card says of a bin with `samples` generated images; called on all, complete on the main process."""
-        population = self.population(part, samples)
+        population = self.shares.population(part, samples)
         if not enough(samples, population):
             counts = {"generated": samples, "reference": population.split.others + population.split.shared}
             return part.edges | {"metrics": {}, "floor": {}, "counts": counts, "too_few": LEAST_IMAGES}
@@ -286,11 +265,6 @@ class Evaluator:
             classes_from=source,
             bins=rows,
         )
-
-
-def enough(samples: int, real: Population) -> bool:
-    """Whether there are images enough for metrics, generated and real."""
-    return min(samples, real.split.others + real.split.shared) >= LEAST_IMAGES
 
 
 def default_samples(dataset: ShardSet) -> int:

@@ -230,7 +230,7 @@ def test_errors_are_one_line(run, dataset, cache, tmp_path, capsys):
     broken = tmp_path / "broken.safetensors"
     broken.write_bytes(weights.read_bytes()[:-9])
     cases = [
-        ([], "give a run folder or a .safetensors file, or --train_extractor DATASET, or --prefetch"),
+        ([], "give a run folder or a .safetensors file, or --generated ADDRESS, --train_extractor DATASET or"),
         ([weights], "data: give the dataset of the real images, as --data DATASET"),
         ([run, "--data", other], "has images 16x16x3, the generator makes 8x8x3"),
         ([run, "--data", unlabelled], "the classes of"),

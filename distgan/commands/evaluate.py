@@ -1,4 +1,4 @@
-"""`distgan evaluate`: metrics of a generator on all processes; and their extractors, trained or fetched."""
+"""`distgan evaluate`: metrics of a generator, or of images, on all processes; and extractors, trained or fetched."""
 
 import contextlib
 from collections.abc import Iterator
@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from distgan.commands.datasets import data_config, trained_on
 from distgan.commands.evaluate_options import Options
+from distgan.commands.image_sets import open_images
 from distgan.commands.run import run_distributed
 from distgan.commands.train_extractor import train_extractor
 from distgan.config.parser import Parser, take_import
@@ -19,8 +20,9 @@ if TYPE_CHECKING:
 
 DESCRIPTION = (
     "`distgan evaluate RUN_OR_FILE` computes metrics of generated images against the images of a dataset, on all "
-    "processes, and prints their card. `distgan evaluate --train_extractor DATASET` trains the extractor `classifier`. "
-    "`distgan evaluate --prefetch` prepares evaluations without network."
+    "processes, and prints their card. `distgan evaluate --generated ADDRESS --data ADDRESS` does so for images that "
+    "are there: folders, zips, .npz, datasets. `distgan evaluate --train_extractor DATASET` trains the extractor "
+    "`classifier`. `distgan evaluate --prefetch` prepares evaluations without network."
 )
 RUN_OR_FILE = "A run folder (the EMA of its newest checkpoint), or a .safetensors file of a generator or an EMA."
 BALANCED = "Generate as many images of each class. Default: at the frequencies of the dataset."
@@ -30,17 +32,14 @@ PREFETCH = "Download the extractor's weights and, with --data, compute the stati
 def evaluate_generator(run_or_file: str, options: Options) -> None:
     """Compute the metrics of a generator, print their card and write it. Raises UsageError and RunError."""
     from distgan.config.keys import Config
-    from distgan.data.dataset import open_dataset
     from distgan.distributed.processes import Distributed
     from distgan.evaluation.evaluator import Evaluator
-    from distgan.evaluation.originals import check_same_kind, real_images_of
+    from distgan.evaluation.originals import check_same_kind
     from distgan.generators.loading import find_weights, load_generator
     from distgan.runs.checkpoint import load_weights
 
     run = Path(run_or_file) if Path(run_or_file).is_dir() else None
-    out = options.out_file
-    if out is not None and out.suffix != ".json":
-        raise UsageError(f"out: {out} must end in .json")
+    out = options.card_file
     address = options.data or trained_on(run)
     processes = Distributed(Config())
     # found once: a run that goes on may save another checkpoint meanwhile
@@ -50,9 +49,9 @@ def evaluate_generator(run_or_file: str, options: Options) -> None:
     psi = options.truncation_psi
     G = processes.run_on_all(lambda: load_generator(file, processes.device, vae=vae, truncation_psi=psi))
     images = load_weights(G.path)[1].images
-    real = processes.run_on_all(lambda: real_images_of(open_dataset(address, keys), address, keys))
+    real = open_images(address, processes, options.cache, "data", keys)
     check_same_kind(G.spec, G.classes, *real)
-    evaluator = Evaluator(processes, real.dataset, path=real.address, **options.evaluator_arguments())
+    evaluator = Evaluator(processes, real.dataset, options.settings(), path=real.address)
     about = {"images": images, "ema": G.path.stem == "ema", "file": str(G.path)}
     with readable_errors(processes):
         card = evaluator(G, z_dim=G.z_dim, spec=G.spec, truncation_psi=psi, **about)
@@ -60,6 +59,36 @@ def evaluate_generator(run_or_file: str, options: Options) -> None:
             print(card.line(), flush=True)
         if out is None and run is not None:
             out = run / "cards" / options.card_name(images, card.extractor["name"], real.dataset.digest)
+        if out is not None:
+            processes.run_on_main(lambda: write_card(card, out))
+    processes.shutdown()
+
+
+def evaluate_images(address: str, options: Options) -> None:
+    """Compute the metrics of images that are there, print their card and write it. Raises UsageError and RunError."""
+    import numpy as np
+
+    from distgan.config.keys import Config
+    from distgan.distributed.processes import Distributed
+    from distgan.evaluation.evaluator import Evaluator
+    from distgan.evaluation.image_set import ImageSet
+    from distgan.evaluation.stored import StoredImages
+
+    options.check_generated()
+    assert options.data is not None, "checked"
+    out = options.card_file
+    processes = Distributed(Config())
+    real = open_images(options.data, processes, options.cache, "data")
+    generated = open_images(address, processes, options.cache, "generated")
+    total = len(generated.dataset.columns["label"])
+    skip = options.skip_bad
+    stored = StoredImages(processes, generated.dataset, np.arange(total), skip, "generated images", None)
+    images = ImageSet.draw(stored, generated.address, options.samples or total, options.seed)
+    evaluator = Evaluator(processes, real.dataset, options.settings(images.count), path=real.address)
+    with readable_errors(processes):
+        card = evaluator.evaluate_set(images)
+        if processes.is_main_process:
+            print(card.line(), flush=True)
         if out is not None:
             processes.run_on_main(lambda: write_card(card, out))
     processes.shutdown()
@@ -95,14 +124,12 @@ def prefetch(options: Options) -> None:
 def prefetch_statistics(address: str, options: Options) -> None:
     """Compute and cache the statistics of a dataset's images. Raises UsageError and RunError."""
     from distgan.config.keys import Config
-    from distgan.data.dataset import open_dataset
     from distgan.distributed.processes import Distributed
     from distgan.evaluation.evaluator import Evaluator
-    from distgan.evaluation.originals import real_images_of
 
     processes = Distributed(Config())
-    real = processes.run_on_all(lambda: real_images_of(open_dataset(address), address))
-    evaluator = Evaluator(processes, real.dataset, path=real.address, **options.evaluator_arguments())
+    real = open_images(address, processes, options.cache, "data")
+    evaluator = Evaluator(processes, real.dataset, options.settings(), path=real.address)
     with readable_errors(processes):
         evaluator.prepare()
         evaluator.prepare_bins()
@@ -155,10 +182,15 @@ def command(argv: list[str]) -> None:
         )
     elif prefetching:
         prefetch(options)
+    elif options.generated is not None:
+        if run_or_file is not None:
+            raise UsageError(f"generated: {run_or_file} is given too; give a generator or images that are there")
+        evaluate_images(options.generated, options)
     elif run_or_file is not None:
         evaluate_generator(run_or_file, options)
     else:
-        raise UsageError("give a run folder or a .safetensors file, or --train_extractor DATASET, or --prefetch")
+        choices = "a run folder or a .safetensors file, or --generated ADDRESS, --train_extractor DATASET or --prefetch"
+        raise UsageError(f"give {choices}")
 
 
 def main(argv: list[str] | None = None) -> int:

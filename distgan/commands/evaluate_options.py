@@ -3,10 +3,14 @@
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from distgan.config.types import NonNegativeFloat, NonNegativeInt, PositiveInt
+from distgan.errors import UsageError
 from distgan.files import cache_folder
+
+if TYPE_CHECKING:
+    from distgan.evaluation.settings import Settings
 
 
 @dataclass(frozen=True)
@@ -14,8 +18,11 @@ class Options:
     """The options of `distgan evaluate`; the docstrings are their help."""
 
     data: str | None = None
-    """Dataset of the real images. Default: the one that the generator was trained on; of a dataset of latents, the
-    images that are kept beside them, or the dataset that they were encoded from."""
+    """The real images: a dataset, or what `distgan shards make` reads (a folder, class folders, a .zip, an .npz, ...),
+    which is converted once into the cache. Default: the dataset that the generator was trained on; of a dataset of
+    latents, the images that are kept beside them, or the dataset that they were encoded from."""
+    generated: str | None = None
+    """Images to evaluate in the place of a generator's: a dataset or another source, as of --data."""
     metrics: str = ""
     """Comma-separated: fid, kid, is, precision_recall, density_coverage, modes. Default: fid, precision_recall, and
     modes with a classifier of the dataset's labels. Scores are named fid, kid and is only with Inception features; with
@@ -24,7 +31,8 @@ class Options:
     """classifier (of the dataset's labels; --train_extractor makes it), efficientnet-lite0, inception, pixels (averages
     of an image's parts: for images of any kind, without labels), or the .safetensors file of a classifier."""
     by: str | None = None
-    """A condition that the generator takes, or class: the metrics of the images of each of its bins too."""
+    """A condition that the generator takes, or class: the metrics of the images of each of its bins too. The class of
+    an image is the one that it was made for, its label, or, where it has none, what the extractor classifier sees."""
     bins: PositiveInt | None = None
     """Bins of --by, with about as many images in each; one for each value of a condition with fewer values, and for
     each class. Default: 5."""
@@ -36,9 +44,10 @@ class Options:
     """Folder of the autoencoder that decodes what a generator of latents makes. Default: that of the run, or the one
     that is kept in ~/.cache/distgan/vae, by its hash."""
     samples: PositiveInt | None = None
-    """Generated images. Default: 26,000 for stacked-mnist, else as many as the dataset has, up to 50,000."""
+    """Generated images. Default: 26,000 for stacked-mnist, else as many as the dataset has, up to 50,000; all of
+    --generated."""
     seed: NonNegativeInt = 0
-    """Seed of the latents, or of the classifier's training."""
+    """Seed of the latents, of which --samples of --generated are taken, or of the classifier's training."""
     reference_images: PositiveInt | None = None
     """Real images to compare with, drawn at random. Default: all. Their statistics are cached."""
     skip_bad: NonNegativeInt = 0
@@ -58,6 +67,13 @@ class Options:
         return Path(self.out) if self.out else None
 
     @property
+    def card_file(self) -> Path | None:
+        """Of the card, if it is named. Raises UsageError."""
+        if self.out_file is not None and self.out_file.suffix != ".json":
+            raise UsageError(f"out: {self.out} must end in .json")
+        return self.out_file
+
+    @property
     def cache(self) -> Path:
         return Path(self.cache_dir) if self.cache_dir else cache_folder()
 
@@ -65,20 +81,36 @@ class Options:
     def metric_names(self) -> list[str]:
         return [name.strip() for name in self.metrics.split(",") if name.strip()]
 
-    def evaluator_arguments(self) -> dict[str, Any]:
-        """The options that Evaluator takes."""
-        return {
-            "extractor": self.extractor,
-            "metrics": self.metric_names,
-            "samples": self.samples,
-            "seed": self.seed,
-            "reference_images": self.reference_images,
-            "skip_bad": self.skip_bad,
-            "cache": self.cache,
-            "by": self.by,
-            "bins": self.bins,
+    def settings(self, samples: int | None = None) -> "Settings":
+        """Those of the Evaluator, for a set of so many generated images, or for a generator."""
+        from distgan.evaluation.settings import Settings
+
+        return Settings(
+            extractor=self.extractor,
+            metrics=self.metric_names,
+            samples=samples if samples is not None else self.samples,
+            seed=self.seed,
+            reference_images=self.reference_images,
+            skip_bad=self.skip_bad,
+            cache=self.cache,
+            by=self.by,
+            bins=self.bins,
+            balanced=self.balanced,
+        )
+
+    def check_generated(self) -> None:
+        """Raises UsageError for options of a generator, of which a set of images has none."""
+        given = {
+            "truncation_psi": self.truncation_psi != 1,
             "balanced": self.balanced,
+            "vae": self.vae is not None,
+            "bins": self.bins is not None,
         }
+        name = next((name for name, is_given in given.items() if is_given), None)
+        if name is not None:
+            raise UsageError(f"{name}: --generated has images, of which no generator is asked; leave it out")
+        if self.data is None:
+            raise UsageError("data: give the real images that --generated is compared with, as --data ADDRESS")
 
     def card_name(self, images: int | None, extractor: str, manifest: str) -> str:
         """A name of its own for each choice of metrics, bins, sampling, seed and other data.

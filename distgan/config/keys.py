@@ -164,6 +164,9 @@ class EvaluateConfig:
     data: str | None = None
     """Dataset of the real images. null: the dataset of the run; of latents, the images that are kept beside them, or
     the dataset that they were encoded from."""
+    by: str | None = None
+    """A condition that G takes, or class: cards have the metrics of the images of each bin of it too, of class also for
+    a G without labels, by what the extractor classifier sees. null: of all images only."""
     balanced: bool = False
     """Generate as many images of each class; false: at the frequencies of the dataset."""
     truncation_psi: NonNegativeFloat = 1.0

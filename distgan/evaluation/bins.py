@@ -2,17 +2,20 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from distgan.data.index_file import NUMBERS
 from distgan.data.shardset import ShardSet
 from distgan.errors import UsageError
+from distgan.evaluation.features import Extractor
 from distgan.samples import SampleSpec
 
 CLASS = "class"
 DEFAULT_BINS = 5
+ClassesFrom = Literal["labels", "classifier"]
+"""What tells the class of a generated image: the label that it has or was made for, or the extractor."""
 
 
 @dataclass(frozen=True)
@@ -89,9 +92,29 @@ def choose_bin_metrics(metrics: Sequence[str], by: str | None) -> list[str]:
     return chosen
 
 
-def check_conditioned_on(spec: SampleSpec | None, by: str | None) -> None:
-    """Raises UsageError unless G, whose samples are `spec`, is conditioned on what the bins are made by."""
+def classes_from(labels: bool, extractor: Extractor, who: str) -> ClassesFrom:
+    """What tells the class of a generated image: its label, if it has one, else the classifier.
+
+    Raises UsageError, in which `who` are the images, if neither does.
+    """
+    if labels:
+        return "labels"
+    if "labels" in extractor.gives:
+        return "classifier"
+    raise UsageError(
+        f"by: {who}, and {extractor.name} does not tell the classes of the dataset; give --extractor classifier"
+    )
+
+
+def check_conditioned_on(spec: SampleSpec | None, by: str, extractor: Extractor) -> ClassesFrom | None:
+    """What tells the bin of an image of G, whose samples are `spec`; None: G is asked for images of each condition.
+
+    Raises UsageError unless G is conditioned on what the bins are made by, or the classifier tells the classes.
+    """
     names = [CLASS] * bool(spec and spec.num_classes) + [one.name for one in (spec.conditions if spec else ())]
-    if by is not None and by not in names:
+    if by == CLASS:
+        return classes_from(CLASS in names, extractor, "the generator is not conditioned on 'class'")
+    if by not in names:
         choices = f"choose from {', '.join(names)}" if names else "it takes no labels"
         raise UsageError(f"by: the generator is not conditioned on {by!r}; {choices}")
+    return None

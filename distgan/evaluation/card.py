@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 SHOWN_CLASSES = 10
 BALANCED = "balanced"
 AS_IN_THE_DATASET = "as in the dataset"
-OPTIONAL = ("image_sum", "by", "bins")
+OPTIONAL = ("image_sum", "by", "classes_from", "bins")
 """Keys that are not on a card where they are empty."""
 
 
@@ -36,10 +36,11 @@ class Card:
     extractor: dict[str, Any]
     """name, sha256, resize, accuracy on held-out images and the hash of the dataset it was trained on"""
     data: dict[str, Any]
-    """The reference: path, sha256 of the manifest, the resize filter of its images, and what KL compares with"""
+    """The reference: path, sha256 of the manifest, spec and resize filter of its images, and what KL compares with"""
     generator: dict[str, Any]
     """file, images seen in training, whether it is an EMA; truncation_psi of w, 1: none; labels: balanced or as in the
-    dataset; None where not known, and for a G without labels"""
+    dataset; None where not known, and for a G without labels. Of a set of images: address, sha256 of its manifest,
+    count, spec of its images"""
     seed: int
     """Of the latents"""
     histogram: list[int]
@@ -57,6 +58,8 @@ class Card:
     stored units"""
     by: str | None = None
     """What `bins` are made by: a condition, or `class`"""
+    classes_from: str | None = None
+    """Of bins by class, what tells the class of a generated image: `labels`, or `classifier`"""
     bins: list[dict[str, Any]] = field(default_factory=list)
     """For the images of each bin: low, high (and class), and metrics, floor, counts and image_sum as above; where there
     are too few images for metrics, too_few is how many they need"""
@@ -67,13 +70,9 @@ class Card:
 
     def line(self) -> str:
         """The card in one line of text, and one more for each bin."""
-        images = self.generator.get("images")
-        ema = self.generator.get("ema")
-        generator = ["EMA of G" if ema else "G"] if ema is not None else []
-        generator += [f"at {images:,} images"] if images is not None else []
         accuracy = self.extractor.get("accuracy")
         parts = [
-            " ".join(generator),
+            self.describe_generator(),
             format_counts(self.counts),
             f"extractor {self.extractor['name']} {self.extractor['sha256'][:8]}"
             + (f" (accuracy {accuracy:.2%})" if accuracy is not None else ""),
@@ -88,7 +87,19 @@ class Card:
         shown = f"; missing classes: {', '.join(missing)}" if missing else ""
         about = "; ".join(part for part in parts if part)
         values = format_values(self.metrics, self.floor, self.image_sum, shown)
-        return "\n".join([f"{values} | {about}", *(self.bin_line(row) for row in self.bins)])
+        seen = ["generated images by the class that the classifier sees:"] * (self.classes_from == "classifier")
+        return "\n".join([f"{values} | {about}", *seen, *(self.bin_line(row) for row in self.bins)])
+
+    def describe_generator(self) -> str:
+        """What the images are of: a generator, or a set, with their size where the real ones have another."""
+        if "address" in self.generator:
+            spec = self.generator["spec"]
+            sizes = f", {spec} against {self.data['spec']}" if spec != self.data["spec"] else ""
+            return f"images of {self.generator['address']} ({self.generator['sha256'][:8]}{sizes})"
+        images = self.generator.get("images")
+        ema = self.generator.get("ema")
+        words = ["EMA of G" if ema else "G"] if ema is not None else []
+        return " ".join(words + ([f"at {images:,} images"] if images is not None else []))
 
     def sampling(self) -> list[str]:
         """How the generated images were drawn, if not as they are by default."""

@@ -30,6 +30,7 @@ def describe_dataset(dataset: ShardSet) -> dict[str, Any]:
     """What a card says of the dataset of the real images, beside its path."""
     return {
         "manifest": dataset.digest,
+        "spec": str(dataset.spec.unconditional()),
         "resize": (dataset.manifest.options or {}).get("resize"),
         "kl_to": "uniform" if is_stacked(dataset) else "the dataset's labels",
     }

@@ -1,34 +1,48 @@
 """An evaluation on all processes: generated images, their features, the metrics, and the card."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from datetime import UTC, datetime
-from pathlib import Path
+from functools import partial
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from distgan.data.shardset import ShardSet
 from distgan.distributed.processes import Distributed
 from distgan.errors import UsageError
-from distgan.evaluation.bins import Bin, check_conditioned_on, choose_bin_metrics, split_into_bins
-from distgan.evaluation.card import Card, describe_sums
+from distgan.evaluation.bins import (
+    CLASS,
+    Bin,
+    ClassesFrom,
+    check_conditioned_on,
+    choose_bin_metrics,
+    classes_from,
+    split_into_bins,
+)
+from distgan.evaluation.card import Card
 from distgan.evaluation.classifier import is_stacked
 from distgan.evaluation.describe import choose_metrics, code_versions, describe_dataset, describe_extractor
 from distgan.evaluation.fake_labels import FakeLabels
 from distgan.evaluation.features import open_extractor
-from distgan.evaluation.generated import Generated, GeneratedStatistics
-from distgan.evaluation.reference import Population, RealImages, RealImageStatistics
-from distgan.evaluation.scores import METRICS, check_library, class_histogram, compute
-from distgan.evaluation.split import Split
-from distgan.evaluation.statistics import ROWS
+from distgan.evaluation.generated import (
+    ClassOf,
+    Generated,
+    GeneratedStatistics,
+    GeneratorImages,
+    classifier_classes,
+)
+from distgan.evaluation.image_set import ImageSet, check_comparable
+from distgan.evaluation.reference import RealImages, RealImageStatistics
+from distgan.evaluation.results import score
+from distgan.evaluation.scores import METRICS, check_library, class_histogram
+from distgan.evaluation.settings import Settings
+from distgan.evaluation.shares import LEAST_IMAGES, Shares, enough
+from distgan.evaluation.stored import Images
 from distgan.files import cache_folder
 from distgan.rng import normal_rows, philox
 from distgan.samples import SampleSpec
-
-LEAST_IMAGES = 20
 
 
 def never() -> bool:
@@ -37,23 +51,14 @@ def never() -> bool:
 
 
 class Evaluator:
-    """Metrics of a generator against the images of a dataset. Built and called on all processes.
+    """Metrics of generated images against the images of a dataset. Built and called on all processes.
 
     The number of processes changes the speed only: images go through the networks in the same chunks, and latents are
     a function of the seed and of the image's number.
 
     Args:
-        extractor: An entry of EXTRACTORS, or a classifier's file.
-        metrics: Entries of METRICS. Default: fid, precision_recall, and modes where the extractor gives classes.
-        samples: Generated images. Default: 26,000 for StackedMNIST, else as many as the dataset has, up to 50,000.
-        seed: Of the latents.
-        reference_images: Real images to compare with, drawn at random. Default: all.
-        skip_bad: Corrupt images of the dataset to replace by others; one more ends the evaluation.
+        dataset: The real images.
         path: Of the dataset, for the card.
-        cache: Folder of extractors and statistics. Default: ~/.cache/distgan.
-        by: A condition of the dataset, or `class`: the card tells the metrics of each bin of images by it too.
-        bins: How many bins of a condition, with about as many images in each. Default: 5.
-        balanced: As many generated images of each class of the dataset, in place of its frequencies.
         log: Where lines on progress go. Default: a bar on a terminal, else standard output.
 
     Raises UsageError for anything missing: unknown metrics, weights, packages, labels.
@@ -63,56 +68,50 @@ class Evaluator:
         self,
         processes: Distributed,
         dataset: ShardSet,
+        settings: Settings | None = None,
         *,
-        extractor: str = "classifier",
-        metrics: Sequence[str] = (),
-        samples: int | None = None,
-        seed: int = 0,
-        reference_images: int | None = None,
-        skip_bad: int = 0,
         path: str = "",
-        cache: Path | None = None,
-        by: str | None = None,
-        bins: int | None = None,
-        balanced: bool = False,
         log: Callable[[str], None] | None = None,
     ) -> None:
         self.processes = processes
         self.dataset = dataset
-        self.seed = seed
+        self.settings = settings = settings or Settings()
         self.path = path
-        self.cache = cache or cache_folder()
-        self.extractor = processes.run_on_all(lambda: open_extractor(extractor, dataset, processes.device, self.cache))
-        processes.check_same_on_all_ranks(f"extractor: the sha256 of {extractor}", self.extractor.sha256)
-        self.metrics = choose_metrics(metrics, self.extractor)
+        self.log = log
+        self.cache = settings.cache or cache_folder()
+        self.extractor = processes.run_on_all(
+            lambda: open_extractor(settings.extractor, dataset, processes.device, self.cache)
+        )
+        processes.check_same_on_all_ranks(f"extractor: the sha256 of {settings.extractor}", self.extractor.sha256)
+        self.metrics = choose_metrics(settings.metrics, self.extractor)
         check_library()
-        total = self.total = len(dataset.columns["label"])
-        self.samples = samples if samples is not None else default_samples(dataset)
-        self.split = Split.of(total, self.samples, reference_images)
-        if min(self.samples, reference_images or total, total) < LEAST_IMAGES:
+        total = len(dataset.columns["label"])
+        self.samples = settings.samples if settings.samples is not None else default_samples(dataset)
+        self.shares = Shares(total, self.samples, settings.reference_images)
+        if not enough(self.samples, self.shares.whole()):
             raise UsageError(f"samples: metrics need {LEAST_IMAGES} images or more, generated and real")
-        self.reference_images = reference_images
-        self.by = by
-        self.bins = split_into_bins(dataset, by, bins)
-        self.fake_labels = FakeLabels(dataset, seed, balanced)
-        self.bin_metrics = choose_bin_metrics(self.metrics, by)
-        folder = self.cache / "statistics"
-        self.real_images = RealImageStatistics(processes, dataset, self.extractor, folder, skip_bad, log)
+        self.bins = split_into_bins(dataset, settings.by, settings.bins)
+        self.fake_labels = FakeLabels(dataset, settings.seed, settings.balanced)
+        self.bin_metrics = choose_bin_metrics(self.metrics, settings.by)
+        self.real_images = RealImageStatistics(
+            processes, dataset, self.extractor, self.cache / "statistics", settings.skip_bad, log
+        )
         keep_logits = any(METRICS[name].needs != "features" for name in self.metrics)
-        self.generated_images = GeneratedStatistics(processes, self.extractor, dataset.spec, keep_logits, log)
+        self.generated_images = GeneratedStatistics(processes, self.extractor, keep_logits)
         self.prepared = False
         self.real: RealImages | None = None
 
     def prepare(self, stop: Callable[[], bool] = never) -> None:
         """Read or compute the statistics of the real images; the first evaluation does it otherwise. Raises Stopped."""
         if not self.prepared:
-            self.real = self.real_images.of(Population(np.arange(self.total), self.split), stop)
+            self.real = self.real_images.of(self.shares.whole(), stop)
             self.prepared = True
 
     def prepare_bins(self, stop: Callable[[], bool] = never) -> None:
         """Cache the statistics of the real images of each bin. Raises Stopped."""
         for each in self.bins:
-            samples, population = self.share(each)
+            samples = self.shares.samples_of(each)
+            population = self.shares.population(each, samples)
             if enough(samples, population):
                 self.real_images.of(population, stop)
 
@@ -136,15 +135,74 @@ class Evaluator:
         conditioned on, and for balanced classes of a G without, and Stopped on all processes soon after `stop()` is
         true on one.
         """
-        check_conditioned_on(spec, self.by)
+        source = self.check_bins(spec)
+        class_of = classifier_classes if source == "classifier" else None
         labels = self.fake_labels.describe(spec)
+        about = {"file": file, "images": images, "ema": ema, "truncation_psi": truncation_psi, "labels": labels}
+
+        def make(samples: int, within: Bin | None = None) -> GeneratorImages:
+            inputs = self.inputs(z_dim, spec, within)
+            return GeneratorImages(self.processes, G, inputs, samples, self.dataset.spec, self.log)
+
+        return self.evaluate(make(self.samples), about, source, class_of, stop, make)
+
+    def check_bins(self, spec: SampleSpec | None) -> ClassesFrom | None:
+        """What tells the class of an image of a G of samples `spec`, for bins by class. Raises UsageError."""
+        by = self.settings.by
+        return None if by is None else check_conditioned_on(spec, by, self.extractor)
+
+    def evaluate_set(self, images: ImageSet, stop: Callable[[], bool] = never) -> Card:
+        """Evaluate a set of images that were generated before: `samples` of the settings is their number.
+
+        Called on each process; returns the same card on all. Raises UsageError for images that cannot be compared with
+        the real ones, and for bins by what tells nothing of them; CorruptDataError, and Stopped as `__call__`.
+        """
+        assert images.count == self.samples, "the shares of bins are of the samples"
+        check_comparable(self.extractor, images, self.dataset.spec)
+        by = self.settings.by
+        if by is None:
+            return self.evaluate(images, images.describe(), None, None, stop)
+        if by != CLASS:
+            raise UsageError(f"by: the images of a set are told apart by class only, not by {by!r}; give --by class")
+        labelled = images.has_classes_of(self.dataset)
+        source = classes_from(labelled, self.extractor, f"{images.address} has no labels of the dataset's classes")
+        class_of = images.class_of(self.dataset) if labelled else classifier_classes
+        return self.evaluate(images, images.describe(), source, class_of, stop)
+
+    def evaluate(
+        self,
+        images: Images,
+        about: dict[str, Any],
+        source: ClassesFrom | None,
+        class_of: ClassOf | None,
+        stop: Callable[[], bool],
+        make: Callable[[int, Bin], Images] | None = None,
+    ) -> Card:
+        """The card of images; called on all processes.
+
+        For the bins they are sorted by `class_of`, or other ones are made of each: `make(samples, bin)`.
+        """
         self.prepare(stop)
         start = time.perf_counter()
-        inputs = self.inputs(z_dim, spec, None)
-        generated = self.generated_images.of(G, inputs, self.samples, stop)
-        rows = [self.bin_row(each, G, self.inputs(z_dim, spec, each), stop) for each in self.bins]
-        about = {"file": file, "images": images, "ema": ema, "truncation_psi": truncation_psi, "labels": labels}
-        return self.processes.run_on_main(lambda: self.card(generated, rows, about, start))
+        if class_of is not None:
+            generated, by_class = self.generated_images.by_class(images, class_of, stop)
+            rows = [
+                self.bin_row(each, by_class.count(each.place), partial(by_class.of, each.place), stop)
+                for each in self.bins
+            ]
+        else:
+            generated = self.generated_images.of(images, stop)
+            rows = [self.bin_row(each, *self.made_for(each, make, stop), stop) for each in self.bins]
+        card = partial(self.card, generated, rows, about, source, start)
+        return self.processes.run_on_main(card)
+
+    def made_for(
+        self, part: Bin, make: Callable[[int, Bin], Images] | None, stop: Callable[[], bool]
+    ) -> tuple[int, Callable[[], Generated]]:
+        """How many images G makes for a bin, and what makes and measures them."""
+        assert make is not None, "sets are sorted"
+        samples = self.shares.samples_of(part)
+        return samples, lambda: self.generated_images.of(make(samples, part), stop)
 
     def inputs(
         self, z_dim: int, spec: SampleSpec | None, within: Bin | None
@@ -161,68 +219,52 @@ class Evaluator:
         """
         device = self.processes.device
         place = () if within is None else (within.place,)
-        z = torch.from_numpy(normal_rows(philox(self.seed, "evaluate", *place), first, count, z_dim)).to(device)
+        z = torch.from_numpy(normal_rows(philox(self.settings.seed, "evaluate", *place), first, count, z_dim)).to(
+            device
+        )
         if spec is None or not spec.conditional:
             return z, None
         return z, torch.from_numpy(self.fake_labels.draw(first, count, spec, within)).to(device)
 
-    def share(self, part: Bin) -> tuple[int, Population]:
-        """How many images are generated for a bin, and the real ones they are compared with: its share of all."""
-        images = len(part.ids)
-        samples = round(self.samples * images / self.total)
-        limit = None if self.reference_images is None else max(round(self.reference_images * images / self.total), 1)
-        return samples, Population(part.ids, Split.of(images, samples, limit), part.definition)
-
     def bin_row(
-        self, part: Bin, G: nn.Module, inputs: Callable[[int, int], tuple[Tensor, Tensor | None]], stop: Callable
+        self, part: Bin, samples: int, measure: Callable[[], Generated], stop: Callable[[], bool]
     ) -> dict[str, Any]:
-        """What the card says of a bin; called on all processes, complete on the main one."""
-        samples, population = self.share(part)
+        """What the card says of a bin with `samples` generated images; called on all, complete on the main process."""
+        population = self.shares.population(part, samples)
         if not enough(samples, population):
             counts = {"generated": samples, "reference": population.split.others + population.split.shared}
             return part.edges | {"metrics": {}, "floor": {}, "counts": counts, "too_few": LEAST_IMAGES}
         real = self.real_images.of(population, stop)
-        generated = self.generated_images.of(G, inputs, samples, stop)
-        return part.edges | (self.scores(self.bin_metrics, generated, real) if real is not None else {})
+        generated = measure()
+        return part.edges | (score(self.bin_metrics, generated, real, self.extractor.name) if real is not None else {})
 
-    def scores(self, metrics: Sequence[str], generated: Generated, real: RealImages) -> dict[str, Any]:
-        """The values of the metrics, of generated and of real images, and their counts."""
-        values = compute(metrics, generated.statistics, real.reference, self.extractor.name)
-        images = real.reference.statistics.n
-        counts = {
-            "generated": generated.statistics.n,
-            "reference": images,
-            "rows": min(ROWS, generated.statistics.n, images),
-            "floor": real.stand_ins,
-        }
-        floor = {name: value for name, value in real.real_vs_real.items() if name in values}
-        sums = describe_sums(generated.image_sum, real.image_sum)
-        return {"metrics": values, "floor": floor, "counts": counts} | sums
-
-    def card(self, generated: Generated, rows: list[dict[str, Any]], generator: dict[str, Any], start: float) -> Card:
+    def card(
+        self,
+        generated: Generated,
+        rows: list[dict[str, Any]],
+        generator: dict[str, Any],
+        source: ClassesFrom | None,
+        start: float,
+    ) -> Card:
         """The card of an evaluation that began at `start`, of time.perf_counter; called on the main process."""
         assert self.real is not None, "prepared"
         histogram = class_histogram(generated.statistics).long().tolist() if "modes" in self.metrics else []
         class_names = [one.name for one in self.dataset.classes]
         return Card(
-            **self.scores(self.metrics, generated, self.real),
+            **score(self.metrics, generated, self.real, self.extractor.name),
             extractor=describe_extractor(self.extractor),
             data={"path": self.path, **describe_dataset(self.dataset)},
             generator=generator,
-            seed=self.seed,
+            seed=self.settings.seed,
             histogram=histogram,
             missing=[name for name, count in zip(class_names, histogram, strict=False) if count == 0],
             code=code_versions() | {"device": self.processes.device.type, "processes": self.processes.world_size},
             time=datetime.now(UTC).isoformat(timespec="seconds"),
             seconds=round(time.perf_counter() - start, 3),
-            by=self.by,
+            by=self.settings.by,
+            classes_from=source,
             bins=rows,
         )
-
-
-def enough(samples: int, real: Population) -> bool:
-    """Whether there are images enough for metrics, generated and real."""
-    return min(samples, real.split.others + real.split.shared) >= LEAST_IMAGES
 
 
 def default_samples(dataset: ShardSet) -> int:

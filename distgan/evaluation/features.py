@@ -53,6 +53,8 @@ class Extractor:
     """Hash of that dataset's manifest."""
     sums_images: bool = False
     """Whether the cards of bins tell the sums of images too, in stored units."""
+    any_size: bool = False
+    """Whether it compares 8-bit images of any size, grey or RGB, since it resizes them to its own."""
 
 
 @torch.no_grad()
@@ -146,6 +148,7 @@ def open_inception(dataset: ShardSet, cache: Path) -> Extractor:
         network=InceptionFeatures(file),
         num_features=2048,
         gives=("features", "logits"),
+        any_size=True,
     )
 
 
@@ -160,6 +163,7 @@ def open_efficientnet(dataset: ShardSet, cache: Path) -> Extractor:
         network=network,
         num_features=network.num_features,
         gives=("features",),
+        any_size=True,
     )
 
 

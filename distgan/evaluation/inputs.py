@@ -32,11 +32,16 @@ def from_stored(images: Tensor, spec: SampleSpec) -> Tensor:
     return normalize(images, spec)
 
 
+def round_to_stored(images: Tensor, spec: SampleSpec) -> Tensor:
+    """float [N, C, H, W] of G, nominally in [-1, 1] -> the pixels [N, H, W, C] that would be stored."""
+    if enters_as_uint8(spec):
+        return to_uint8(images).permute(0, 2, 3, 1)
+    return to_stored(images, spec)
+
+
 def from_generator(images: Tensor, spec: SampleSpec) -> Tensor:
     """float [N, C, H, W] of G, nominally in [-1, 1] -> what extractors get of the pixels that would be stored."""
-    if enters_as_uint8(spec):
-        return to_uint8(images)
-    return normalize(to_stored(images, spec), spec)
+    return from_stored(round_to_stored(images, spec), spec)
 
 
 def to_uint8(images: Tensor) -> Tensor:

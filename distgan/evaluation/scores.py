@@ -126,12 +126,17 @@ def class_coverage(generated: Statistics, reference: Reference) -> Values:
 
 
 def class_histogram(generated: Statistics) -> Tensor:
-    """Images by the class they are classified as, float64 [classes]; of several units, the class is the tuple."""
+    """Images by the class they are classified as, float64 [classes]."""
     assert generated.logits is not None
     _, units, classes = generated.logits.shape
-    places = classes ** torch.arange(units - 1, -1, -1)
-    labels = (generated.logits.argmax(2) * places).sum(1)
-    return torch.bincount(labels, minlength=classes**units).double()
+    return torch.bincount(predicted_classes(generated.logits), minlength=classes**units).double()
+
+
+def predicted_classes(logits: Tensor) -> Tensor:
+    """Logits [N, units, classes] -> the class of each image, int64 [N]; of several units, that of the tuple."""
+    _, units, classes = logits.shape
+    places = classes ** torch.arange(units - 1, -1, -1, device=logits.device)
+    return (logits.argmax(2) * places).sum(1)
 
 
 def joint_logits(logits: Tensor) -> Tensor:

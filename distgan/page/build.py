@@ -38,7 +38,7 @@ NOT_TRAINING = (
     "skipped",
 )
 """The groups of the section "Speed, memory and schedules"."""
-SCRIPTS = ("format", "chart", "data", "samples", "tables", "page")
+SCRIPTS = ("format", "chart", "data", "samples", "tables", "bins", "page")
 """static/*.js, in the order in which they run."""
 
 

@@ -12,6 +12,7 @@ import yaml
 from distgan.config.keys import Config, flatten, to_dict
 from distgan.errors import UsageError
 from distgan.evaluation.card import better
+from distgan.page.bins import read_bins
 from distgan.page.grids import read_grids
 from distgan.runs.metrics_file import (
     Curve,
@@ -28,7 +29,8 @@ MAX_POINTS = 2_000
 
 
 def read_run(folder: Path) -> dict[str, Any]:
-    """Everything the page shows of a run, as JSON values: config.yaml, environment.json, metrics.jsonl, samples/.
+    """Everything the page shows of a run, as JSON values: config.yaml, environment.json, metrics.jsonl, samples/,
+    cards/.
 
     Each of them may be missing. Raises UsageError for a damaged one, and for a folder that holds no run.
     """
@@ -45,6 +47,7 @@ def read_run(folder: Path) -> dict[str, Any]:
         **summary(records),
         **curves_of(records),
         "events": events_of(records),
+        "bins": to_json(read_bins(folder, records)),
         "grids": read_grids(folder / "samples"),
         "config": {
             "values": to_json(values),
@@ -72,7 +75,7 @@ def curves_of(records: Sequence[Record]) -> dict[str, Any]:
     curves = {name: thin(curve) for name, curve in all_curves.items()}
     rates = scalars.get("images_per_second", ([], []))
     epochs = {record["images"]: record["epoch"] for record in records if is_number(record.get("epoch"))}
-    details = {key: value for key, value in cards[-1][1].items() if key != "metrics"} if cards else {}
+    details = {key: value for key, value in cards[-1][1].items() if key not in ("metrics", "bins")} if cards else {}
     return {
         "series": {name: to_json(curve) for name, curve in curves.items()},
         "thinned": any(len(curves[name][0]) < len(curve[0]) for name, curve in all_curves.items()),

@@ -19,6 +19,7 @@ from distgan.evaluation.chunks import Stopped
 from distgan.evaluation.evaluator import Evaluator
 from distgan.evaluation.originals import RealImageSet, check_same_kind, real_images_of
 from distgan.evaluation.scores import value_names
+from distgan.evaluation.settings import Settings
 from distgan.logs.log import RunLog
 from distgan.runs.checkpoint import Best, Checkpoints, read_best
 from distgan.samples import SampleSpec
@@ -27,7 +28,7 @@ from distgan.training.due import Clock
 
 Cards = Sequence[tuple[int, dict[str, Any]]]
 """(images seen, metric card) of every evaluation so far."""
-OPTIONS = ("extractor", "metrics", "samples", "reference_images", "data", "balanced")
+OPTIONS = ("extractor", "metrics", "samples", "reference_images", "data", "by", "balanced")
 """Of `distgan evaluate`, that are keys of `evaluate` too."""
 
 
@@ -55,19 +56,19 @@ def make_evaluator(config: Config, processes: Distributed, data: Data) -> Evalua
     processes.check_same_on_all_ranks(f"the manifest of {real.address}", real.dataset.digest)
     if keys.balanced and not data.spec.num_classes:
         raise UsageError("balanced: G takes no classes; set it to false, or data.labels to true")
-    return Evaluator(
-        processes,
-        real.dataset,
+    settings = Settings(
         extractor=keys.extractor,
         metrics=keys.metrics,
         samples=keys.samples,
         reference_images=keys.reference_images,
         skip_bad=config.data.skip_bad,
-        path=real.address,
+        by=keys.by,
         balanced=keys.balanced,
         cache=Path(keys.cache_dir) if keys.cache_dir else None,
-        log=lambda line: None,
     )
+    evaluator = Evaluator(processes, real.dataset, settings, path=real.address, log=lambda line: None)
+    evaluator.check_bins(data.spec)
+    return evaluator
 
 
 def real_images(config: Config, data: Data) -> RealImageSet:

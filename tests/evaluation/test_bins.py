@@ -16,6 +16,7 @@ from distgan.distributed.processes import Distributed
 from distgan.errors import UsageError
 from distgan.evaluation.bins import cut, split_into_bins
 from distgan.evaluation.evaluator import Evaluator
+from distgan.evaluation.settings import Settings
 from helpers import make_arrays, reset_accelerate, showers
 
 
@@ -42,7 +43,7 @@ def cache(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def evaluate(processes, calorimeter, cache) -> Callable[..., Evaluator]:
     return lambda **changes: Evaluator(
-        processes, calorimeter, **({"cache": cache, "extractor": "pixels", "metrics": ["fid"]} | changes)
+        processes, calorimeter, Settings(**({"cache": cache, "extractor": "pixels", "metrics": ["fid"]} | changes))
     )
 
 
@@ -141,7 +142,9 @@ def test_labels_of_a_test_set_are_standardized_as_in_training(processes, calorim
     numbers["energy"] *= 2
     labels = (np.arange(60) < 30).astype(np.int64)
     other = make_arrays(tmp_path / "set", images, labels=labels, numbers=numbers, range="0,20")
-    evaluator = Evaluator(processes, other, extractor="pixels", metrics=["fid"], by="energy", bins=2, cache=cache)
+    evaluator = Evaluator(
+        processes, other, Settings(extractor="pixels", metrics=["fid"], by="energy", bins=2, cache=cache)
+    )
     G = Even(calorimeter)
     card = evaluator(G, z_dim=3, spec=calorimeter.spec)
     asked = {tuple(row) for row in torch.cat(G.labels).tolist()}

@@ -22,6 +22,7 @@ from distgan.evaluation import classifier, classifier_training, features
 from distgan.evaluation.evaluator import Evaluator
 from distgan.evaluation.inputs import to_uint8
 from distgan.evaluation.scores import METRICS
+from distgan.evaluation.settings import Settings
 from helpers import noise, reset_accelerate
 
 
@@ -53,7 +54,9 @@ def processes() -> Distributed:
 
 @pytest.fixture(scope="module")
 def evaluate(processes, digits, cache) -> Callable[..., Evaluator]:
-    return lambda **changes: Evaluator(processes, digits, **({"cache": cache, "samples": 600} | changes))
+    return lambda log=None, **changes: Evaluator(
+        processes, digits, Settings(**({"cache": cache, "samples": 600} | changes)), log=log
+    )
 
 
 class Table(nn.Module):
@@ -108,6 +111,32 @@ def test_bins_by_class_show_the_classes_that_g_fails_in(digits, evaluate):
     assert card.bins[0]["metrics"].keys() == {"fd_classifier", "precision", "recall"}
     with pytest.raises(UsageError, match="metrics: modes tells nothing of the images of one class"):
         evaluate(by="class", metrics=["modes"])
+
+
+def test_an_unconditional_g_is_sorted_by_the_classifier(digits, evaluate):
+    """It makes no 3, few 7s, and pale 8s."""
+    labels = digits.columns["label"]
+    kept = (labels != 3) & ((labels != 7) | (np.cumsum(labels == 7) <= 30))
+    G = real(digits, kept)
+    is_eight = torch.from_numpy(np.array(labels[kept] == 8))
+    G.images[is_eight] = (G.images[is_eight] + 1) * 0.6 - 1
+    card = evaluate(by="class", samples=1797)(G, z_dim=1)
+    assert (card.by, card.classes_from) == ("class", "classifier")
+    generated = [row["counts"]["generated"] for row in card.bins]
+    assert generated == card.histogram and generated[3] < 20 and card.bins[3]["too_few"] == 20
+    ratios = [row["metrics"]["fd_classifier"] / row["floor"]["fd_classifier"] for row in card.bins if row["metrics"]]
+    assert ratios[7] == max(ratios) > 3 * np.median(ratios), "of the 8, without the 3"
+    # a floor of about as many images as are generated: of a quarter of the share where those are few
+    assert 32 <= generated[7] < 64 and card.bins[7]["counts"]["floor"] == 45
+    assert card.bins[0]["counts"]["floor"] == 89, "half of the real images"
+    assert card.line().splitlines()[1] == "generated images by the class that the classifier sees:"
+
+
+def test_bins_by_class_need_labels_or_a_classifier(evaluate):
+    evaluator = evaluate(by="class", extractor="pixels", metrics=["fid"])
+    message = "by: the generator is not conditioned on 'class', and pixels does not tell the classes"
+    with pytest.raises(UsageError, match=message):
+        evaluator(nn.Identity(), z_dim=1)
 
 
 def test_a_collapse_shows_in_recall(digits, evaluate):
@@ -226,7 +255,7 @@ def stacked(digits, tmp_path_factory) -> ShardSet:
 def test_stacked_digits_are_classified_channel_by_channel(processes, digits, stacked, cache):
     """By a classifier of single digits; KL is to the uniform distribution."""
     file = features.default_classifier(digits, cache)
-    evaluator = Evaluator(processes, stacked, extractor=str(file), samples=500, cache=cache)
+    evaluator = Evaluator(processes, stacked, Settings(extractor=str(file), samples=500, cache=cache))
     card = evaluator(real(stacked), z_dim=1)
     assert card.data["kl_to"] == "uniform" and len(card.histogram) == 1000
     distinct = len(np.unique(stacked.columns["label"]))
@@ -242,26 +271,26 @@ def test_stacked_digits_are_classified_channel_by_channel(processes, digits, sta
 
 
 def test_efficientnet_has_no_classes_and_a_checked_hash(processes, digits, monkeypatch, tmp_path):
-    evaluator = Evaluator(processes, digits, extractor="efficientnet-lite0", cache=tmp_path)
+    evaluator = Evaluator(processes, digits, Settings(extractor="efficientnet-lite0", cache=tmp_path))
     found, logits = features.extract(evaluator.extractor, torch.zeros(2, 1, 32, 32, dtype=torch.uint8))
     assert found.shape == (2, 1280) and logits is None and found.std() > 0.01
     assert evaluator.metrics == ["fid", "precision_recall"]
     for metric, message in (("is", "needs classes"), ("modes", "needs a classifier of the dataset's own labels")):
         with pytest.raises(UsageError, match=f"metrics: {metric} {message}"):
-            Evaluator(processes, digits, extractor="efficientnet-lite0", metrics=[metric], cache=tmp_path)
+            Evaluator(processes, digits, Settings(extractor="efficientnet-lite0", metrics=[metric], cache=tmp_path))
     monkeypatch.setattr(features, "EFFICIENTNET_SHA256", "0" * 64)
     with pytest.raises(UsageError, match="the sha256 of .* is 579344248a93..., not 000000000000"):
-        Evaluator(processes, digits, extractor="efficientnet-lite0", cache=tmp_path)
+        Evaluator(processes, digits, Settings(extractor="efficientnet-lite0", cache=tmp_path))
 
 
 def test_inception_is_a_local_file_with_the_right_hash(processes, digits, tmp_path, monkeypatch):
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
     with pytest.raises(UsageError, match="the weights of inception are missing; run `distgan evaluate --prefetch`"):
-        Evaluator(processes, digits, extractor="inception", cache=tmp_path)
+        Evaluator(processes, digits, Settings(extractor="inception", cache=tmp_path))
     (tmp_path / "extractors").mkdir()
     (tmp_path / "extractors" / features.INCEPTION_FILE).write_bytes(b"an error page")
     with pytest.raises(UsageError, match="remove it and get it again"):
-        Evaluator(processes, digits, extractor="inception", cache=tmp_path)
+        Evaluator(processes, digits, Settings(extractor="inception", cache=tmp_path))
 
 
 def test_prefetch_keeps_only_the_right_file(tmp_path, monkeypatch):
@@ -289,4 +318,6 @@ def test_a_corrupt_classifier(digits, cache, processes, tmp_path):
         ("resnet", "unknown extractor 'resnet'; choose from classifier, efficientnet-lite0, inception"),
     ):
         with pytest.raises(UsageError, match=f"extractor: .*{message}"):
-            Evaluator(processes, digits, extractor=name if name == "resnet" else str(tmp_path / name), cache=cache)
+            Evaluator(
+                processes, digits, Settings(extractor=name if name == "resnet" else str(tmp_path / name), cache=cache)
+            )

@@ -14,6 +14,7 @@ from distgan.errors import UsageError
 from distgan.evaluation.bins import split_into_bins
 from distgan.evaluation.evaluator import Evaluator
 from distgan.evaluation.fake_labels import FakeLabels
+from distgan.evaluation.settings import Settings
 from helpers import make_arrays, noise, reset_accelerate
 
 COUNTS = [90, 25, 5]
@@ -83,7 +84,7 @@ def test_the_card_says_so(processes, classes, tmp_path):
     arguments = {"extractor": "pixels", "metrics": ["fid"], "samples": 60, "cache": tmp_path}
     cards = []
     for balanced in (False, True):
-        evaluator = Evaluator(processes, classes, balanced=balanced, **arguments)
+        evaluator = Evaluator(processes, classes, Settings(balanced=balanced, **arguments))
         cards.append(evaluator(Shades(), z_dim=2, spec=classes.spec, truncation_psi=0.7 if balanced else 1.0))
     plain, balanced = cards
     assert (plain.generator["labels"], balanced.generator["labels"]) == ("as in the dataset", "balanced")
@@ -96,11 +97,11 @@ def test_the_card_says_so(processes, classes, tmp_path):
 
 
 def test_classes_of_a_g_without_are_not_balanced(processes, classes, numbered, tmp_path):
-    evaluator = Evaluator(processes, classes, balanced=True, extractor="pixels", samples=40, cache=tmp_path)
+    evaluator = Evaluator(processes, classes, Settings(balanced=True, extractor="pixels", samples=40, cache=tmp_path))
     for spec in (None, classes.spec.unconditional()):
         with pytest.raises(UsageError, match="^balanced: the generator takes no classes"):
             evaluator(Shades(), z_dim=2, spec=spec)
-    card = Evaluator(processes, classes, extractor="pixels", samples=40, cache=tmp_path)(Plain(), z_dim=2)
+    card = Evaluator(processes, classes, Settings(extractor="pixels", samples=40, cache=tmp_path))(Plain(), z_dim=2)
     assert card.generator["labels"] is None
 
 

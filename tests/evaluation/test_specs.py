@@ -18,6 +18,7 @@ from distgan.evaluation.classifier import Classifier, ClassifierInfo, load_class
 from distgan.evaluation.evaluator import Evaluator
 from distgan.evaluation.feature_networks import PixelFeatures
 from distgan.evaluation.inputs import chunk_size, from_generator, from_stored, image_sums
+from distgan.evaluation.settings import Settings
 from distgan.pixels import to_stored
 from distgan.samples import SampleSpec
 from helpers import make_arrays, noise, reset_accelerate, showers
@@ -111,7 +112,7 @@ def stored_of(dataset: ShardSet) -> Tensor:
 def test_a_shift_of_all_pixels_is_its_square_in_every_feature(processes, bands, tmp_path):
     """The same images, 0.05 brighter in [-1, 1]: the covariances are equal, and the means differ by that."""
     images = from_stored(stored_of(bands), bands.spec)
-    evaluator = Evaluator(processes, bands, extractor="pixels", metrics=["fid"], samples=300, cache=tmp_path)
+    evaluator = Evaluator(processes, bands, Settings(extractor="pixels", metrics=["fid"], samples=300, cache=tmp_path))
     same = evaluator(Row(images), z_dim=1)
     shifted = evaluator(Row(images + 0.05), z_dim=1)
     count = 5 * 8 * 8
@@ -130,7 +131,7 @@ def test_fd_of_pixels_by_the_formula_and_about_its_floor_for_equal_distributions
     random = np.random.default_rng(0)
     stored = random.integers(0, 4096, (400, 8, 8, 1), dtype=np.uint16)
     dataset = make_arrays(tmp_path / "set", stored, range="0,4095")
-    evaluator = Evaluator(processes, dataset, extractor="pixels", metrics=["fid"], cache=tmp_path)
+    evaluator = Evaluator(processes, dataset, Settings(extractor="pixels", metrics=["fid"], cache=tmp_path))
     darker = random.integers(0, 1500, (400, 8, 8, 1), dtype=np.uint16)
     found = evaluator(Row(from_stored(torch.from_numpy(darker), dataset.spec)), z_dim=1).metrics["fd_pixels"]
     a, b = (part.reshape(400, 64) / 2047.5 - 1 for part in (stored, darker))
@@ -153,7 +154,7 @@ def test_a_classifier_of_floats_in_a_rectangle(processes, bands, tmp_path):
     assert read == info and read.spec == bands.spec.unconditional()
     images = from_stored(stored_of(bands), bands.spec)
     assert torch.equal(loaded(images)[0], network(images)[0])
-    card = Evaluator(processes, bands, samples=300, cache=tmp_path)(Row(images), z_dim=1)
+    card = Evaluator(processes, bands, Settings(samples=300, cache=tmp_path))(Row(images), z_dim=1)
     assert card.metrics["fd_classifier"] < 1e-4 and card.metrics["modes"] == 3
     assert not card.image_sum
 
@@ -167,7 +168,7 @@ def test_a_classifier_takes_the_images_it_was_trained_on(processes, bands, tmp_p
     with pytest.raises(
         UsageError, match=r"takes images 8x12x5 float16 in \[0, 40\], the dataset has 8x12x5 float16 in"
     ):
-        Evaluator(processes, other, extractor=str(tmp_path / "a.safetensors"), cache=tmp_path)
+        Evaluator(processes, other, Settings(extractor=str(tmp_path / "a.safetensors"), cache=tmp_path))
 
 
 def test_files_of_square_images_of_8_bits_are_as_ever(tmp_path):
@@ -212,20 +213,20 @@ def test_what_an_extractor_cannot_take_is_refused_with_pixels_as_a_way_out(proce
             rf"{name} takes 8-bit grey or RGB images, the dataset has 6x10x2 float32.*the extractor pixels takes any"
         )
         with pytest.raises(UsageError, match=message):
-            Evaluator(processes, calorimeter, extractor=name, cache=tmp_path)
+            Evaluator(processes, calorimeter, Settings(extractor=name, cache=tmp_path))
     with pytest.raises(UsageError, match="the dataset has no classes.*the extractor pixels needs none"):
-        Evaluator(processes, calorimeter, cache=tmp_path)
+        Evaluator(processes, calorimeter, Settings(cache=tmp_path))
     with pytest.raises(UsageError, match="train_extractor: the dataset has no classes.*fd_pixels needs none"):
         classifier_training.train_classifier(calorimeter)
     for metric in ("is", "modes"):
         with pytest.raises(UsageError, match=f"metrics: {metric} needs .* the extractor pixels does not give"):
-            Evaluator(processes, calorimeter, extractor="pixels", metrics=[metric], cache=tmp_path)
+            Evaluator(processes, calorimeter, Settings(extractor="pixels", metrics=[metric], cache=tmp_path))
 
 
 def test_efficientnet_resizes_rectangles(processes, tmp_path):
     images = np.random.default_rng(0).integers(0, 256, (30, 8, 20, 3), dtype=np.uint8)
     dataset = make_arrays(tmp_path / "set", images)
-    evaluator = Evaluator(processes, dataset, extractor="efficientnet-lite0", cache=tmp_path)
+    evaluator = Evaluator(processes, dataset, Settings(extractor="efficientnet-lite0", cache=tmp_path))
     square = torch.nn.functional.interpolate(
         torch.from_numpy(images[:2]).permute(0, 3, 1, 2).float(), (224, 224), mode="bicubic", antialias=True
     )

@@ -347,3 +347,61 @@ def test_runs_are_compared_in_colours_of_their_own(browser, comparison):
     shown = "return [...document.querySelectorAll('#config table')[0].querySelectorAll('tbody tr:not([hidden]) th')]"
     assert browser.run(f"{shown}.map((cell) => cell.textContent)") == ["seed"], "differences only"
     check_quiet(browser, comparison)
+
+
+def bin_of(name: str, value: float, *, floor: float = 2.0, recall: float = 0.5, generated: int = 50) -> dict:
+    metrics = {"fd_cnn": value, "precision": 0.8, "recall": recall}
+    counts = {"generated": generated, "reference": 60}
+    return {"class": name, "low": 0, "high": 0, "metrics": metrics, "floor": {"fd_cnn": floor}, "counts": counts}
+
+
+def write_bins(folder: Path, name: str, rows: list[dict], time: str, **more) -> None:
+    (folder / "cards").mkdir(exist_ok=True)
+    card = {"metrics": {"fd_cnn": 3.0}, "generator": {"images": 7000}, "by": "class", "bins": rows, "time": time}
+    (folder / "cards" / name).write_text(json.dumps(card | more))
+
+
+def test_the_worst_classes_of_the_newest_card_come_first(tmp_path):
+    folder = write_run(tmp_path / "run")
+    few = {**bin_of("few", 0, generated=3), "metrics": {}, "floor": {}, "too_few": 20}
+    rare = {**few, "class": "rare", "counts": {"generated": 3, "reference": 4}}
+    no_distance = {**bin_of("recall", 0, recall=0.1), "metrics": {"recall": 0.1}, "floor": {}}
+    rows = [rare, no_distance, bin_of("good", 2.2), bin_of("bad", 30), bin_of("steep", 9, floor=0.5), few]
+    write_bins(folder, "a.json", rows, "2026-02-01T00:00:00+00:00", classes_from="labels")
+    write_bins(folder, "b.json", [bin_of("old", 1)], "2026-01-01T00:00:00+00:00")
+    (run,) = data_of(build_page([folder]))["runs"]
+    found = run["bins"]
+    assert [row["name"] for row in found["rows"]] == ["few", "steep", "bad", "good", "recall", "rare"]
+    assert [row["ratio"] for row in found["rows"]] == [None, 18, 15, 1.1, None, None]
+    assert (found["by"], found["images"], found["distance"]) == ("class", 7000, "fd_cnn")
+    with open(folder / "metrics.jsonl", "a") as file:
+        card = {"metrics": {"fd_cnn": 1.0}, "time": "2026-03-01T00:00:00+00:00", "by": "energy"}
+        card["bins"] = [{**bin_of("", 4), "low": 1.0, "high": 2.5}]
+        del card["bins"][0]["class"]
+        file.write(json.dumps({"images": 42_000, "card": card}) + "\n")
+    (run,) = data_of(build_page([folder]))["runs"]
+    assert (run["bins"]["images"], run["bins"]["rows"][0]["name"]) == (42_000, "1 to 2.5")
+    assert "bins" not in run["card"], "they have a table of their own"
+    (folder / "cards" / "c.json").write_text("{")
+    with pytest.raises(UsageError, match="c.json is corrupt: no metric card; evaluate again"):
+        build_page([folder])
+
+
+def test_a_run_without_bins_has_no_table_of_them(tmp_path):
+    assert data_of(build_page([write_run(tmp_path / "run")]))["runs"][0]["bins"] is None
+
+
+@pytest.mark.browser
+def test_the_worst_classes_are_shown_twelve_first(browser, tmp_path):
+    folder = write_run(tmp_path / "run")
+    rows = [bin_of(f"class {i}", i + 1) for i in range(20)]
+    write_bins(folder, "a.json", rows, "2026-02-01T00:00:00+00:00", classes_from="classifier")
+    page = write_page(folder)
+    browser.open(page)
+    shown = "return [...document.querySelectorAll('#bins tbody tr:not([hidden]) th')].map((cell) => cell.textContent)"
+    assert browser.run(shown) == [f"class {i}" for i in range(19, 7, -1)]
+    assert browser.run("return document.querySelector('#bins tbody td').textContent") == "10 ×"
+    assert "by the class that the classifier sees" in browser.run("return document.querySelector('#bins').textContent")
+    click(browser, "#bins button")
+    assert len(browser.run(shown)) == 20
+    check_quiet(browser, page)

@@ -64,6 +64,26 @@ def test_cards_and_the_best_checkpoint(words, tmp_path, capsys):
     assert "fd_classifier" in page
 
 
+def test_cards_of_a_run_by_class(words, tmp_path, capsys):
+    """G takes no labels: the classifier tells the classes; pixels do not, which is said before the training."""
+    run = tmp_path / "run"
+    words = [*words, "--run_dir", run, "--epochs", 1, "--evaluate.by", "class"]
+    assert train(*words) == 0
+    (row,) = cards(run)
+    assert (row["card"]["by"], row["card"]["classes_from"]) == ("class", "classifier")
+    assert [each["class"] for each in row["card"]["bins"]] == ["a", "b", "c"]
+    assert sum(each["counts"]["generated"] for each in row["card"]["bins"]) == 40
+    shutil.rmtree(run)
+    capsys.readouterr()
+    for more, message in (
+        (["--evaluate.extractor", "pixels"], "evaluate.by: the generator is not conditioned on 'class', and pixels"),
+        (["--evaluate.by", "age"], "evaluate.by: unknown condition 'age'; choose from class"),
+    ):
+        assert train(*words, *more) == 2
+        assert message in capsys.readouterr().err
+    assert not (run / "metrics.jsonl").exists()
+
+
 KILLED = """
 import os, signal, sys
 from distgan.commands import train

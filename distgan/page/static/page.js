@@ -160,4 +160,5 @@ header();
 tools();
 samples();
 charts();
+bins();
 about();

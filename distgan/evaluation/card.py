@@ -34,7 +34,8 @@ class Card:
     """Numbers of images. generated; reference: real ones; rows: of each, for metrics that compare single images;
     floor: real ones in the place of generated ones."""
     extractor: dict[str, Any]
-    """name, sha256, resize, accuracy on held-out images and the hash of the dataset it was trained on"""
+    """name, sha256, resize, accuracy on held-out images and the hash of the dataset it was trained on; architecture,
+    of a network of which there are several sizes"""
     data: dict[str, Any]
     """The reference: path, sha256 of the manifest, the resize filter of its images, and what KL compares with"""
     generator: dict[str, Any]
@@ -72,11 +73,13 @@ class Card:
         generator = ["EMA of G" if ema else "G"] if ema is not None else []
         generator += [f"at {images:,} images"] if images is not None else []
         accuracy = self.extractor.get("accuracy")
+        architecture = self.extractor.get("architecture")
         parts = [
             " ".join(generator),
             format_counts(self.counts),
             f"extractor {self.extractor['name']} {self.extractor['sha256'][:8]}"
-            + (f" (accuracy {accuracy:.2%})" if accuracy is not None else ""),
+            + (f" (accuracy {accuracy:.2%})" if accuracy is not None else "")
+            + (f" ({architecture})" if architecture is not None else ""),
             f"resize {self.extractor['resize']}",
             f"data {self.data['manifest'][:8]}",
             *self.sampling(),

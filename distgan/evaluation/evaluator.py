@@ -20,6 +20,7 @@ from distgan.evaluation.describe import choose_metrics, code_versions, describe_
 from distgan.evaluation.fake_labels import FakeLabels
 from distgan.evaluation.features import open_extractor
 from distgan.evaluation.generated import Generated, GeneratedStatistics
+from distgan.evaluation.inception import Resize
 from distgan.evaluation.reference import Population, RealImages, RealImageStatistics
 from distgan.evaluation.scores import METRICS, check_library, class_histogram, compute
 from distgan.evaluation.split import Split
@@ -44,6 +45,8 @@ class Evaluator:
 
     Args:
         extractor: An entry of EXTRACTORS, or a classifier's file.
+        extractor_weights: File, folder or hf:// address of the weights of inception or dinov2.
+        resize: How images reach the input size of inception: tensorflow or clean. Default: tensorflow.
         metrics: Entries of METRICS. Default: fid, precision_recall, and modes where the extractor gives classes.
         samples: Generated images. Default: 26,000 for StackedMNIST, else as many as the dataset has, up to 50,000.
         seed: Of the latents.
@@ -65,6 +68,8 @@ class Evaluator:
         dataset: ShardSet,
         *,
         extractor: str = "classifier",
+        extractor_weights: str | None = None,
+        resize: Resize | None = None,
         metrics: Sequence[str] = (),
         samples: int | None = None,
         seed: int = 0,
@@ -82,8 +87,13 @@ class Evaluator:
         self.seed = seed
         self.path = path
         self.cache = cache or cache_folder()
-        self.extractor = processes.run_on_all(lambda: open_extractor(extractor, dataset, processes.device, self.cache))
+        options: dict[str, Any] = {"weights": extractor_weights, "resize": resize}
+        self.extractor = processes.run_on_all(
+            lambda: open_extractor(extractor, dataset, processes.device, self.cache, **options)
+        )
         processes.check_same_on_all_ranks(f"extractor: the sha256 of {extractor}", self.extractor.sha256)
+        if self.extractor.note is not None and processes.is_main_process:
+            print(f"distgan: {self.extractor.note}", flush=True)
         self.metrics = choose_metrics(metrics, self.extractor)
         check_library()
         total = self.total = len(dataset.columns["label"])

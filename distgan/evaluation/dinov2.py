@@ -40,8 +40,8 @@ class DinoV2Features(nn.Module):
 
     def forward(self, images: Tensor) -> tuple[Tensor, None]:
         """uint8 [N, 1 or 3, H, W] -> features float32 [N, F]."""
-        pixels = resize_uint8(images, SIDE).expand(-1, 3, -1, -1).float() / 255
-        return self.network((pixels - self.mean) / self.std).last_hidden_state[:, 0], None
+        pixels = resize_uint8(images, SIDE).expand(-1, 3, -1, -1).float().div_(255).sub_(self.mean).div_(self.std)
+        return self.network(pixels).last_hidden_state[:, 0], None
 
 
 def interpolate_positions(positions: Tensor, side: int) -> Tensor:

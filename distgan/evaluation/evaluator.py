@@ -14,13 +14,14 @@ from distgan.data.shardset import ShardSet
 from distgan.distributed.processes import Distributed
 from distgan.errors import UsageError
 from distgan.evaluation.bins import Bin, check_conditioned_on, choose_bin_metrics, split_into_bins
-from distgan.evaluation.card import Card, describe_sums
+from distgan.evaluation.card import Card, describe_repeated, describe_sums
 from distgan.evaluation.classifier import is_stacked
 from distgan.evaluation.describe import choose_metrics, code_versions, describe_dataset, describe_extractor
 from distgan.evaluation.fake_labels import FakeLabels
 from distgan.evaluation.features import open_extractor
 from distgan.evaluation.generated import Generated, GeneratedStatistics
 from distgan.evaluation.inception import Resize
+from distgan.evaluation.neighbours import share_repeated
 from distgan.evaluation.reference import Population, RealImages, RealImageStatistics
 from distgan.evaluation.scores import METRICS, check_library, class_histogram, compute
 from distgan.evaluation.split import Split
@@ -207,7 +208,8 @@ class Evaluator:
         }
         floor = {name: value for name, value in real.real_vs_real.items() if name in values}
         sums = describe_sums(generated.image_sum, real.image_sum)
-        return {"metrics": values, "floor": floor, "counts": counts} | sums
+        shares = (share_repeated(images.rows) for images in (generated.statistics, real.reference.statistics))
+        return {"metrics": values, "floor": floor, "counts": counts} | sums | describe_repeated(*shares)
 
     def card(self, generated: Generated, rows: list[dict[str, Any]], generator: dict[str, Any], start: float) -> Card:
         """The card of an evaluation that began at `start`, of time.perf_counter; called on the main process."""

@@ -1,5 +1,6 @@
 """Pillow's bicubic resize as products of matrices: its own pixels, for whole batches on any device."""
 
+from collections.abc import Callable
 from functools import lru_cache
 
 import torch
@@ -11,6 +12,9 @@ CURVATURE = -0.5
 """The kernel's parameter a (Keys 1981, "Cubic convolution interpolation for digital image processing", eq. 15)."""
 FIXED_POINT = 1 << 22
 """Pillow's unit of the weights of 8-bit images: PRECISION_BITS in its Resample.c."""
+
+VALUES_ON_CPU = 1 << 19
+"""Resized at once: what fits into a cache, and is not asked of the system anew for each batch."""
 
 
 def cubic(x: Tensor) -> Tensor:
@@ -46,24 +50,17 @@ def fixed_point_weights(size: int, new_size: int) -> Tensor:
     return (weights.abs() + 0.5).floor() * weights.sign()
 
 
-def double_device(images: Tensor) -> torch.device:
-    """Where their products are computed in float64: Apple's GPUs have none."""
-    return images.device if images.device.type in ("cpu", "cuda") else torch.device("cpu")
-
-
 def resize_uint8(images: Tensor, side: int) -> Tensor:
     """uint8 [N, C, H, W] -> uint8 [N, C, side, side], bit for bit as Pillow resizes 8-bit images (BICUBIC).
 
     Across and then down, each rounded to 8 bits; products of whole numbers below 2^53 are exact in float64. Of tall
     images Pillow 13 resizes down first, which earlier versions did not: these pixels do not depend on its version.
     """
-    x = images.to(double_device(images), torch.float64)
-    for dim in (3, 2):
-        if x.shape[dim] != side:
-            weights = fixed_point_weights(x.shape[dim], side).to(x.device)
-            x = x @ weights.T if dim == 3 else weights @ x
-            x = ((x + FIXED_POINT // 2) / FIXED_POINT).floor().clamp(0, 255)
-    return x.to(torch.uint8).to(images.device)
+
+    def round_to_8_bits(x: Tensor) -> Tensor:
+        return x.add_(FIXED_POINT // 2).div_(FIXED_POINT).floor_().clamp_(0, 255)
+
+    return resize(images, side, torch.uint8, fixed_point_weights, round_to_8_bits)
 
 
 def resize_float(images: Tensor, side: int) -> Tensor:
@@ -71,10 +68,31 @@ def resize_float(images: Tensor, side: int) -> Tensor:
 
     Nothing is rounded to 8 bits: what clean-fid does (Parmar et al. 2022, arXiv 2104.11222, section 3).
     """
-    x = images.to(double_device(images), torch.float64)
-    for dim in (3, 2):
-        if x.shape[dim] != side:
-            weights = bicubic_weights(x.shape[dim], side).to(x.device)
-            x = x @ weights.T if dim == 3 else weights @ x
-            x = x.float().double()  # Pillow stores float32 after each pass
-    return x.float().clamp(0, 255).to(images.device)
+    # Pillow stores float32 after each pass
+    return resize(images, side, torch.float32, bicubic_weights, lambda x: x.float().double()).clamp_(0, 255)
+
+
+def resize(
+    images: Tensor,
+    side: int,
+    dtype: torch.dtype,
+    weights: Callable[[int, int], Tensor],
+    store: Callable[[Tensor], Tensor],
+) -> Tensor:
+    """Resize across and then down in float64; `store` is what storing the values of a pass does to them."""
+    device = images.device if images.device.type in ("cpu", "cuda") else torch.device("cpu")  # Apple's have no float64
+    count, channels, height, width = images.shape
+    resized = torch.empty(count, channels, side, side, dtype=dtype, device=device)
+    across = weights(width, side).T.to(device)
+    down = weights(height, side).to(device)
+    values = channels * side * max(side, height)
+    size = count if device.type == "cuda" else max(1, VALUES_ON_CPU // values)
+    for start in range(0, count, max(size, 1)):
+        block = slice(start, start + size)
+        x = images[block].to(device, torch.float64)
+        if width != side:
+            x = store(x @ across)
+        if height != side:
+            x = store(down @ x)
+        resized[block] = x
+    return resized.to(images.device)

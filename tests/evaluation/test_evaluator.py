@@ -86,7 +86,7 @@ def test_real_images_score_like_real_against_real(digits, evaluate):
         assert shown in card.line()
     assert card.extractor["sha256"][:8] in card.line() and digits.digest[:8] in card.line()
     assert " ".join(json.loads(card.to_json())) == (
-        "metrics floor counts extractor data generator seed histogram missing code time seconds"
+        "metrics floor counts extractor data generator seed histogram missing code time seconds repeated"
     )
 
 

@@ -110,7 +110,7 @@ def density_coverage(generated: Statistics, reference: Reference) -> Values:
     """
     fake, real = compared(generated.rows, reference.statistics.rows)
     radii = real.radii(NEAREST_DC)
-    balls = torch.zeros(len(fake))  # of real images, that each generated one is in
+    balls = torch.zeros(len(fake), dtype=torch.float64)  # of real images, that each generated one is in
     covered = torch.zeros(len(real), dtype=torch.bool)
     for block in real.blocks():
         within = real.distances(block, fake) < radii[block, None]

@@ -36,6 +36,7 @@ from distgan.evaluation.statistics import Statistics
 from helpers import save_inception
 
 CPU = torch.device("cpu")
+INSTALL = "pip install --no-deps --target peers pytorch-fid==0.3.0 clean-fid==0.1.35 prdc==0.2"
 
 
 def statistics(features: Tensor) -> Statistics:
@@ -55,55 +56,55 @@ def silent() -> Iterator[None]:
         yield
 
 
-def row(name: str, package: str, ours: float, theirs: float) -> None:
+def package(name: str) -> Any:
+    """A module of another package; says how to install it."""
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        sys.exit(f"{error}; {INSTALL}, and PYTHONPATH=peers")
+
+
+def row(name: str, other: str, ours: float, theirs: float) -> None:
     relative = abs(ours - theirs) / max(abs(theirs), 1e-300)
-    print(f"| {name} | {package} | {ours:.10g} | {theirs:.10g} | {relative:.1e} |", flush=True)
+    print(f"| {name} | {other} | {ours:.10g} | {theirs:.10g} | {relative:.1e} |", flush=True)
 
 
 def compare_distances(name: str, fake: Tensor, real: Tensor) -> None:
     """The Frechet distance, of the mean and covariance that NumPy computes for the others."""
-    from cleanfid.fid import frechet_distance as clean_distance
-    from pytorch_fid.fid_score import calculate_frechet_distance
-
     ours = frechet_distance(statistics(fake), Reference(statistics(real), torch.empty(0)))["fid"]
     x, y = fake.double().numpy(), real.double().numpy()
     moments = x.mean(0), np.cov(x, rowvar=False), y.mean(0), np.cov(y, rowvar=False)
     others: dict[str, Callable[..., float]] = {
-        "pytorch-fid": calculate_frechet_distance,
-        "clean-fid": clean_distance,
+        "pytorch-fid": package("pytorch_fid.fid_score").calculate_frechet_distance,
+        "clean-fid": package("cleanfid.fid").frechet_distance,
     }
-    for package, distance in others.items():
+    for other, distance in others.items():
         with silent():
             theirs = float(distance(*moments))
-        row(f"Frechet distance, {name}", package, ours, theirs)
+        row(f"Frechet distance, {name}", other, ours, theirs)
 
 
 def compare_kernels(name: str, fake: Tensor, real: Tensor) -> None:
     """KID of 1,000 images each at most: all subsets are then the whole, as the packages draw other ones."""
-    from cleanfid.fid import kernel_distance as clean_distance
-
     fake, real = fake[:1000], real[:1000]
     ours = kernel_distance(statistics(fake), Reference(statistics(real), torch.empty(0)))["kid"]
-    row(f"kernel distance, {name}", "clean-fid", ours, clean_distance(real.double().numpy(), fake.double().numpy(), 1))
+    theirs = package("cleanfid.fid").kernel_distance(real.double().numpy(), fake.double().numpy(), 1)
+    row(f"kernel distance, {name}", "clean-fid", ours, theirs)
 
 
 def compare_balls(name: str, fake: Tensor, real: Tensor) -> None:
     """Precision and recall of k = 3, density and coverage of k = 5."""
-    from prdc import compute_prdc
-
     pair = statistics(fake), Reference(statistics(real), torch.empty(0))
     ours = precision_recall(*pair) | density_coverage(*pair)
     for k, keys in ((3, ("precision", "recall")), (5, ("density", "coverage"))):
         with silent():
-            theirs = compute_prdc(real.numpy(), fake.numpy(), nearest_k=k)
+            theirs = package("prdc").compute_prdc(real.numpy(), fake.numpy(), nearest_k=k)
         for key in keys:
             row(f"{key}, k = {k}, {name}", "prdc", ours[key], float(theirs[key]))
 
 
 def compare_pixels(images: Tensor) -> None:
-    from cleanfid.resize import build_resizer
-
-    resize = build_resizer("clean")
+    resize = package("cleanfid.resize").build_resizer("clean")
     rgb = images.expand(-1, 3, -1, -1)
     theirs = np.stack([resize(image) for image in rgb.permute(0, 2, 3, 1).numpy()]).transpose(0, 3, 1, 2)
     difference = np.abs(resize_float(rgb, inception.SIDE).numpy() - theirs)
@@ -116,7 +117,7 @@ def compare_networks(dataset: ShardSet, file: Path, images: Tensor) -> None:
 
     It takes pixels over 255; over 256 they are scaled as FID's own code does.
     """
-    module: Any = importlib.import_module("pytorch_fid.inception")
+    module = package("pytorch_fid.inception")
     weights = torch.load(file, weights_only=True)
     with silent(), mock.patch.object(module, "load_state_dict_from_url", lambda *_, **__: weights):
         network = module.InceptionV3().eval()
@@ -137,7 +138,8 @@ def compare_networks(dataset: ShardSet, file: Path, images: Tensor) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("dataset")
-    parser.add_argument("--images", type=int, default=1500, help="Of each of the two sets.")
+    parser.add_argument("--images", type=int, default=1500, help="Of each of the two sets, for pixels as features.")
+    parser.add_argument("--network_images", type=int, default=200, help="The same, for features of Inception.")
     arguments = parser.parse_args()
     dataset = open_dataset(arguments.dataset)
     total = len(dataset.columns["label"])
@@ -146,14 +148,16 @@ def main() -> None:
     images = from_stored(torch.from_numpy(Reader(dataset).read(ids).images), dataset.spec)
     # the second set is darker: equal distributions have a distance that is nothing but chance
     fake, real = (images[count:].float() * 0.9).round().to(torch.uint8), images[:count]
-    print(f"{count:,} images and {count:,} other ones, made darker, of {arguments.dataset}, {dataset.spec}\n")
+    print(f"{Path(arguments.dataset).name}, {dataset.spec.unconditional()}: images, and other ones made darker\n")
     print("| number | package | ours | theirs | relative difference |\n|---|---|---|---|---|")
     with tempfile.TemporaryDirectory() as folder:
         file = save_inception(Path(folder) / "inception.pth")
-        for name, options in (("efficientnet-lite0", {}), ("inception", {"weights": str(file)})):
+        networks: dict[str, dict[str, Any]] = {"pixels": {}, "inception": {"weights": str(file)}}
+        for name, options in networks.items():
             extractor = open_extractor(name, dataset, CPU, Path(folder), **options)
-            pair = features_of(extractor, fake), features_of(extractor, real)
-            about = f"{extractor.num_features} features of {name}"
+            most = count if name == "pixels" else min(count, arguments.network_images)
+            pair = features_of(extractor, fake[:most]), features_of(extractor, real[:most])
+            about = f"{extractor.num_features} features of {most} images ({name})"
             compare_distances(about, *pair)
             compare_kernels(about, *pair)
             compare_balls(about, *pair)

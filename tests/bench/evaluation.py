@@ -21,7 +21,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-sys.path[0] = str(Path(__file__).resolve().parent.parent)  # not this folder: it has a transformers.py
+sys.path.pop(0)  # this folder has a transformers.py
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from distgan.data.dataset import open_dataset
 from distgan.data.shardset import ShardSet

@@ -20,7 +20,7 @@ from distgan.evaluation import dinov2, inception
 from distgan.evaluation.describe import describe_extractor
 from distgan.evaluation.dinov2 import interpolate_positions
 from distgan.evaluation.evaluator import Evaluator
-from distgan.evaluation.features import Extractor, extract, open_extractor
+from distgan.evaluation.features import Extractor, extract, open_extractor, prefetch_weights
 from distgan.evaluation.scores import value_names
 from distgan.files import sha256_file
 from distgan.frozen.vision import DINOV2, load_dinov2
@@ -174,6 +174,14 @@ def test_weights_that_cannot_be_used_are_refused(dataset, tmp_path):
     for name in ("dinov2", "pixels", "efficientnet-lite0", "classifier"):
         with pytest.raises(UsageError, match=f"^resize: the extractor {name} takes none; it is for inception"):
             open_extractor(name, dataset, CPU, tmp_path, resize="clean")
+
+
+def test_what_prefetch_downloads(tmp_path):
+    """The weights of inception, unless others are given, and what is on the hub."""
+    assert prefetch_weights("pixels", tmp_path, None) is None
+    assert prefetch_weights("dinov2", tmp_path, "dinov2_vitl14_pretrain.pth") is None
+    with pytest.raises(UsageError, match="^extractor_weights: hf://dinov2: a DINOv2 on the hub is hf://OWNER/NAME"):
+        prefetch_weights("dinov2", tmp_path, "hf://dinov2")
 
 
 def test_only_the_weights_of_fid_give_a_fid(opened, weights, monkeypatch):

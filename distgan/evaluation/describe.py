@@ -11,7 +11,7 @@ from distgan.data.shardset import ShardSet
 from distgan.environment import git_commit
 from distgan.errors import UsageError
 from distgan.evaluation.classifier import is_stacked
-from distgan.evaluation.features import Extractor
+from distgan.evaluation.extractor import Extractor
 from distgan.evaluation.scores import METRICS
 
 

@@ -1,10 +1,14 @@
 """The extractor `dinov2`: the class token of DINOv2, as fd_dinov2 is defined."""
 
+from pathlib import Path
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from distgan.data.shardset import ShardSet
 from distgan.errors import UsageError
+from distgan.evaluation.extractor import Extractor, check_8bit
 from distgan.evaluation.resizing import resize_uint8
 from distgan.frozen.vision import FrozenNetwork, load_dinov2
 
@@ -54,6 +58,23 @@ def interpolate_positions(positions: Tensor, side: int) -> Tensor:
     grid = F.interpolate(grid, scale_factor=(scale, scale), mode="bicubic")
     assert grid.shape[2:] == (side, side)
     return torch.cat([positions[:, :1], grid.flatten(2).transpose(1, 2)], 1)
+
+
+def open_dinov2(dataset: ShardSet, cache: Path, *, weights: str | None = None) -> Extractor:
+    """DINOv2, from a folder or a file. Raises UsageError."""
+    check_8bit("dinov2", dataset)
+    network, loaded = load_features(weights, "extractor_weights")
+    architecture = describe(loaded)
+    return Extractor(
+        name="dinov2",
+        sha256=loaded.sha256,
+        resize=RESIZE,
+        network=network,
+        num_features=loaded.features,
+        gives=("features",),
+        architecture=architecture,
+        variant=f"{architecture}, {RESIZE}",  # of weights alone the number of heads is not known
+    )
 
 
 def load_features(weights: str | None, key: str) -> tuple[DinoV2Features, FrozenNetwork]:

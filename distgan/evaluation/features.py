@@ -2,17 +2,16 @@
 
 import hashlib
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from distgan.data.shardset import ShardSet
 from distgan.errors import UsageError
 from distgan.evaluation import dinov2, inception
 from distgan.evaluation.classifier import is_stacked, load_classifier, unit_spec
+from distgan.evaluation.extractor import Extractor, check_8bit
 from distgan.evaluation.feature_networks import (
     ClassifierFeatures,
     EfficientNetFeatures,
@@ -26,46 +25,6 @@ from distgan.frozen.state_dict import check_sha256
 from distgan.frozen.vision import DINOV2
 
 EFFICIENTNET_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
-
-
-Given = Literal["features", "logits", "labels"]
-"""What a metric needs of an extractor."""
-
-
-@dataclass(frozen=True)
-class Extractor:
-    """A feature network, and what must be known of it to compare its numbers."""
-
-    name: str
-    sha256: str
-    """Of the file of its weights; of `pixels`, which has none, of what it computes."""
-    resize: str
-    """How images reach its input size."""
-    network: nn.Module
-    """Images [N, C, H, W] as `distgan.evaluation.inputs` has them -> features float32 [N, num_features], logits float32
-    [N, units, classes] or None. Units are parts of an image that are classified one by one: the channels of
-    StackedMNIST, else the whole."""
-    num_features: int
-    gives: tuple[Given, ...]
-    """`labels` if the classes of its logits are the dataset's."""
-    accuracy: float | None = None
-    """On held-out images of the dataset it was trained on, of one unit."""
-    trained_on: str | None = None
-    """Hash of that dataset's manifest."""
-    sums_images: bool = False
-    """Whether the cards of bins tell the sums of images too, in stored units."""
-    architecture: str | None = None
-    """Of a network of which there are several sizes."""
-    variant: str | None = None
-    """What tells its features from others of the same weights, in the keys of the cache; None: nothing."""
-    note: str | None = None
-    """What people must know of the names of its values."""
-
-    @property
-    def identity(self) -> dict[str, str]:
-        """What its features depend on, for the keys of the cache."""
-        identity = {"extractor": self.sha256}
-        return identity if self.variant is None else identity | {"variant": self.variant}
 
 
 @torch.no_grad()
@@ -160,51 +119,6 @@ def open_pixels(dataset: ShardSet, cache: Path) -> Extractor:
     )
 
 
-def open_inception(
-    dataset: ShardSet, cache: Path, *, weights: str | None = None, resize: Resize = "tensorflow"
-) -> Extractor:
-    """The Inception of FID, from a file, by default one in `cache` or where torch.hub keeps its own. Raises UsageError.
-
-    With other weights than those of FID its values have names of their own.
-    """
-    check_8bit("inception", dataset)
-    import torch_fidelity  # noqa: F401 - a missing package is reported before a missing file
-
-    file = inception.find_weights(cache) if weights is None else Path(weights)
-    network = inception.load_network(file, resize)
-    sha256 = sha256_file(file)
-    known = sha256 == inception.SHA256
-    name = "inception" if known else f"inception-{sha256[:8]}"
-    note = f"extractor_weights: {file} is not the Inception of FID: its values are called fd_{name}, not fid"
-    return Extractor(
-        name=name,
-        sha256=sha256,
-        resize=inception.RESIZES[resize],
-        network=network,
-        num_features=2048,
-        gives=("features", "logits"),
-        variant=None if resize == "tensorflow" else inception.RESIZES[resize],
-        note=None if known else note,
-    )
-
-
-def open_dinov2(dataset: ShardSet, cache: Path, *, weights: str | None = None) -> Extractor:
-    """DINOv2, from a folder or a file. Raises UsageError."""
-    check_8bit("dinov2", dataset)
-    network, loaded = dinov2.load_features(weights, "extractor_weights")
-    architecture = dinov2.describe(loaded)
-    return Extractor(
-        name="dinov2",
-        sha256=loaded.sha256,
-        resize=dinov2.RESIZE,
-        network=network,
-        num_features=loaded.features,
-        gives=("features",),
-        architecture=architecture,
-        variant=f"{architecture}, {dinov2.RESIZE}",  # of weights alone the number of heads is not known
-    )
-
-
 def open_efficientnet(dataset: ShardSet, cache: Path) -> Extractor:
     """EfficientNet-Lite0, from the file of its package. Raises UsageError."""
     check_8bit("efficientnet-lite0", dataset)
@@ -228,15 +142,6 @@ def load_efficientnet() -> EfficientNetFeatures:
     return EfficientNetFeatures(file)
 
 
-def check_8bit(name: str, dataset: ShardSet) -> None:
-    """Raises UsageError for images that are no photographs of 8 bits."""
-    if not dataset.spec.is_8bit:
-        raise UsageError(
-            f"extractor: {name} takes 8-bit grey or RGB images, the dataset has {dataset.spec}; the extractor pixels "
-            "takes any"
-        )
-
-
 def prefetch_weights(name: str, cache: Path, weights: str | None) -> Path | None:
     """Download the weights of an extractor that are not on this machine; returns where they are.
 
@@ -251,9 +156,9 @@ def prefetch_weights(name: str, cache: Path, weights: str | None) -> Path | None
 
 EXTRACTORS: dict[str, Callable[..., Extractor]] = {
     "classifier": open_default_classifier,
-    "dinov2": open_dinov2,
+    "dinov2": dinov2.open_dinov2,
     "efficientnet-lite0": open_efficientnet,
-    "inception": open_inception,
+    "inception": inception.open_inception,
     "pixels": open_pixels,
 }
 """Name -> (dataset, cache folder, options of TAKE) -> extractor, on the CPU."""

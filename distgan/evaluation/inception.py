@@ -7,8 +7,11 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from distgan.data.shardset import ShardSet
 from distgan.errors import UsageError
+from distgan.evaluation.extractor import Extractor, check_8bit
 from distgan.evaluation.resizing import resize_float
+from distgan.files import sha256_file
 from distgan.frozen.state_dict import check_sha256, read_state_dict
 
 FILE = "weights-inception-2015-12-05-6726825d.pth"
@@ -59,6 +62,34 @@ class InceptionFeatures(nn.Module):
             x = getattr(self.network, name)(x)
         features = x.flatten(1)
         return features, (features @ self.network.fc.weight.T)[:, None]
+
+
+def open_inception(
+    dataset: ShardSet, cache: Path, *, weights: str | None = None, resize: Resize = "tensorflow"
+) -> Extractor:
+    """The Inception of FID, from a file, by default one in `cache` or where torch.hub keeps its own. Raises UsageError.
+
+    With other weights than those of FID its values have names of their own.
+    """
+    check_8bit("inception", dataset)
+    import torch_fidelity  # noqa: F401 - a missing package is reported before a missing file
+
+    file = find_weights(cache) if weights is None else Path(weights)
+    network = load_network(file, resize)
+    sha256 = sha256_file(file)
+    known = sha256 == SHA256
+    name = "inception" if known else f"inception-{sha256[:8]}"
+    note = f"extractor_weights: {file} is not the Inception of FID: its values are called fd_{name}, not fid"
+    return Extractor(
+        name=name,
+        sha256=sha256,
+        resize=RESIZES[resize],
+        network=network,
+        num_features=2048,
+        gives=("features", "logits"),
+        variant=None if resize == "tensorflow" else RESIZES[resize],
+        note=None if known else note,
+    )
 
 
 def find_weights(cache: Path) -> Path:

@@ -20,7 +20,8 @@ from distgan.evaluation.cache import Measured, StatisticsCache
 from distgan.evaluation.card import ImageSum
 from distgan.evaluation.chunks import run_chunks
 from distgan.evaluation.classifier import is_stacked
-from distgan.evaluation.features import Extractor, extract
+from distgan.evaluation.extractor import Extractor
+from distgan.evaluation.features import extract
 from distgan.evaluation.inputs import chunk_size, from_stored
 from distgan.evaluation.progress import ProgressBar
 from distgan.evaluation.scores import METRICS, Reference, Values, compute

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from distgan.errors import UsageError
-from distgan.evaluation.features import Given
+from distgan.evaluation.extractor import Given
 from distgan.evaluation.neighbours import compared
 from distgan.evaluation.statistics import Statistics
 

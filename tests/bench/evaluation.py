@@ -29,7 +29,8 @@ from distgan.data.shardset import ShardSet
 from distgan.data.stream import Reader
 from distgan.evaluation.classifier import save_classifier
 from distgan.evaluation.classifier_training import train_classifier
-from distgan.evaluation.features import Extractor, extract, open_extractor
+from distgan.evaluation.extractor import Extractor
+from distgan.evaluation.features import extract, open_extractor
 from distgan.evaluation.inputs import CHUNK, from_stored
 from distgan.evaluation.neighbours import share_repeated
 from distgan.evaluation.scores import METRICS, Reference

@@ -28,7 +28,8 @@ from distgan.data.dataset import open_dataset
 from distgan.data.shardset import ShardSet
 from distgan.data.stream import Reader
 from distgan.evaluation import inception
-from distgan.evaluation.features import Extractor, extract, open_extractor
+from distgan.evaluation.extractor import Extractor
+from distgan.evaluation.features import extract, open_extractor
 from distgan.evaluation.inputs import CHUNK, from_stored
 from distgan.evaluation.resizing import resize_float
 from distgan.evaluation.scores import Reference, density_coverage, frechet_distance, kernel_distance, precision_recall

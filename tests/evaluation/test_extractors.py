@@ -20,7 +20,8 @@ from distgan.evaluation import dinov2, inception
 from distgan.evaluation.describe import describe_extractor
 from distgan.evaluation.dinov2 import interpolate_positions
 from distgan.evaluation.evaluator import Evaluator
-from distgan.evaluation.features import Extractor, extract, open_extractor, prefetch_weights
+from distgan.evaluation.extractor import Extractor
+from distgan.evaluation.features import extract, open_extractor, prefetch_weights
 from distgan.evaluation.scores import value_names
 from distgan.files import sha256_file
 from distgan.frozen.vision import DINOV2, load_dinov2

@@ -1,6 +1,7 @@
 """Helpers of the tests: small datasets, runs in this process, and runs in processes of their own."""
 
 import importlib
+import io
 import json
 import os
 import subprocess
@@ -79,6 +80,52 @@ def make_dinov2(folder: Path, *, seed: int = 0, **changes) -> Path:
     config = transformers.Dinov2Config(**{**size, "initializer_range": 0.5, **changes})
     transformers.Dinov2Model(config).save_pretrained(folder)
     return folder
+
+
+def save_inception(file: Path) -> Path:
+    """Weights of the Inception of FID, at random but of its shapes, and of a scale at which images differ."""
+    from torch_fidelity import FeatureExtractorInceptionV3
+
+    blank = io.BytesIO()
+    with mock.patch.object(FeatureExtractorInceptionV3, "load_state_dict", lambda *_: None):
+        torch.save({}, blank)
+        blank.seek(0)
+        weights = FeatureExtractorInceptionV3("blank", ["2048"], blank).state_dict()
+    generator = torch.Generator().manual_seed(0)
+    for name, tensor in weights.items():
+        if name.endswith(("conv.weight", "fc.weight")):
+            torch.nn.init.kaiming_normal_(tensor, generator=generator)
+    weights["fc.weight"] *= 30  # else all images have about the same classes
+    file.parent.mkdir(parents=True, exist_ok=True)
+    torch.save(weights, file)
+    return file
+
+
+def save_dinov2_file(folder: Path, file: Path) -> Path:
+    """The weights of a folder of transformers' Dinov2Model, under the names of facebookresearch/dinov2."""
+    places = {
+        "embeddings.cls_token": "cls_token",
+        "embeddings.mask_token": "mask_token",
+        "embeddings.position_embeddings": "pos_embed",
+        "embeddings.patch_embeddings.projection": "patch_embed.proj",
+        "layernorm": "norm",
+        "encoder.layer": "blocks",
+        "attention.output.dense": "attn.proj",
+        "layer_scale1.lambda1": "ls1.gamma",
+        "layer_scale2.lambda1": "ls2.gamma",
+        "mlp.weights_in": "mlp.w12",
+        "mlp.weights_out": "mlp.w3",
+    }
+    weights = {}
+    for name, tensor in load_file(folder / "model.safetensors").items():
+        for old, new in places.items():
+            name = name.replace(old, new)
+        weights[name] = tensor
+    for name in [name for name in weights if "attention.query" in name]:
+        parts = [weights.pop(name.replace("query", part)) for part in ("query", "key", "value")]
+        weights[name.replace("attention.attention.query", "attn.qkv")] = torch.cat(parts)
+    torch.save(weights, file)
+    return file
 
 
 def save_generator(

@@ -111,10 +111,11 @@ def prefetch(options: Options) -> None:
 
     Raises UsageError and RunError.
     """
-    from distgan.evaluation.features import prefetch_inception
+    from distgan.evaluation.features import prefetch_weights
 
-    if options.extractor == "inception":
-        print(prefetch_inception(options.cache), flush=True)
+    place = prefetch_weights(options.extractor, options.cache, options.extractor_weights)
+    if place is not None:
+        print(place, flush=True)
     elif options.data is None:
         raise UsageError(f"prefetch: {options.extractor} needs no download; give --data DATASET for its statistics")
     if options.data is not None:

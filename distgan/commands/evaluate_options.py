@@ -3,7 +3,7 @@
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from distgan.config.types import NonNegativeFloat, NonNegativeInt, PositiveInt
 from distgan.errors import UsageError
@@ -28,8 +28,14 @@ class Options:
     modes with a classifier of the dataset's labels. Scores are named fid, kid and is only with Inception features; with
     others they are fd_EXTRACTOR, kd_EXTRACTOR and is_EXTRACTOR."""
     extractor: str = "classifier"
-    """classifier (of the dataset's labels; --train_extractor makes it), efficientnet-lite0, inception, pixels (averages
-    of an image's parts: for images of any kind, without labels), or the .safetensors file of a classifier."""
+    """classifier (of the dataset's labels; --train_extractor makes it), dinov2, efficientnet-lite0, inception, pixels
+    (averages of an image's parts: for images of any kind, without labels), or the .safetensors file of a classifier."""
+    extractor_weights: str | None = None
+    """Weights of dinov2 (dinov2_vitl14_pretrain.pth, a folder of transformers' Dinov2Model, or hf://OWNER/NAME), or of
+    inception (a .pth file). Default of inception: the file of --prefetch."""
+    resize: Literal["clean", "tensorflow"] | None = None
+    """How images reach the input size of inception: tensorflow, as FID is published, or clean, as clean-fid does.
+    Default: tensorflow."""
     by: str | None = None
     """A condition that the generator takes, or class: the metrics of the images of each of its bins too. The class of
     an image is the one that it was made for, its label, or, where it has none, what the extractor classifier sees."""
@@ -54,7 +60,8 @@ class Options:
     """Corrupt images of the dataset to replace by others; one more ends the evaluation."""
     out: str | None = None
     """File of the card (.json), or of the classifier (.safetensors). Default: RUN/cards/IMAGES-EXTRACTOR.json, with the
-    metrics, --by, psi, balanced, the hash of --data and the seed in its name if they are given, or the cache."""
+    weights, resize, metrics, --by, psi, balanced, the hash of --data and the seed in its name if they are given, or the
+    cache."""
     train_extractor: str | None = None
     """Dataset on whose labels to train a classifier, on one process."""
     train_images: PositiveInt | None = None
@@ -87,6 +94,8 @@ class Options:
 
         return Settings(
             extractor=self.extractor,
+            extractor_weights=self.extractor_weights,
+            resize=self.resize,
             metrics=self.metric_names,
             samples=samples if samples is not None else self.samples,
             seed=self.seed,
@@ -113,14 +122,23 @@ class Options:
             raise UsageError("data: give the real images that --generated is compared with, as --data ADDRESS")
 
     def card_name(self, images: int | None, extractor: str, manifest: str) -> str:
-        """A name of its own for each choice of metrics, bins, sampling, seed and other data.
+        """A name of its own for each choice of weights, resize, metrics, bins, sampling, seed and other data.
 
         Their cards do not overwrite each other. `manifest` is the hash of the dataset of the real images.
         """
-        bins = ["by", re.sub(r"[^\w.]+", "_", self.by)] if self.by is not None else []
+        network = [file_word(Path(self.extractor_weights).stem)] if self.extractor_weights is not None else []
+        network += [self.resize] if self.resize not in (None, "tensorflow") else []
+        bins = ["by", file_word(self.by)] if self.by is not None else []
         bins += [str(self.bins)] if self.bins is not None else []
         seed = [f"seed{self.seed}"] if self.seed else []
         sampling = [f"psi{self.truncation_psi:g}"] if self.truncation_psi != 1 else []
         sampling += ["balanced"] * self.balanced
         data = [f"data{manifest[:8]}"] if self.data is not None else []
-        return "-".join([str(images), extractor, *self.metric_names, *bins, *sampling, *data, *seed]) + ".json"
+        return (
+            "-".join([str(images), extractor, *network, *self.metric_names, *bins, *sampling, *data, *seed]) + ".json"
+        )
+
+
+def file_word(text: str) -> str:
+    """A text as a part of a file's name."""
+    return re.sub(r"[^\w.]+", "_", text)

@@ -152,8 +152,15 @@ class EvaluateConfig:
     """Entries of METRICS in distgan/evaluation/scores.py. []: fid, precision_recall, and modes if the extractor
     predicts classes."""
     extractor: str = "classifier"
-    """Feature network: classifier (trained by `distgan evaluate --train_extractor`), efficientnet-lite0, inception,
-    pixels (averages of an image's parts: for images of any kind), or the .safetensors file of a classifier."""
+    """Feature network: classifier (trained by `distgan evaluate --train_extractor`), dinov2, efficientnet-lite0,
+    inception, pixels (averages of an image's parts: for images of any kind), or the .safetensors file of a
+    classifier."""
+    extractor_weights: str | None = None
+    """Weights of dinov2 (dinov2_vitl14_pretrain.pth, a folder of transformers' Dinov2Model, or hf://OWNER/NAME), or of
+    inception (a .pth file). null: for inception, the file of `distgan evaluate --prefetch`."""
+    resize: Literal["clean", "tensorflow"] | None = None
+    """How images reach the input size of inception: tensorflow, as FID is published, or clean, as clean-fid does.
+    null: tensorflow."""
     samples: PositiveInt | None = None
     """Generated images. null: 26,000 for stacked-mnist, else as many as the dataset has, up to 50,000."""
     reference_images: PositiveInt | None = None

@@ -9,7 +9,7 @@ import numpy as np
 from distgan.data.index_file import NUMBERS
 from distgan.data.shardset import ShardSet
 from distgan.errors import UsageError
-from distgan.evaluation.features import Extractor
+from distgan.evaluation.extractor import Extractor
 from distgan.samples import SampleSpec
 
 CLASS = "class"

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 SHOWN_CLASSES = 10
 BALANCED = "balanced"
 AS_IN_THE_DATASET = "as in the dataset"
-OPTIONAL = ("image_sum", "by", "classes_from", "bins")
+OPTIONAL = ("image_sum", "by", "classes_from", "bins", "repeated")
 """Keys that are not on a card where they are empty."""
 
 
@@ -34,7 +34,8 @@ class Card:
     """Numbers of images. generated; reference: real ones; rows: of each, for metrics that compare single images;
     floor: real ones in the place of generated ones."""
     extractor: dict[str, Any]
-    """name, sha256, resize, accuracy on held-out images and the hash of the dataset it was trained on"""
+    """name, sha256, resize, accuracy on held-out images and the hash of the dataset it was trained on; architecture,
+    of a network of which there are several sizes"""
     data: dict[str, Any]
     """The reference: path, sha256 of the manifest, spec and resize filter of its images, and what KL compares with"""
     generator: dict[str, Any]
@@ -61,8 +62,11 @@ class Card:
     classes_from: str | None = None
     """Of bins by class, what tells the class of a generated image: `labels`, or `classifier`"""
     bins: list[dict[str, Any]] = field(default_factory=list)
-    """For the images of each bin: low, high (and class), and metrics, floor, counts and image_sum as above; where there
-    are too few images for metrics, too_few is how many they need"""
+    """For the images of each bin: low, high (and class), and metrics, floor, counts, image_sum and repeated as above;
+    where there are too few images for metrics, too_few is how many they need"""
+    repeated: dict[str, float] = field(default_factory=dict)
+    """generated, real: the share of the images that are compared one by one whose features equal those of another of
+    them; {}: of none"""
 
     def to_json(self) -> str:
         keys = {name: value for name, value in asdict(self).items() if value or name not in OPTIONAL}
@@ -71,13 +75,16 @@ class Card:
     def line(self) -> str:
         """The card in one line of text, and one more for each bin."""
         accuracy = self.extractor.get("accuracy")
+        architecture = self.extractor.get("architecture")
         parts = [
             self.describe_generator(),
             format_counts(self.counts),
             f"extractor {self.extractor['name']} {self.extractor['sha256'][:8]}"
-            + (f" (accuracy {accuracy:.2%})" if accuracy is not None else ""),
+            + (f" (accuracy {accuracy:.2%})" if accuracy is not None else "")
+            + (f" ({architecture})" if architecture is not None else ""),
             f"resize {self.extractor['resize']}",
             f"data {self.data['manifest'][:8]}",
+            format_repeated(self.repeated),
             *self.sampling(),
             f"seed {self.seed}",
             f"distgan {self.code['version']} {(self.code['commit'] or 'unknown')[:8]}",
@@ -113,7 +120,8 @@ class Card:
         high = row["high"]
         values = f"{low:.5g}" if low == high else f"{low:.5g} to {high:.5g}"
         name = f"{self.by} {row.get('class', values)}"
-        counts = format_counts(row["counts"])
+        repeated = format_repeated(row.get("repeated", {}))
+        counts = format_counts(row["counts"]) + (f"; {repeated}" if repeated else "")
         if "too_few" in row:
             return f"{name}: too few images, metrics need {row['too_few']} | {counts}"
         return f"{name}: {format_values(row['metrics'], row['floor'], row.get('image_sum', {}))} | {counts}"
@@ -124,6 +132,18 @@ def describe_sums(generated: ImageSum | None, real: ImageSum | None) -> dict[str
     if generated is None or real is None:
         return {}
     return {"image_sum": {"generated": generated._asdict(), "real": real._asdict()}}
+
+
+def describe_repeated(generated: float, real: float) -> dict[str, Any]:
+    """What a card says of images that equal another one of their set, if there are any."""
+    return {"repeated": {"generated": generated, "real": real}} if generated or real else {}
+
+
+def format_repeated(repeated: Mapping[str, float]) -> str:
+    """As text; empty unless a hundredth of them are."""
+    if max(repeated.values(), default=0) < 0.01:
+        return ""
+    return f"repeated: {repeated['generated']:.0%} of generated, {repeated['real']:.0%} of real images"
 
 
 def format_counts(counts: Mapping[str, int]) -> str:

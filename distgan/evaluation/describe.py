@@ -11,19 +11,20 @@ from distgan.data.shardset import ShardSet
 from distgan.environment import git_commit
 from distgan.errors import UsageError
 from distgan.evaluation.classifier import is_stacked
-from distgan.evaluation.features import Extractor
+from distgan.evaluation.extractor import Extractor
 from distgan.evaluation.scores import METRICS
 
 
 def describe_extractor(extractor: Extractor) -> dict[str, Any]:
     """What a card says of the extractor."""
-    return {
+    about = {
         "name": extractor.name,
         "sha256": extractor.sha256,
         "resize": extractor.resize,
         "accuracy": extractor.accuracy,
         "trained_on": extractor.trained_on,
     }
+    return about if extractor.architecture is None else about | {"architecture": extractor.architecture}
 
 
 def describe_dataset(dataset: ShardSet) -> dict[str, Any]:

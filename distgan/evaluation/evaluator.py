@@ -79,10 +79,13 @@ class Evaluator:
         self.path = path
         self.log = log
         self.cache = settings.cache or cache_folder()
+        options: dict[str, Any] = {"weights": settings.extractor_weights, "resize": settings.resize}
         self.extractor = processes.run_on_all(
-            lambda: open_extractor(settings.extractor, dataset, processes.device, self.cache)
+            lambda: open_extractor(settings.extractor, dataset, processes.device, self.cache, **options)
         )
         processes.check_same_on_all_ranks(f"extractor: the sha256 of {settings.extractor}", self.extractor.sha256)
+        if self.extractor.note is not None and processes.is_main_process:
+            print(f"distgan: {self.extractor.note}", flush=True)
         self.metrics = choose_metrics(settings.metrics, self.extractor)
         check_library()
         total = len(dataset.columns["label"])

@@ -1,6 +1,5 @@
-"""The networks of the extractors: Inception, EfficientNet-Lite0, a classifier, and pooled pixels."""
+"""Networks of the extractors: EfficientNet-Lite0, a classifier, and pooled pixels."""
 
-import io
 from pathlib import Path
 from typing import Any
 
@@ -15,24 +14,6 @@ CELLS = 8
 """Rows and columns of cells of pooled pixels, at most."""
 MAX_POOLED = 1024
 """Features of pooled pixels, at most."""
-
-
-class InceptionFeatures(nn.Module):
-    """The network of FID (Heusel et al. 2017, arXiv 1706.08500), by torch-fidelity: 2048 features, 1008 logits."""
-
-    def __init__(self, file: Path) -> None:
-        from torch_fidelity import FeatureExtractorInceptionV3
-
-        super().__init__()
-        # torch-fidelity unpickles whatever is in its file; it gets a copy of the tensors alone
-        copy = io.BytesIO()
-        torch.save(torch.load(file, map_location="cpu", weights_only=True), copy)
-        copy.seek(0)
-        self.network = FeatureExtractorInceptionV3("inception", ["2048", "logits_unbiased"], copy)
-
-    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        features, logits = self.network(images.expand(-1, 3, -1, -1))
-        return features, logits[:, None]
 
 
 class EfficientNetFeatures(nn.Module):

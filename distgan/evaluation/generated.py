@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from distgan.distributed.processes import Distributed
 from distgan.evaluation.card import ImageSum
 from distgan.evaluation.chunks import run_chunks
-from distgan.evaluation.features import Extractor, extract
+from distgan.evaluation.extractor import Extractor
+from distgan.evaluation.features import extract
 from distgan.evaluation.inputs import chunk_size, from_stored, image_sums, round_to_stored
 from distgan.evaluation.progress import ProgressBar
 from distgan.evaluation.scores import predicted_classes

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from distgan.data.shardset import ShardSet
 from distgan.errors import UsageError
-from distgan.evaluation.features import Extractor
+from distgan.evaluation.extractor import Extractor
 from distgan.evaluation.stored import StoredImages, Work
 from distgan.rng import rng
 from distgan.samples import SampleSpec

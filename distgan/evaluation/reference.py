@@ -14,7 +14,8 @@ from distgan.distributed.processes import Distributed
 from distgan.evaluation.cache import Measured, StatisticsCache
 from distgan.evaluation.card import ImageSum
 from distgan.evaluation.classifier import is_stacked
-from distgan.evaluation.features import Extractor, extract
+from distgan.evaluation.extractor import Extractor
+from distgan.evaluation.features import extract
 from distgan.evaluation.inputs import from_stored
 from distgan.evaluation.scores import METRICS, Reference, Values, compute
 from distgan.evaluation.split import Sets, Split, SplitAccumulator
@@ -99,7 +100,7 @@ class RealImageStatistics:
         split = population.split
         key = dict(
             manifest=self.dataset.digest,
-            extractor=self.extractor.sha256,
+            **self.extractor.identity,
             images=split.others + split.shared,
             floor_images=split.stand_ins,
             **population.definition,

@@ -1,26 +1,29 @@
-"""The metrics on features and logits: torch-fidelity's functions, and those of classes and coverage."""
+"""The metrics on features and logits: distances of distributions, shares of images in balls, and those of classes."""
 
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from distgan.errors import UsageError
-from distgan.evaluation.features import Given
+from distgan.evaluation.extractor import Given
+from distgan.evaluation.neighbours import compared
 from distgan.evaluation.statistics import Statistics
 
 Values = dict[str, float]
 KID_SUBSETS = 100
 KID_SUBSET_SIZE = 1000
 IS_SPLITS = 10
+IS_SEED = 2020
+"""Of the permutation before images are split, as in torch-fidelity."""
 NEAREST_PR = 3
 """Neighbours of precision and recall, as in the paper."""
 NEAREST_DC = 5
 """Neighbours of density and coverage, as in the paper."""
-BLOCK = 1000
-"""Rows of a block of a matrix of distances."""
 CONFIDENT = 0.9
 """An image is classified with confidence above this probability."""
 
@@ -58,50 +61,62 @@ def kernel_distance(generated: Statistics, reference: Reference) -> Values:
 
 
 def inception_score(generated: Statistics, reference: Reference) -> Values:
-    """IS (Salimans et al. 2016, arXiv 1606.03498), mean and std of 10 splits."""
-    from torch_fidelity.metric_isc import isc_features_to_metric
+    """IS: exp of the mean KL(p(y|x) || p(y)) (Salimans et al. 2016, arXiv 1606.03498), mean and std of 10 splits.
 
+    Images are split after torch-fidelity's permutation. A class whose probability is 0 in float64 adds nothing to a KL,
+    where torch-fidelity's score is NaN.
+    """
     assert generated.logits is not None
-    score = isc_features_to_metric(joint_logits(generated.logits), splits=min(IS_SPLITS, generated.n))
-    return {"is": score["inception_score_mean"], "is_std": score["inception_score_std"]}
+    logits = joint_logits(generated.logits)
+    order = np.random.RandomState(IS_SEED).permutation(len(logits))
+    log_p = logits[torch.from_numpy(order)].double().log_softmax(1)
+    p = log_p.exp()
+    splits = min(IS_SPLITS, len(p))
+    edges = [i * len(p) // splits for i in range(splits + 1)]
+    scores = [split_score(p[start:end], log_p[start:end]) for start, end in itertools.pairwise(edges)]
+    return {"is": float(np.mean(scores)), "is_std": float(np.std(scores))}
+
+
+def split_score(p: Tensor, log_p: Tensor) -> float:
+    """IS of one split, of probabilities float64 [N, classes] and their logarithms."""
+    marginal = p.mean(0)
+    terms = torch.where((p > 0) & (marginal > 0), p * (log_p - marginal.log()), 0)
+    return float(terms.sum(1).mean().exp())
 
 
 def precision_recall(generated: Statistics, reference: Reference) -> Values:
-    """Improved precision and recall (Kynkaanniemi et al. 2019, arXiv 1904.06991), of the first 10,000 images, k = 3.
+    """Improved precision and recall (Kynkaanniemi et al. 2019, arXiv 1904.06991, eq. 1 and 2), k = 3.
 
-    An image at exactly the radius counts as inside, as in the authors' code.
+    Of the first 10,000 images. An image at exactly the radius counts as inside, as in the authors' code: around an
+    image with 3 equal ones, whose radius is 0, those that are equal to it.
     """
-    from torch_fidelity.metric_prc import prc_features_to_metric
-
-    options = {"prc_neighborhood": NEAREST_PR, "prc_batch_size": BLOCK, "save_cpu_ram": True, "verbose": False}
-    shares = prc_features_to_metric(*centred(generated.rows, reference.statistics.rows), **options)
-    return {"precision": shares["precision"], "recall": shares["recall"]}
+    fake, real = compared(generated.rows, reference.statistics.rows)
+    fake_radii = fake.radii(NEAREST_PR)
+    real_radii = real.radii(NEAREST_PR)
+    precise = torch.zeros(len(fake), dtype=torch.bool)
+    recalled = torch.zeros(len(real), dtype=torch.bool)
+    for block in real.blocks():
+        distances = real.distances(block, fake)
+        precise |= (distances <= real_radii[block, None]).any(0)
+        recalled[block] = (distances <= fake_radii).any(1)
+    return {"precision": float(precise.double().mean()), "recall": float(recalled.double().mean())}
 
 
 def density_coverage(generated: Statistics, reference: Reference) -> Values:
     """Density and coverage (Naeem et al. 2020, arXiv 2002.09797, eq. 4 and 5), of the first 10,000 images, k = 5.
 
-    An image at exactly the radius counts as outside, as in the authors' code.
+    An image at exactly the radius counts as outside, as in the authors' code: nothing is inside around an image with 5
+    equal ones, whose radius is 0.
     """
-    fake, real = centred(generated.rows, reference.statistics.rows)
-    balls = torch.zeros(len(fake))  # of real images, that each generated one is in
+    fake, real = compared(generated.rows, reference.statistics.rows)
+    radii = real.radii(NEAREST_DC)
+    balls = torch.zeros(len(fake), dtype=torch.float64)  # of real images, that each generated one is in
     covered = torch.zeros(len(real), dtype=torch.bool)
-    for start in range(0, len(real), BLOCK):
-        block = slice(start, start + BLOCK)
-        radii = torch.cdist(real[block], real).kthvalue(NEAREST_DC + 1).values  # the nearest is the image itself
-        within = torch.cdist(real[block], fake) < radii[:, None]
+    for block in real.blocks():
+        within = real.distances(block, fake) < radii[block, None]
         balls += within.sum(0)
         covered[block] = within.any(1)
     return {"density": float(balls.mean()) / NEAREST_DC, "coverage": float(covered.double().mean())}
-
-
-def centred(fake: Tensor, real: Tensor) -> tuple[Tensor, Tensor]:
-    """Both sets of features minus the mean of the real ones.
-
-    Distances are computed from products of features in float32, which lose digits far from 0.
-    """
-    mean = real.double().mean(0)
-    return (fake.double() - mean).float(), (real.double() - mean).float()
 
 
 def class_coverage(generated: Statistics, reference: Reference) -> Values:

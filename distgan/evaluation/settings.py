@@ -4,6 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from distgan.evaluation.inception import Resize
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -11,6 +13,10 @@ class Settings:
 
     extractor: str = "classifier"
     """An entry of EXTRACTORS, or a classifier's file."""
+    extractor_weights: str | None = None
+    """File, folder or hf:// address of the weights of inception or dinov2."""
+    resize: Resize | None = None
+    """How images reach the input size of inception: tensorflow or clean. None: tensorflow."""
     metrics: Sequence[str] = ()
     """Entries of METRICS; (): fid, precision_recall, and modes where the extractor gives classes."""
     samples: int | None = None

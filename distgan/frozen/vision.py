@@ -1,4 +1,4 @@
-"""Features of images by a pretrained vision transformer: DINOv2, from a local folder."""
+"""Features of images by a pretrained vision transformer: DINOv2, from a local folder or its own file."""
 
 import copy
 from pathlib import Path
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from distgan.errors import UsageError
 from distgan.files import sha256_file
+from distgan.frozen.dinov2_file import load_dinov2_file
 from distgan.frozen.files import CONFIG, Source, check_weights, decode_config, find_folder, load_network
 from distgan.sizes import Size
 
@@ -87,9 +88,13 @@ class FrozenNetwork(nn.Module):
 def load_dinov2(path: str | Path, key: str) -> FrozenNetwork:
     """DINOv2 in a folder with config.json and model.safetensors, float32 on the CPU.
 
-    `path` may also be hf://OWNER/NAME[@REVISION], which is downloaded into the hub's cache unless it is there. Raises
-    UsageError, which names `key`.
+    `path` may also be hf://OWNER/NAME[@REVISION], which is downloaded into the hub's cache unless it is there, or a
+    file of the authors, dinov2_vit*14_pretrain.pth. Raises UsageError, which names `key`.
     """
+    if Path(path).suffix == ".pth":
+        network = load_dinov2_file(DINOV2, Path(path), key)
+        sizes = network.config.hidden_size, network.config.patch_size, network.config.image_size
+        return FrozenNetwork(network, VisionConfig("dinov2", *sizes), key, sha256_file(Path(path)))
     folder = find_folder(DINOV2, path, key)
     config = decode_config(DINOV2, folder, VisionConfig, key)
     if config.model_type != "dinov2" or config.num_channels != 3:

@@ -28,7 +28,9 @@ from distgan.training.due import Clock
 
 Cards = Sequence[tuple[int, dict[str, Any]]]
 """(images seen, metric card) of every evaluation so far."""
-OPTIONS = ("extractor", "metrics", "samples", "reference_images", "data", "by", "balanced")
+OPTIONS = (
+    *("extractor", "extractor_weights", "resize", "metrics", "samples", "reference_images", "data", "by", "balanced"),
+)
 """Of `distgan evaluate`, that are keys of `evaluate` too."""
 
 
@@ -58,6 +60,8 @@ def make_evaluator(config: Config, processes: Distributed, data: Data) -> Evalua
         raise UsageError("balanced: G takes no classes; set it to false, or data.labels to true")
     settings = Settings(
         extractor=keys.extractor,
+        extractor_weights=keys.extractor_weights,
+        resize=keys.resize,
         metrics=keys.metrics,
         samples=keys.samples,
         reference_images=keys.reference_images,

@@ -18,11 +18,12 @@ from distgan.dataset_tool import make, sources
 from distgan.dataset_tool.sources.source import from_arrays
 from distgan.distributed.processes import Distributed
 from distgan.errors import UsageError
-from distgan.evaluation import classifier, classifier_training, features
+from distgan.evaluation import classifier, classifier_training, features, inception
 from distgan.evaluation.evaluator import Evaluator
 from distgan.evaluation.inputs import to_uint8
 from distgan.evaluation.scores import METRICS
 from distgan.evaluation.settings import Settings
+from distgan.files import sha256_file
 from helpers import noise, reset_accelerate
 
 
@@ -88,7 +89,7 @@ def test_real_images_score_like_real_against_real(digits, evaluate):
         assert shown in card.line()
     assert card.extractor["sha256"][:8] in card.line() and digits.digest[:8] in card.line()
     assert " ".join(json.loads(card.to_json())) == (
-        "metrics floor counts extractor data generator seed histogram missing code time seconds"
+        "metrics floor counts extractor data generator seed histogram missing code time seconds repeated"
     )
 
 
@@ -288,21 +289,21 @@ def test_inception_is_a_local_file_with_the_right_hash(processes, digits, tmp_pa
     with pytest.raises(UsageError, match="the weights of inception are missing; run `distgan evaluate --prefetch`"):
         Evaluator(processes, digits, Settings(extractor="inception", cache=tmp_path))
     (tmp_path / "extractors").mkdir()
-    (tmp_path / "extractors" / features.INCEPTION_FILE).write_bytes(b"an error page")
+    (tmp_path / "extractors" / inception.FILE).write_bytes(b"an error page")
     with pytest.raises(UsageError, match="remove it and get it again"):
         Evaluator(processes, digits, Settings(extractor="inception", cache=tmp_path))
 
 
 def test_prefetch_keeps_only_the_right_file(tmp_path, monkeypatch):
     (tmp_path / "served").write_bytes(b"weights")
-    monkeypatch.setattr(features, "INCEPTION_URL", (tmp_path / "served").as_uri())
+    monkeypatch.setattr(inception, "URL", (tmp_path / "served").as_uri())
     with pytest.raises(UsageError, match="prefetch: file:.*invalid hash value.*or copy the file to"):
-        features.prefetch_inception(tmp_path)
+        inception.prefetch_inception(tmp_path)
     assert not list((tmp_path / "extractors").iterdir())
-    monkeypatch.setattr(features, "INCEPTION_SHA256", features.sha256_file(tmp_path / "served"))
-    assert features.prefetch_inception(tmp_path).read_bytes() == b"weights"
+    monkeypatch.setattr(inception, "SHA256", sha256_file(tmp_path / "served"))
+    assert inception.prefetch_inception(tmp_path).read_bytes() == b"weights"
     (tmp_path / "served").unlink()
-    features.prefetch_inception(tmp_path)  # without network
+    inception.prefetch_inception(tmp_path)  # without network
 
 
 def test_a_corrupt_classifier(digits, cache, processes, tmp_path):
@@ -315,7 +316,7 @@ def test_a_corrupt_classifier(digits, cache, processes, tmp_path):
         ("flipped.safetensors", "the sha256 of the weights in .* does not match; train it again"),
         ("cut.safetensors", "is not a classifier of distgan"),
         ("none.safetensors", "no such file"),
-        ("resnet", "unknown extractor 'resnet'; choose from classifier, efficientnet-lite0, inception"),
+        ("resnet", "unknown extractor 'resnet'; choose from classifier, dinov2, efficientnet-lite0, inception"),
     ):
         with pytest.raises(UsageError, match=f"extractor: .*{message}"):
             Evaluator(

@@ -1,7 +1,5 @@
 """Metrics on features: equal to torch-fidelity's own pipeline, to the papers' formulae, and low for what is bad."""
 
-import io
-
 import numpy as np
 import pytest
 import torch
@@ -13,10 +11,11 @@ from torch_fidelity.feature_extractor_base import FeatureExtractorBase
 from distgan.config.keys import Config
 from distgan.data.shardset import LocalStorage, open_shardset
 from distgan.distributed.processes import Distributed
-from distgan.evaluation import features
+from distgan.evaluation import features, inception
 from distgan.evaluation.scores import NEAREST_DC, Reference, class_histogram, compute
 from distgan.evaluation.statistics import ROWS, Accumulator, ExactSum, Statistics
-from helpers import reset_accelerate
+from distgan.files import sha256_file
+from helpers import reset_accelerate, save_inception
 
 CLASSES = 5
 
@@ -199,20 +198,8 @@ def test_the_first_rows_are_kept_in_their_order(processes):
 @pytest.mark.slow
 def test_fid_and_is_with_the_inception_network_are_those_of_torch_fidelity(processes, tiny, tmp_path, monkeypatch):
     """With random weights of the right shapes and scale, from a file in the cache."""
-    kind = torch_fidelity.FeatureExtractorInceptionV3
-    with monkeypatch.context() as patch:
-        patch.setattr(kind, "load_state_dict", lambda *_: None)
-        blank = io.BytesIO()
-        torch.save({}, blank)
-        blank.seek(0)
-        weights = kind("blank", ["2048"], blank).state_dict()
-    for tensor in (tensor for name, tensor in weights.items() if name.endswith(("conv.weight", "fc.weight"))):
-        torch.nn.init.kaiming_normal_(tensor, generator=torch.Generator().manual_seed(0))
-    weights["fc.weight"] *= 30  # else all images have about the same classes
-    file = tmp_path / "extractors" / features.INCEPTION_FILE
-    file.parent.mkdir()
-    torch.save(weights, file)
-    monkeypatch.setattr(features, "INCEPTION_SHA256", features.sha256_file(file))
+    file = save_inception(tmp_path / "extractors" / inception.FILE)
+    monkeypatch.setattr(inception, "SHA256", sha256_file(file))
     dataset = open_shardset(LocalStorage(tiny), str(tiny))
     extractor = features.open_extractor("inception", dataset, torch.device("cpu"), tmp_path)
     images = [pixels(24, seed=1), pixels(24, seed=2, low=100)]

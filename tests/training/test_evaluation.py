@@ -13,7 +13,7 @@ import torch
 
 from distgan.commands import evaluate, sample
 from distgan.data.shardset import LocalStorage, open_shardset
-from distgan.evaluation import chunks, generated, reference
+from distgan.evaluation import chunks, generated, stored
 from distgan.logs.alarms import Alarms, spread
 from distgan.runs.checkpoint import Best, Checkpoints
 from distgan.training.evaluation import best_of
@@ -199,7 +199,7 @@ def test_a_stop_ends_an_evaluation_and_the_resumed_run_does_it_first(words, tmp_
             return original(processes, 1000, lambda i: time.sleep(0.05), stop)
         return original(processes, count, work, stop)
 
-    for module in (generated, reference):
+    for module in (generated, stored):
         monkeypatch.setattr(module, "run_chunks", interrupted)
     arguments = [*words, "--run_dir", tmp_path / "run", "--evaluate.cache_dir", tmp_path / "other"]
     assert train(*arguments) == 0

@@ -1,4 +1,4 @@
-"""The console script: `distgan train|evaluate|sample|project|convert|shards|plot|report ...`."""
+"""The console script: `distgan train|evaluate|nearest|sample|project|convert|shards|plot|report ...`."""
 
 import importlib
 import sys
@@ -8,6 +8,7 @@ from distgan import __version__
 COMMANDS = {
     "train": "train a GAN, or resume a run",
     "evaluate": "compute metrics of generated images",
+    "nearest": "find the nearest training images of generated ones",
     "sample": "generate images",
     "project": "find the latents of images",
     "convert": "read StyleGAN2 networks of other projects",

@@ -67,13 +67,9 @@ class Card:
 
     def line(self) -> str:
         """The card in one line of text, and one more for each bin."""
-        images = self.generator.get("images")
-        ema = self.generator.get("ema")
-        generator = ["EMA of G" if ema else "G"] if ema is not None else []
-        generator += [f"at {images:,} images"] if images is not None else []
         accuracy = self.extractor.get("accuracy")
         parts = [
-            " ".join(generator),
+            format_generator(self.generator),
             format_counts(self.counts),
             f"extractor {self.extractor['name']} {self.extractor['sha256'][:8]}"
             + (f" (accuracy {accuracy:.2%})" if accuracy is not None else ""),
@@ -106,6 +102,14 @@ class Card:
         if "too_few" in row:
             return f"{name}: too few images, metrics need {row['too_few']} | {counts}"
         return f"{name}: {format_values(row['metrics'], row['floor'], row.get('image_sum', {}))} | {counts}"
+
+
+def format_generator(generator: Mapping[str, Any]) -> str:
+    """What a line says of G: whether it is an EMA, and the images it has seen; empty where neither is known."""
+    images = generator.get("images")
+    ema = generator.get("ema")
+    network = ["EMA of G" if ema else "G"] if ema is not None else []
+    return " ".join(network + ([f"at {images:,} images"] if images is not None else []))
 
 
 def describe_sums(generated: ImageSum | None, real: ImageSum | None) -> dict[str, dict[str, Any]]:

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor, nn
 
 from distgan.data.shardset import ShardSet
@@ -17,7 +16,7 @@ from distgan.evaluation.bins import Bin, check_conditioned_on, choose_bin_metric
 from distgan.evaluation.card import Card, describe_sums
 from distgan.evaluation.classifier import is_stacked
 from distgan.evaluation.describe import choose_metrics, code_versions, describe_dataset, describe_extractor
-from distgan.evaluation.fake_labels import FakeLabels
+from distgan.evaluation.fake_labels import FakeLabels, draw_inputs
 from distgan.evaluation.features import open_extractor
 from distgan.evaluation.generated import Generated, GeneratedStatistics
 from distgan.evaluation.reference import Population, RealImages, RealImageStatistics
@@ -25,7 +24,6 @@ from distgan.evaluation.scores import METRICS, check_library, class_histogram, c
 from distgan.evaluation.split import Split
 from distgan.evaluation.statistics import ROWS
 from distgan.files import cache_folder
-from distgan.rng import normal_rows, philox
 from distgan.samples import SampleSpec
 
 LEAST_IMAGES = 20
@@ -159,12 +157,7 @@ class Evaluator:
 
         Labels are those of images of the dataset, or of a bin of it.
         """
-        device = self.processes.device
-        place = () if within is None else (within.place,)
-        z = torch.from_numpy(normal_rows(philox(self.seed, "evaluate", *place), first, count, z_dim)).to(device)
-        if spec is None or not spec.conditional:
-            return z, None
-        return z, torch.from_numpy(self.fake_labels.draw(first, count, spec, within)).to(device)
+        return draw_inputs(self.fake_labels, first, count, z_dim, spec, self.processes.device, within)
 
     def share(self, part: Bin) -> tuple[int, Population]:
         """How many images are generated for a bin, and the real ones they are compared with: its share of all."""

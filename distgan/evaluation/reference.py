@@ -1,7 +1,5 @@
 """The real images: their statistics, and their real-vs-real values, computed once for a dataset and an extractor."""
 
-import contextlib
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,18 +9,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from distgan.data.parallel import ParallelMap
 from distgan.data.shardset import ShardSet
-from distgan.data.stream import Reader
 from distgan.distributed.processes import Distributed
-from distgan.errors import CorruptDataError
 from distgan.evaluation.cache import Measured, StatisticsCache
 from distgan.evaluation.card import ImageSum
-from distgan.evaluation.chunks import run_chunks
 from distgan.evaluation.classifier import is_stacked
 from distgan.evaluation.features import Extractor, extract
-from distgan.evaluation.inputs import chunk_size, from_stored
-from distgan.evaluation.progress import ProgressBar
+from distgan.evaluation.inputs import from_stored
+from distgan.evaluation.reading import read_in_chunks
 from distgan.evaluation.scores import METRICS, Reference, Values, compute
 from distgan.evaluation.split import Sets, Split, SplitAccumulator
 
@@ -122,35 +116,14 @@ class RealImageStatistics:
             self.extractor.num_features,
             image_sums=self.extractor.sums_images,
         )
-        ids = accumulator.ids
-        size = chunk_size(self.dataset.spec)
-        chunks = [ids[start : start + size] for start in range(0, len(ids), size)]
-        reader = Reader(self.dataset, skip_bad=self.skip_bad)
-        corrupt: list[str] = []
-        progress = ProgressBar("statistics of the real images", len(ids), main=processes.is_main_process, log=self.log)
-        mine = chunks[processes.rank :: processes.world_size]
-        with contextlib.closing(ParallelMap(lambda chunk: (chunk, reader.read(chunk)), mine, threads=2)) as batches:
 
-            def work(number: int) -> None:
-                chunk, batch = next(batches)
-                corrupt.extend(batch.corrupt)
-                stored = torch.from_numpy(batch.images).to(processes.device)
-                images = from_stored(stored, self.dataset.spec)
-                accumulator.add(chunk, stored, *extract(self.extractor, images))
-                progress.update((number + 1) * size)
+        def add(_: int, ids: np.ndarray, stored: Tensor) -> None:
+            images = from_stored(stored, self.dataset.spec)
+            accumulator.add(ids, stored, *extract(self.extractor, images))
 
-            run_chunks(processes, len(chunks), work, stop)
-        progress.close()
-        return accumulator.reduce(processes), self.check_corrupt(corrupt)
-
-    def check_corrupt(self, corrupt: list[str]) -> int:
-        """Say which images were replaced, and return their number over all processes. Raises CorruptDataError."""
-        for line in corrupt:
-            print(f"distgan: skipped a corrupt image: {line}", file=sys.stderr, flush=True)
-        replaced = self.processes.all_reduce_sum(len(corrupt))
-        if replaced > self.skip_bad:
-            raise CorruptDataError(f"more than {self.skip_bad} corrupt images (skip_bad) over all processes")
-        return replaced
+        about: dict[str, Any] = {"title": "statistics of the real images", "skip_bad": self.skip_bad, "log": self.log}
+        replaced = read_in_chunks(processes, self.dataset, accumulator.ids, add, **about, stop=stop)
+        return accumulator.reduce(processes), replaced
 
 
 def join(sets: Sets, frequencies: Tensor, extractor: Extractor) -> Measured:

@@ -92,11 +92,11 @@ class Copier(nn.Module):
 
     def __init__(self, images: np.ndarray) -> None:
         super().__init__()
-        self.register_buffer("images", torch.from_numpy(images).permute(0, 3, 1, 2).float() / 127.5 - 1)
+        self.table = nn.Buffer(torch.from_numpy(images).permute(0, 3, 1, 2).float() / 127.5 - 1)
 
     def forward(self, z: Tensor, labels: Tensor | None = None) -> Tensor:
         assert not self.training
-        chosen = self.images[(z[:, 0].abs() * 1e6).long() % len(self.images)]
+        chosen = self.table[(z[:, 0].abs() * 1e6).long() % len(self.table)]
         return chosen + 0.02 * z[:, 1:].reshape(chosen.shape)
 
     def inputs(self, first: int, count: int) -> tuple[Tensor, None]:

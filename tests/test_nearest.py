@@ -155,11 +155,16 @@ def test_keys_that_do_not_go_together(words, message, tiny, held_out, tmp_path, 
 def test_the_alarm_for_copies_is_raised_once_and_again_after_it_cleared():
     alarms = Alarms([], absolute=False)
     row = {"d_loss": 1.0, "d_real": 0.5, "d_fake": 0.5}
-    assert alarms.check_copying({"copied": 0.05}) == []
-    [text] = alarms.check_copying({"copied": 0.31})
+
+    def check(copied: float, expected: float = 0.01) -> list[str]:
+        return alarms.check_copying({"copied": copied, "copied_expected": expected})
+
+    assert check(0.04) == []
+    [text] = check(0.31)
     assert text.startswith("generated images copy the training set: 31% are closer to a training image than 99%")
-    assert alarms.check(row) == alarms.check_copying({"copied": 0.4}) == alarms.check(row) == []
+    assert alarms.check(row) == check(0.4) == alarms.check(row) == []
     assert not alarms.collapsed
-    assert alarms.check_copying({"copied": 0.02}) == [] and len(alarms.check_copying({"copied": 0.2})) == 1
+    assert check(0.02) == [] and len(check(0.06)) == 1
+    assert check(0.2, expected=1 / 21) == []  # of 20 held-out images
     alarms.clear()
-    assert len(alarms.check_copying({"copied": 0.2})) == 1
+    assert len(check(0.2)) == 1

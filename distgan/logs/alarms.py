@@ -19,9 +19,9 @@ SHARE = 0.9
 """Of penalties in D's loss: above it, they outweigh the rest."""
 EXPLOSION = 100.0
 """Times the usual norm of a gradient: above it, gradients explode."""
-COPIED = 0.1
-"""Of generated images, the share that is closer to a training image than 99% of held-out images are: above it, G
-copies. 0.01 is expected."""
+COPIED = 5.0
+"""Times the share of generated images that are expected to be closer to a training image than 99 % of held-out images
+are: above it, G copies. Measured: 0 to 0.3 times for runs that do not, 10 to 42 times for one that does."""
 GRADIENT_NORMS = ("d_grad_norm", "g_grad_norm", "d_penalty_grad_norm", "g_penalty_grad_norm")
 COLLAPSE = ("gap", "diversity")
 """Alarms that mean a collapse."""
@@ -42,8 +42,8 @@ class Alarms:
         self.norms: dict[str, deque[float]] = {name: deque(maxlen=50) for name in GRADIENT_NORMS}
         self.diversities: list[float] = []
         """Spread of the generated images of each grid, relative to that of real ones."""
-        self.copied = 0.0
-        """The share of copies at the last evaluation that looked for them."""
+        self.copied: Mapping[str, float] = {}
+        """The line of the last evaluation that looked for copies."""
         self.raised: set[str] = set()
 
     def check(self, record: Mapping[str, float]) -> list[str]:
@@ -58,7 +58,7 @@ class Alarms:
 
     def check_copying(self, record: Mapping[str, float]) -> list[str]:
         """Take in the line of an evaluation that looked for copies; the warning, if it is new."""
-        self.copied = record["copied"]
+        self.copied = record
         new = [text for name, text in self.copies().items() if name not in self.raised]
         self.raised = self.raised - {"copied"} | set(self.copies())
         return new
@@ -69,10 +69,11 @@ class Alarms:
         return bool(self.raised & set(COLLAPSE))
 
     def copies(self) -> dict[str, str]:
-        if self.copied <= COPIED:
+        share = self.copied.get("copied", 0.0)
+        if share <= COPIED * self.copied.get("copied_expected", 0.0):
             return {}
         return {
-            "copied": f"generated images copy the training set: {self.copied:.0%} are closer to a training image "
+            "copied": f"generated images copy the training set: {share:.0%} are closer to a training image "
             "than 99% of held-out images are; augment (augment, and augment_p with a target), or use more images"
         }
 

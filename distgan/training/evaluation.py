@@ -32,7 +32,7 @@ Cards = Sequence[tuple[int, dict[str, Any]]]
 """(images seen, metric card) of every evaluation so far."""
 OPTIONS = ("extractor", "metrics", "samples", "reference_images", "data", "balanced")
 """Of `distgan evaluate`, that are keys of `evaluate` too."""
-COPYING = ("copied", "closer", "copying_z")
+COPYING = ("copied", "copied_expected", "closer", "copying_z")
 """Of `Copying`, what the log has."""
 
 

@@ -60,7 +60,7 @@ def test_a_run_is_tested_at_each_evaluation(run):
 
 
 def test_the_images_of_the_grid(run, capsys):
-    """They are the first ones of the test in the run: the same neighbours at the same distances."""
+    """They are the first ones of the test in the run too."""
     assert nearest(run, "--grid", "--extractor", "pixels", "--rows", 4) == 0
     line, sheet, card = capsys.readouterr().out.splitlines()
     assert sheet == str(run / "cards/nearest-240-grid-pixels.png") and card == str(Path(sheet).with_suffix(".json"))
@@ -74,6 +74,10 @@ def test_the_images_of_the_grid(run, capsys):
     number = found["images"][0]["image"]
     y, x = (2 + 10 * place for place in divmod(number, 4))
     assert (grid[y : y + 8, x : x + 8] == shown[2:10, 2:10]).all()
+    of_grid = {grid[y : y + 8, x : x + 8].tobytes() for y in range(2, 42, 10) for x in range(2, 42, 10)}
+    sheet_of_run = read_picture(run / "samples/nearest-0003.png")
+    of_run = {sheet_of_run[y : y + 8, 2:10].tobytes() for y in range(2, 162, 10)}
+    assert len(of_run) == 16 and 2 <= len(of_run & of_grid) < 16  # 16 of 30, of which 16 are of the grid
 
 
 def test_a_stopped_run_looks_for_copies_again_and_logs_the_same(run, tiny, tmp_path):

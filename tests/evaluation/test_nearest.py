@@ -132,11 +132,11 @@ def test_small_distances_of_large_features_keep_their_digits():
     np.testing.assert_allclose(closest.distances.numpy(), distances, rtol=1e-12)
 
 
-def test_equally_near_images_come_in_the_order_of_the_dataset(training, search, tmp_path):
+def test_equally_near_images_come_in_the_order_of_the_dataset(training, images, search, tmp_path):
     """Also in different chunks."""
     keys = keys_of(training, np.arange(TRAINING))  # the numbers of images before they were shuffled
-    table = np.empty_like(stored(training))
-    table[[int(keys[id]) for id in range(TRAINING)]] = stored(training)
+    assert (images[[int(keys[id]) for id in range(TRAINING)]] == stored(training)).all()
+    table = images[:TRAINING].copy()
     equal = [100, 150, 270, 290]
     table[[int(keys[id]) for id in equal]] = table[0]
     dataset = open_set(make_dataset(tmp_path / "set", table))
@@ -155,6 +155,8 @@ def test_mirrored_training_images_are_found_where_they_were_trained_on(training,
     found = both.nearest(queries_of(images[7:8], both), never)
     assert (found.ids[0, 0], found.distances[0, 0], found.mirrored[0].tolist()[0]) == (7, 0, False)
     assert one.nearest(queries_of(mirrored, one), never).distances[0, 0] > 1
+    sheet = copying_of(MemorizationTest(both, None, rows=3), mirrored, samples=20).sheet.reshape(3, 4, 3, 8, 8)
+    assert (sheet[:, 0] - sheet[:, 1]).abs().max() < 0.2  # it is shown mirrored
 
 
 def test_a_second_search_needs_no_second_pass(training, images, search, monkeypatch):

@@ -125,6 +125,7 @@ def test_images_that_are_the_training_images(training, held_out, tmp_path, monke
         (["--generated", "SET", "--data", "SET", "--held_out", "none"], "held_out: there is nothing at none"),
         (["--generated", "SET", "--data", "SET", "--grid"], "grid: only a run folder has grids"),
         (["RUN", "--grid", "--samples", "9"], "samples: with --grid the images are those of the grid"),
+        (["a.safetensors", "--generated", "SET"], "generated: its images are in place of those of a.safetensors"),
         (["RUN", "--out", "a.jpg"], "out: a.jpg must end in .png"),
         (["RUN", "--show", "4"], "show: .4. is not one"),
     ],

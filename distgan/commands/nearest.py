@@ -83,6 +83,8 @@ def check_options(run_or_file: str | None, run: Path | None, options: Options, g
         raise UsageError(f"out: {options.out} must end in .png")
     if run_or_file is None and options.generated is None:
         raise UsageError("give a run folder or a .safetensors file, or images with --generated DATASET")
+    if options.generated is not None and run_or_file is not None and run is None:
+        raise UsageError(f"generated: its images are in place of those of {run_or_file}; leave one of the two out")
     if grid and (run is None or options.generated is not None):
         raise UsageError("grid: only a run folder has grids; leave it out")
     if grid and options.samples is not None:

@@ -1,4 +1,4 @@
-"""The console script: `distgan train|evaluate|sample|project|publish|convert|shards|plot|report ...`."""
+"""The console script: `distgan train|evaluate|nearest|sample|project|publish|convert|shards|plot|report ...`."""
 
 import importlib
 import sys
@@ -8,6 +8,7 @@ from distgan import __version__
 COMMANDS = {
     "train": "train a GAN, or resume a run",
     "evaluate": "compute metrics of generated images",
+    "nearest": "find the nearest training images of generated ones",
     "sample": "generate images",
     "project": "find the latents of images",
     "publish": "a generator as a folder for the Hugging Face hub",

@@ -299,7 +299,8 @@ def metrics(run: Path) -> list[dict]:
 
 def computed(run: Path) -> list[dict]:
     """The lines of metrics.jsonl without times and memory."""
-    timed = {"images_per_second", "save_seconds", "data_wait_seconds", "evaluate_seconds", "memory_gb", "time"}
+    waited = {"save_seconds", "data_wait_seconds", "evaluate_seconds", "nearest_seconds"}
+    timed = {"images_per_second", "memory_gb", "time"} | waited
     return [{key: value for key, value in row.items() if key not in timed} for row in metrics(run)]
 
 

@@ -6,16 +6,22 @@ from typing import Any
 from distgan.errors import UsageError
 
 
-def data_config(run: Path | None) -> dict[str, Any]:
-    """The keys `data` of a run's configuration; {} without a run, or if they cannot be read."""
+def run_config(run: Path | None) -> dict[str, Any]:
+    """A run's configuration; {} without a run, or if it cannot be read."""
     import yaml
 
     if run is None:
         return {}
     try:
-        data = yaml.safe_load((run / "config.yaml").read_text())["data"]
-    except (OSError, yaml.YAMLError, KeyError, TypeError):
+        config = yaml.safe_load((run / "config.yaml").read_text())
+    except (OSError, yaml.YAMLError):
         return {}
+    return config if isinstance(config, dict) else {}
+
+
+def data_config(run: Path | None) -> dict[str, Any]:
+    """The keys `data` of a run's configuration; {} without a run, or if they cannot be read."""
+    data = run_config(run).get("data")
     return data if isinstance(data, dict) else {}
 
 

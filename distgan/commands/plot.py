@@ -12,6 +12,7 @@ NOT_PLOTTED = {
     "save_seconds",
     "data_wait_seconds",
     "evaluate_seconds",
+    "nearest_seconds",
     "g_lr",
     "d_lr",
 }

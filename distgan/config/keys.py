@@ -178,6 +178,12 @@ class EvaluateConfig:
     """Generate as many images of each class; false: at the frequencies of the dataset."""
     truncation_psi: NonNegativeFloat = 1.0
     """Truncation of w, for G with a mapping network: w_mean + psi (w - w_mean), with the mean of each label. 1: off."""
+    nearest: NonNegativeInt = 0
+    """Generated images whose nearest training images each evaluation looks for, to see whether G copies them; the
+    first are those of the grids. 20 or more; 0: none."""
+    held_out: str | None = None
+    """Dataset of images that were not trained on, for evaluate.nearest to compare with. null: training images, each
+    against the others that are not equal to it."""
     cache_dir: str | None = None
     """Folder of extractors and statistics. null: ~/.cache/distgan."""
 

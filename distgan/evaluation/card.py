@@ -103,10 +103,7 @@ class Card:
             spec = self.generator["spec"]
             sizes = f", {spec} against {self.data['spec']}" if spec != self.data["spec"] else ""
             return f"images of {self.generator['address']} ({self.generator['sha256'][:8]}{sizes})"
-        images = self.generator.get("images")
-        ema = self.generator.get("ema")
-        words = ["EMA of G" if ema else "G"] if ema is not None else []
-        return " ".join(words + ([f"at {images:,} images"] if images is not None else []))
+        return format_generator(self.generator)
 
     def sampling(self) -> list[str]:
         """How the generated images were drawn, if not as they are by default."""
@@ -125,6 +122,14 @@ class Card:
         if "too_few" in row:
             return f"{name}: too few images, metrics need {row['too_few']} | {counts}"
         return f"{name}: {format_values(row['metrics'], row['floor'], row.get('image_sum', {}))} | {counts}"
+
+
+def format_generator(generator: Mapping[str, Any]) -> str:
+    """What a line says of G: whether it is an EMA, and the images it has seen; empty where neither is known."""
+    images = generator.get("images")
+    ema = generator.get("ema")
+    network = ["EMA of G" if ema else "G"] if ema is not None else []
+    return " ".join(network + ([f"at {images:,} images"] if images is not None else []))
 
 
 def describe_sums(generated: ImageSum | None, real: ImageSum | None) -> dict[str, dict[str, Any]]:

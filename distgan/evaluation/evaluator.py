@@ -6,7 +6,6 @@ from datetime import UTC, datetime
 from functools import partial
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from distgan.data.shardset import ShardSet
@@ -24,7 +23,7 @@ from distgan.evaluation.bins import (
 from distgan.evaluation.card import Card
 from distgan.evaluation.classifier import is_stacked
 from distgan.evaluation.describe import choose_metrics, code_versions, describe_dataset, describe_extractor
-from distgan.evaluation.fake_labels import FakeLabels
+from distgan.evaluation.fake_labels import FakeLabels, draw_inputs
 from distgan.evaluation.features import open_extractor
 from distgan.evaluation.generated import (
     ClassOf,
@@ -41,7 +40,6 @@ from distgan.evaluation.settings import Settings
 from distgan.evaluation.shares import LEAST_IMAGES, Shares, enough
 from distgan.evaluation.stored import Images
 from distgan.files import cache_folder
-from distgan.rng import normal_rows, philox
 from distgan.samples import SampleSpec
 
 
@@ -220,14 +218,7 @@ class Evaluator:
 
         Labels are those of images of the dataset, or of a bin of it.
         """
-        device = self.processes.device
-        place = () if within is None else (within.place,)
-        z = torch.from_numpy(normal_rows(philox(self.settings.seed, "evaluate", *place), first, count, z_dim)).to(
-            device
-        )
-        if spec is None or not spec.conditional:
-            return z, None
-        return z, torch.from_numpy(self.fake_labels.draw(first, count, spec, within)).to(device)
+        return draw_inputs(self.fake_labels, first, count, z_dim, spec, self.processes.device, within)
 
     def bin_row(
         self, part: Bin, samples: int, measure: Callable[[], Generated], stop: Callable[[], bool]

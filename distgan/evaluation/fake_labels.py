@@ -1,14 +1,16 @@
-"""The labels that generated images are made for: at the frequencies of the dataset, or as many of each class."""
+"""What generated images are made of: latents, and labels at the frequencies of the dataset or as many of each class."""
 
 from typing import NamedTuple
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from distgan.data.shardset import ShardSet
 from distgan.errors import UsageError
 from distgan.evaluation.bins import Bin
 from distgan.evaluation.card import AS_IN_THE_DATASET, BALANCED
-from distgan.rng import philox, uniform_rows
+from distgan.rng import normal_rows, philox, uniform_rows
 from distgan.samples import SampleSpec
 
 
@@ -74,3 +76,24 @@ class FakeLabels:
             _, starts, sizes = np.unique(labels[ids], return_index=True, return_counts=True)
             self.sorted[place] = ByClass(ids, starts, sizes)
         return self.sorted[place]
+
+
+def draw_inputs(
+    labels: FakeLabels,
+    first: int,
+    count: int,
+    z_dim: int,
+    spec: SampleSpec | None,
+    device: torch.device,
+    within: Bin | None = None,
+) -> tuple[Tensor, Tensor | None]:
+    """Latents [count, z_dim] and labels of the images from number `first` on, on the device.
+
+    Both are functions of the seed of `labels` and of an image's number. Labels are those of images of the dataset, or
+    of a bin of it; None for a G, of samples `spec`, that takes none.
+    """
+    place = () if within is None else (within.place,)
+    z = torch.from_numpy(normal_rows(philox(labels.seed, "evaluate", *place), first, count, z_dim)).to(device)
+    if spec is None or not spec.conditional:
+        return z, None
+    return z, torch.from_numpy(labels.draw(first, count, spec, within)).to(device)

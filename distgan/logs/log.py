@@ -76,6 +76,8 @@ class RunLog:
         for record in self.metrics_file.records():
             if "d_loss" in record:
                 self.alarms.check(record)
+            if "copied" in record:
+                self.alarms.check_copying(record)
             if "card" in record:
                 last_evaluated = record["images"]
         return last_evaluated
@@ -85,7 +87,11 @@ class RunLog:
         self.metrics_file.append(record)
         curves = record.keys() - {"images", "epoch", "time"}  # the x-axis, and what is computed from it
         log_scalars(self.accelerator, {key: record[key] for key in record if key in curves}, record["images"])
-        for warning in self.alarms.check(record):
+        self.warn(self.alarms.check(record), record)
+
+    def warn(self, warnings: Sequence[str], record: Record) -> None:
+        """Print and write warnings about a line of metrics."""
+        for warning in warnings:
             self.terminal.warn(warning)
             self.metrics_file.append({"images": record["images"], "warning": warning, "time": record["time"]})
 
@@ -95,6 +101,24 @@ class RunLog:
         self.metrics_file.append({"images": images_seen, "epoch": epoch, "card": card, **times})
         log_card(self.accelerator, card, images_seen)
 
+    def copying(
+        self,
+        images_seen: int,
+        epoch: float,
+        values: Mapping[str, float],
+        seconds: float,
+        *,
+        name: str,
+        picture: np.ndarray,
+    ) -> None:
+        """Write whether G copies, with how long it took to see, and its sheet as samples/NAME.png; warn of copies."""
+        scalars = {**values, "nearest_seconds": seconds}
+        record = {"images": images_seen, "epoch": epoch, **scalars, "time": round(time.time(), 3)}
+        self.metrics_file.append(record)
+        log_scalars(self.accelerator, scalars, images_seen)
+        self.picture(name, picture, images_seen)
+        self.warn(self.alarms.check_copying(record), record)
+
     def override(self, images_seen: int, changes: Mapping[str, Sequence[Any]]) -> None:
         """Write the keys that a resumed run changed, with their old and new values; once, if it is resumed again."""
         for record in self.metrics_file.records():
@@ -103,12 +127,16 @@ class RunLog:
         self.metrics_file.append({"images": images_seen, "override": changes, "time": round(time.time(), 3)})
 
     def grid(self, name: str, picture: np.ndarray, images_seen: int) -> None:
-        """Write a picture, uint8 [H, W, 3], as samples/NAME.png."""
+        """Write a grid of images, as `picture`."""
+        self.last_grid = self.picture(name, picture, images_seen)
+
+    def picture(self, name: str, picture: np.ndarray, images_seen: int) -> Path:
+        """Write a picture, uint8 [H, W, 3], as samples/NAME.png; returns the file."""
         path = self.folder / "samples" / f"{name}.png"
         path.parent.mkdir(exist_ok=True)
         save_picture(picture, path)
-        self.last_grid = path
         log_grid(self.accelerator, name.split("-")[0], picture, images_seen)
+        return path
 
 
 def status_line(record: Record, means: Mapping[str, float], *, epochs: int, eta_seconds: float) -> str:

@@ -25,6 +25,7 @@ TITLES = {
     "save_seconds": "Seconds waited for checkpoints",
     "data_wait_seconds": "Seconds waited for images",
     "evaluate_seconds": "Seconds of an evaluation",
+    "nearest_seconds": "Seconds of a search for copies",
     "skipped": "Corrupt images skipped",
 }
 """Group of scalars (`group_of`) -> title of its chart, if not the group's own name."""
@@ -35,6 +36,7 @@ NOT_TRAINING = (
     "save_seconds",
     "data_wait_seconds",
     "evaluate_seconds",
+    "nearest_seconds",
     "skipped",
 )
 """The groups of the section "Speed, memory and schedules"."""

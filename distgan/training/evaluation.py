@@ -17,14 +17,17 @@ from distgan.errors import RunError, UsageError
 from distgan.evaluation.card import BALANCED, better
 from distgan.evaluation.chunks import Stopped
 from distgan.evaluation.evaluator import Evaluator
+from distgan.evaluation.memorization import Memorization, sheet_picture
 from distgan.evaluation.originals import RealImageSet, check_same_kind, real_images_of
 from distgan.evaluation.scores import value_names
 from distgan.evaluation.settings import Settings
 from distgan.logs.log import RunLog
 from distgan.runs.checkpoint import Best, Checkpoints, read_best
 from distgan.samples import SampleSpec
+from distgan.training.copying import CopyingTest
 from distgan.training.data import Data
 from distgan.training.due import Clock
+from distgan.training.grids import grid_name
 
 Cards = Sequence[tuple[int, dict[str, Any]]]
 """(images seen, metric card) of every evaluation so far."""
@@ -32,6 +35,8 @@ OPTIONS = (
     *("extractor", "extractor_weights", "resize", "metrics", "samples", "reference_images", "data", "by", "balanced"),
 )
 """Of `distgan evaluate`, that are keys of `evaluate` too."""
+COPYING = ("copied", "copied_expected", "closer", "copying_z")
+"""Of `Copying`, what the log has."""
 
 
 def open_evaluator(config: Config, processes: Distributed, data: Data) -> Evaluator | None:
@@ -97,6 +102,7 @@ class Evaluations:
         log: RunLog,
         checkpoints: Checkpoints,
         evaluator: Evaluator | None,
+        copying: CopyingTest | None,
     ) -> None:
         self.config = config
         self.processes = processes
@@ -104,6 +110,7 @@ class Evaluations:
         self.log = log
         self.checkpoints = checkpoints
         self.evaluator = evaluator
+        self.copying = copying
         self.last = 0
         """Images seen at the last evaluation; the same on all processes."""
 
@@ -119,11 +126,19 @@ class Evaluations:
         return images_seen >= self.clock.total_images or self.clock.crossed(every_epochs, images_seen)
 
     def evaluate(
-        self, G: nn.Module, images_seen: int, *, spec: SampleSpec, ema: bool, stop: Callable[[], bool]
+        self,
+        G: nn.Module,
+        images_seen: int,
+        *,
+        spec: SampleSpec,
+        ema: bool,
+        of_grids: nn.Module,
+        stop: Callable[[], bool],
     ) -> bool:
         """Evaluate G, log the card, and keep its checkpoint if it is the best; called on all processes.
 
-        G makes images of `spec`, truncated as the configuration says: `Trainer.image_generator`.
+        G makes images of `spec`, truncated as the configuration says, and `of_grids` those of grids, which are not
+        truncated: `Trainer.image_generator`.
 
         Returns whether it came to its end; `stop` ends it early, and the resumed run evaluates again.
         """
@@ -133,16 +148,27 @@ class Evaluations:
         about["truncation_psi"] = self.config.evaluate.truncation_psi
         try:
             card = self.evaluator(G, z_dim=self.config.model.latent, spec=spec, **about, stop=stop)
+            seconds = time.monotonic() - start
+            found = self.copying(of_grids, spec, stop) if self.copying is not None else None
         except Stopped:
             return False
         self.processes.run_on_main(self.checkpoints.wait)  # a best checkpoint must be on disk
         if self.processes.is_main_process:
             self.log.terminal.print0(card.line())
             epoch = round(images_seen / self.clock.epoch_images, 4)
-            self.log.card(images_seen, epoch, json.loads(card.to_json()), time.monotonic() - start)
+            if found is not None:  # before the card, by which a resumed run sees that the evaluation is complete
+                self.log_copying(found, images_seen, epoch, time.monotonic() - start - seconds)
+            self.log.card(images_seen, epoch, json.loads(card.to_json()), seconds)
             self.mark_best()
         self.last = images_seen
         return True
+
+    def log_copying(self, found: Memorization, images_seen: int, epoch: float, seconds: float) -> None:
+        """Log whether G copies, with the sheet of the generated images that are nearest to the training set."""
+        picture = sheet_picture(found, self.config.samples.show)
+        name = grid_name(images_seen / self.clock.epoch_images, "nearest")
+        values = {key: value for key, value in found.copying._asdict().items() if key in COPYING}
+        self.log.copying(images_seen, epoch, values, seconds, name=name, picture=picture)
 
     def mark_best(self) -> None:
         """Keep the checkpoint with the best of the cards so far; on the main process. Raises RunError."""

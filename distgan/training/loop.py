@@ -23,6 +23,7 @@ from distgan.training.batches import minibatches_of
 from distgan.training.build import build_ema
 from distgan.training.captured import CapturedIteration
 from distgan.training.compiled import check_gradients
+from distgan.training.copying import CopyingTest
 from distgan.training.data import Data
 from distgan.training.due import REQUESTED_ELSEWHERE, Actions, Clock, CollapseError, Flag
 from distgan.training.evaluation import Evaluations
@@ -50,6 +51,7 @@ class Trainer:
         checkpoints: Checkpoints,
         stop: StopRequest,
         evaluator: Evaluator | None = None,
+        copying: CopyingTest | None = None,
         start: WarmStart | None = None,
     ) -> None:
         self.config = config
@@ -72,7 +74,7 @@ class Trainer:
         alarms = Alarms(list(config.penalties), absolute=gan.loss.boundary is not None)
         self.log = RunLog(self.run_dir, processes.accelerator, terminal, alarms)
         self.reporter = Reporter(config, processes, self.clock, gan, self.log)
-        self.evaluations = Evaluations(config, processes, self.clock, self.log, checkpoints, evaluator)
+        self.evaluations = Evaluations(config, processes, self.clock, self.log, checkpoints, evaluator, copying)
         self.began_at = 0
         """Images seen where the loop began."""
         self.saved_at = 0
@@ -283,6 +285,7 @@ class Trainer:
             self.state.images_seen,
             spec=self.data.spec.pixels,
             ema=self.ema is not None,
+            of_grids=self.image_generator(),
             stop=self.stop.requested,
         )
         self.reporter.pause(time.monotonic() - start)

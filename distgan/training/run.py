@@ -20,6 +20,7 @@ from distgan.plugins import import_user_modules
 from distgan.runs.checkpoint import Checkpoints
 from distgan.runs.folder import Changes, open_run_dir, write_run_info
 from distgan.training.build import build, parameter_counts
+from distgan.training.copying import open_copying_test
 from distgan.training.data import Data
 from distgan.training.decoding import describe_decoding
 from distgan.training.evaluation import open_evaluator
@@ -55,6 +56,7 @@ def run_training(config: Config, *, fresh: bool = False, dry: bool = False, prof
         data, gan = build(config, processes, start)
         stack.enter_context(contextlib.closing(data.reader))
         evaluator = open_evaluator(config, processes, data)
+        copying = open_copying_test(config, processes, data, evaluator)
         if dry:
             from distgan.training.dry_run import (
                 dry_run,  # it imports what fake tensors need, which other runs do without
@@ -63,7 +65,7 @@ def run_training(config: Config, *, fresh: bool = False, dry: bool = False, prof
             dry_run(config, processes, data, gan, start)
             return processes.shutdown()
         places: dict[str, Any] = dict(terminal=terminal, checkpoints=checkpoints, stop=stop)
-        trainer = Trainer(config, processes, data, gan, **places, evaluator=evaluator, start=start)
+        trainer = Trainer(config, processes, data, gan, **places, evaluator=evaluator, copying=copying, start=start)
         begin(trainer, start, fresh, stack)
         if profile is None or not processes.is_main_process:
             reason = trainer.train()

@@ -185,10 +185,10 @@ def test_another_metric_of_the_best_loses_no_checkpoint(words, tmp_path):
     assert named["metric"] == "recall" and (tmp_path / "run/checkpoints" / str(named["images"])).is_dir()
 
 
-@pytest.mark.parametrize("chunk", [1, 2])
+@pytest.mark.parametrize("chunk", [1, 2, 3])
 def test_a_stop_ends_an_evaluation_and_the_resumed_run_does_it_first(words, tmp_path, monkeypatch, capsys, chunk):
-    """In the pass over the dataset and while images are generated; the checkpoint is there already."""
-    words = [*words, "--epochs", 2, "--evaluate.samples", 400]
+    """In the pass over the dataset, while images are generated, and in the test for copies; the checkpoint is there."""
+    words = [*words, "--epochs", 2, "--evaluate.samples", 400, "--evaluate.nearest", 20]
     assert train(*words, "--run_dir", tmp_path / "whole") == 0
     original, calls = chunks.run_chunks, []
 
@@ -209,6 +209,8 @@ def test_a_stop_ends_an_evaluation_and_the_resumed_run_does_it_first(words, tmp_
     assert [row["card"]["metrics"] for row in cards(tmp_path / "run")] == [
         row["card"]["metrics"] for row in cards(tmp_path / "whole")
     ]
+    copies, expected = ([row for row in computed(tmp_path / name) if "copied" in row] for name in ("run", "whole"))
+    assert copies == expected and len(copies) == 2
     assert weights(tmp_path / "run") == weights(tmp_path / "whole")
 
 

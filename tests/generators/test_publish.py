@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -98,6 +99,7 @@ def test_the_card_says_what_others_need(published, run):
     best = json.loads((run / "best.json").read_text())
     assert f"{best['images']:,} images seen" in text and 'distgan.load("hf://me/tiny")' in text
     assert re.search(rf"\| fd_pixels \| {best['value']:.5g} \| [\d.]+ \| lower \|", text)
+    assert f"EMA of G, seed 0, distgan {distgan.__version__} " in text and "(real against real: 40 against" in text
     assert "40 generated and 80 real images" in text and "must not be called so" in text
     assert "data.labels: true" in text and "classes: a, b, c" in text
     assert "licence of these weights" not in text
@@ -228,14 +230,32 @@ def test_the_licence_of_other_weights_stays_with_a_run_that_begins_with_them(tin
     assert publish(tmp_path / "tuned", "me/faces", "--out", tmp_path / "out", "--push") == 2
     error = capsys.readouterr().err
     assert "licence: these weights are not only yours" in error and "for research" in error
+    assert not (tmp_path / "out").exists()
+    assert publish(tmp_path / "tuned", "me/faces", "--out", tmp_path / "out") == 0
     card = (tmp_path / "out" / "README.md").read_text()
     assert f"Not trained from scratch: fine-tuned from {origin}" in card
+
+
+def test_a_folder_is_sent_as_it_was_written_or_not_at_all(published, run, tmp_path, monkeypatch, capsys):
+    """The command that failed, or only wrote, is run again; what was edited by hand is not replaced."""
+    sent: list[Path] = []
+    monkeypatch.setattr(distgan.commands.publish, "upload", lambda folder, *_, **options: sent.append(folder))
+    words = [run, "me/tiny", "--out", published, "--licence", "apache-2.0", "--push"]
+    assert publish(*words) == 0 and sent == [published]
+    edited = tmp_path / "edited"
+    shutil.copytree(published, edited)
+    (edited / "README.md").write_text("by hand")
+    words[3] = edited
+    assert publish(*words) == 2 and sent == [published]
+    assert "its README.md is not what would be written now; give a new folder, or delete it" in capsys.readouterr().err
+    assert (edited / "README.md").read_text() == "by hand"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["edited"]
 
 
 def test_refusals(published, tmp_path, capsys):
     for words, message in (
         ([published, "tiny"], "repository: 'tiny' is not OWNER/NAME"),
-        ([published, "me/x", "--out", published], "is there already; give a new folder"),
+        ([published, "me/x", "--out", published], "is there already, and its README.md is not"),
         ([tmp_path / "nothing.safetensors", "me/x", "--out", tmp_path / "a"], "no such file"),
     ):
         assert publish(*words) == 2

@@ -252,6 +252,16 @@ def test_a_folder_is_sent_as_it_was_written_or_not_at_all(published, run, tmp_pa
     assert sorted(path.name for path in tmp_path.iterdir()) == ["edited"]
 
 
+def test_a_corrupt_card_of_the_run_is_named(run, tmp_path, capsys):
+    copy = tmp_path / "copy"
+    shutil.copytree(run, copy)
+    (copy / "cards").mkdir(exist_ok=True)
+    (copy / "cards" / "16-pixels.json").write_text('{"metrics": ')
+    assert publish(copy, "me/x", "--out", tmp_path / "out") == 2
+    assert "16-pixels.json is corrupt; delete it" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
 def test_refusals(published, tmp_path, capsys):
     for words, message in (
         ([published, "tiny"], "repository: 'tiny' is not OWNER/NAME"),

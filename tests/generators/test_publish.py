@@ -166,6 +166,7 @@ def test_what_fails_is_one_line_and_nothing_is_published(published, hub, fault, 
     assert line.count("\n") == 1
 
 
+@pytest.mark.slow  # a process that imports torch and the client
 def test_without_a_token_the_line_says_what_to_do(published, hub, tmp_path):
     code = "import sys; from distgan.commands.publish import main; sys.exit(main(sys.argv[1:]))"
     words = [str(published), "me/tiny", "--out", str(tmp_path / "out"), "--push"]
@@ -174,6 +175,7 @@ def test_without_a_token_the_line_says_what_to_do(published, hub, tmp_path):
     assert "hf auth login" in done.stderr and len(done.stderr.splitlines()) == 1
 
 
+@pytest.mark.slow  # three processes, and the client tries again
 def test_a_repository_that_cannot_be_read_is_one_line(hub, tmp_path):
     hub.repositories["me/other"] = {"README.md": b"# of another library"}
     hub.repositories["me/foreign"] = {"model.safetensors": foreign_weights(tmp_path)}

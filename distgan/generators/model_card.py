@@ -119,7 +119,7 @@ def recipe(facts: Facts) -> Iterator[str]:
         yield f"- distgan {run.version}, commit {run.commit or 'unknown'}, torch {run.torch}"
     yield "\nThe configuration (`config.yaml`) where it differs from the defaults:\n"
     yield "```yaml"
-    yield yaml.safe_dump(dict(facts.differences), sort_keys=False, default_flow_style=None).rstrip()
+    yield yaml.safe_dump(dict(facts.differences), sort_keys=False, default_flow_style=False).rstrip()
     yield "```\n"
 
 
@@ -141,10 +141,22 @@ def metrics(facts: Facts) -> Iterator[str]:
             yield f"| {name} | {value:.5g} | {shown} | {better(name) or ''} |"
         accuracy = f", accuracy {extractor['accuracy']:.2%}" if extractor.get("accuracy") is not None else ""
         yield (
-            f"\nExtractor {extractor['name']}, sha256 {extractor['sha256'][:12]}{accuracy}, resize "
-            f"{extractor['resize']}; {counts['generated']:,} generated and {counts['reference']:,} real images; "
-            f"dataset {card['data']['manifest'][:12]}{sampling(card)}.\n"
+            f"\n{evaluated(card)}. Extractor {extractor['name']}, sha256 {extractor['sha256']}{accuracy}, resize "
+            f"{extractor['resize']}; {counts['generated']:,} generated and {counts['reference']:,} real images"
+            f"{halves(counts)}; dataset {card['data']['manifest'][:12]}{sampling(card)}.\n"
         )
+
+
+def evaluated(card: Mapping[str, Any]) -> str:
+    """Which weights, with which latents, by which code."""
+    weights = "EMA of G" if (card.get("generator") or {}).get("ema") else "G"
+    code = card.get("code") or {}
+    return f"{weights}, seed {card.get('seed')}, distgan {code.get('version')} {(code.get('commit') or 'unknown')[:12]}"
+
+
+def halves(counts: Mapping[str, Any]) -> str:
+    """The images of each side of real against real, which are fewer than those of the value."""
+    return f" (real against real: {counts['floor']:,} against as many)" if counts.get("floor") else ""
 
 
 def sampling(card: Mapping[str, Any]) -> str:

@@ -79,8 +79,8 @@ def write_weights(file: Path, folder: Path) -> dict[str, Any]:
         metadata = json.loads(opened.metadata()[METADATA])
     metadata = metadata | {"config": without_paths(metadata["config"])}
     folder.mkdir(parents=True, exist_ok=True)
-    # "format" is what other readers of safetensors ask for
-    save_file(weights, folder / MODEL, {METADATA: json.dumps(metadata, sort_keys=True), "format": "pt"})
+    # One entry: safetensors writes several in random order, and the same weights would be another file each time.
+    save_file(weights, folder / MODEL, {METADATA: json.dumps(metadata, sort_keys=True)})
     about = {"library_name": "distgan", "distgan_version": __version__}
     atomic_write(folder / CONFIG, (json.dumps(about | metadata, indent=2, sort_keys=True) + "\n").encode())
     return metadata
@@ -136,13 +136,16 @@ def training_of(run: Path | None) -> Training | None:
 def cards_at(run: Path | None, images: int | None) -> list[dict[str, Any]]:
     """The metric cards of the checkpoint at `images` seen: of evaluations during the run, and of `distgan evaluate`.
 
-    A card that says less than cards do is left out.
+    A card that says less than cards do is left out. Raises UsageError for a file that is no JSON.
     """
     if run is None or images is None:
         return []
     found = [card for at, card in cards_of(MetricsFile(run / "metrics.jsonl").records()) if at == images]
     for path in sorted((run / "cards").glob("*.json")):
-        card = json.loads(path.read_text())
+        try:
+            card = json.loads(path.read_text())
+        except ValueError:
+            raise UsageError(f"{path} is corrupt; delete it, and run distgan evaluate again") from None
         if isinstance(card, dict) and (card.get("generator") or {}).get("images") == images:
             found.append(card)
     needed = ("metrics", "floor", "counts", "extractor", "data")

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -98,6 +99,7 @@ def test_the_card_says_what_others_need(published, run):
     best = json.loads((run / "best.json").read_text())
     assert f"{best['images']:,} images seen" in text and 'distgan.load("hf://me/tiny")' in text
     assert re.search(rf"\| fd_pixels \| {best['value']:.5g} \| [\d.]+ \| lower \|", text)
+    assert f"EMA of G, seed 0, distgan {distgan.__version__} " in text and "(real against real: 40 against" in text
     assert "40 generated and 80 real images" in text and "must not be called so" in text
     assert "data.labels: true" in text and "classes: a, b, c" in text
     assert "licence of these weights" not in text
@@ -164,6 +166,7 @@ def test_what_fails_is_one_line_and_nothing_is_published(published, hub, fault, 
     assert line.count("\n") == 1
 
 
+@pytest.mark.slow  # a process that imports torch and the client
 def test_without_a_token_the_line_says_what_to_do(published, hub, tmp_path):
     code = "import sys; from distgan.commands.publish import main; sys.exit(main(sys.argv[1:]))"
     words = [str(published), "me/tiny", "--out", str(tmp_path / "out"), "--push"]
@@ -172,6 +175,7 @@ def test_without_a_token_the_line_says_what_to_do(published, hub, tmp_path):
     assert "hf auth login" in done.stderr and len(done.stderr.splitlines()) == 1
 
 
+@pytest.mark.slow  # three processes, and the client tries again
 def test_a_repository_that_cannot_be_read_is_one_line(hub, tmp_path):
     hub.repositories["me/other"] = {"README.md": b"# of another library"}
     hub.repositories["me/foreign"] = {"model.safetensors": foreign_weights(tmp_path)}
@@ -228,14 +232,42 @@ def test_the_licence_of_other_weights_stays_with_a_run_that_begins_with_them(tin
     assert publish(tmp_path / "tuned", "me/faces", "--out", tmp_path / "out", "--push") == 2
     error = capsys.readouterr().err
     assert "licence: these weights are not only yours" in error and "for research" in error
+    assert not (tmp_path / "out").exists()
+    assert publish(tmp_path / "tuned", "me/faces", "--out", tmp_path / "out") == 0
     card = (tmp_path / "out" / "README.md").read_text()
     assert f"Not trained from scratch: fine-tuned from {origin}" in card
+
+
+def test_a_folder_is_sent_as_it_was_written_or_not_at_all(published, run, tmp_path, monkeypatch, capsys):
+    """The command that failed, or only wrote, is run again; what was edited by hand is not replaced."""
+    sent: list[Path] = []
+    monkeypatch.setattr(distgan.commands.publish, "upload", lambda folder, *_, **options: sent.append(folder))
+    words = [run, "me/tiny", "--out", published, "--licence", "apache-2.0", "--push"]
+    assert publish(*words) == 0 and sent == [published]
+    edited = tmp_path / "edited"
+    shutil.copytree(published, edited)
+    (edited / "README.md").write_text("by hand")
+    words[3] = edited
+    assert publish(*words) == 2 and sent == [published]
+    assert "its README.md is not what would be written now; give a new folder, or delete it" in capsys.readouterr().err
+    assert (edited / "README.md").read_text() == "by hand"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["edited"]
+
+
+def test_a_corrupt_card_of_the_run_is_named(run, tmp_path, capsys):
+    copy = tmp_path / "copy"
+    shutil.copytree(run, copy)
+    (copy / "cards").mkdir(exist_ok=True)
+    (copy / "cards" / "16-pixels.json").write_text('{"metrics": ')
+    assert publish(copy, "me/x", "--out", tmp_path / "out") == 2
+    assert "16-pixels.json is corrupt; delete it" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 def test_refusals(published, tmp_path, capsys):
     for words, message in (
         ([published, "tiny"], "repository: 'tiny' is not OWNER/NAME"),
-        ([published, "me/x", "--out", published], "is there already; give a new folder"),
+        ([published, "me/x", "--out", published], "is there already, and its README.md is not"),
         ([tmp_path / "nothing.safetensors", "me/x", "--out", tmp_path / "a"], "no such file"),
     ):
         assert publish(*words) == 2

@@ -131,7 +131,7 @@ DEFAULT_FINGERPRINT = (
     ', "weight_decay": 0.0, "decoupled": false, "clip": 0.0}'
     ', "d_optimizer": {"lr": 0.0002, "betas": [0.5, 0.999], "eps": 1e-08, "base_width": null'
     ', "weight_decay": 0.0, "decoupled": false, "clip": 0.0}'
-    ', "ema": {"half_life_images": 10000, "warmup": 0.05}}'
+    ', "ema": {"half_life_images": 10000, "warmup": 0.05, "power_widths": []}}'
 )
 FULL_FINGERPRINT = (
     '{"seed": 3, "batch": 96, "micro_batch": 16, "precision": "bf16", "channels_last": false'
@@ -150,7 +150,7 @@ FULL_FINGERPRINT = (
     ', "d_optimizer": {"lr": 0.001, "betas": [0.0, 0.99], "eps": 1e-08, "base_width": null'
     ', "weight_decay": 0.0, "decoupled": false, "clip": 0.0}'
     ', "ema": {"half_life_images": {"from": 0, "to": 5000, "images": 20000'
-    ', "shape": "cosine"}, "warmup": 0.0}}'
+    ', "shape": "cosine"}, "warmup": 0.0, "power_widths": []}}'
 )
 
 

@@ -1,4 +1,4 @@
-"""The console script: `distgan train|evaluate|sample|project|convert|shards|plot|report ...`."""
+"""The console script: `distgan train|evaluate|sample|ema|project|convert|shards|plot|report ...`."""
 
 import importlib
 import sys
@@ -9,6 +9,7 @@ COMMANDS = {
     "train": "train a GAN, or resume a run",
     "evaluate": "compute metrics of generated images",
     "sample": "generate images",
+    "ema": "put averages of G's weights together, of any width",
     "project": "find the latents of images",
     "convert": "read StyleGAN2 networks of other projects",
     "shards": "write, check and describe datasets",

@@ -38,7 +38,8 @@ class Card:
     data: dict[str, Any]
     """The reference: path, sha256 of the manifest, the resize filter of its images, and what KL compares with"""
     generator: dict[str, Any]
-    """file, images seen in training, whether it is an EMA; truncation_psi of w, 1: none; labels: balanced or as in the
+    """file, images seen in training, whether it is an EMA, ema_width of an average by a power function;
+    truncation_psi of w, 1: none; labels: balanced or as in the
     dataset; None where not known, and for a G without labels"""
     seed: int
     """Of the latents"""
@@ -69,7 +70,9 @@ class Card:
         """The card in one line of text, and one more for each bin."""
         images = self.generator.get("images")
         ema = self.generator.get("ema")
-        generator = ["EMA of G" if ema else "G"] if ema is not None else []
+        width = self.generator.get("ema_width")
+        of_width = "" if width is None else f" of width {width:g}"
+        generator = [f"EMA of G{of_width}" if ema else "G"] if ema is not None else []
         generator += [f"at {images:,} images"] if images is not None else []
         accuracy = self.extractor.get("accuracy")
         parts = [

@@ -124,6 +124,7 @@ class Evaluator:
         spec: SampleSpec | None = None,
         images: int | None = None,
         ema: bool | None = None,
+        ema_width: float | None = None,
         file: str | None = None,
         truncation_psi: float = 1.0,
         stop: Callable[[], bool] = never,
@@ -132,9 +133,10 @@ class Evaluator:
 
         Called on each process, with G on its device; returns the same card on all. `spec` is of G's samples: if it is
         conditional, G is given labels of the dataset, standardized by it; default: no labels. `images` seen, `ema`,
-        `file` and the psi that G is truncated by are for the card. Raises UsageError for bins by what G is not
-        conditioned on, and for balanced classes of a G without, and Stopped on all processes soon after `stop()` is
-        true on one.
+        `ema_width` of an average by a power function, `file` and the psi that G is truncated by are for the card.
+
+        Raises UsageError for bins by what G is not conditioned on, and for balanced classes of a G without, and Stopped
+        on all processes soon after `stop()` is true on one.
         """
         check_conditioned_on(spec, self.by)
         labels = self.fake_labels.describe(spec)
@@ -144,6 +146,8 @@ class Evaluator:
         generated = self.generated_images.of(G, inputs, self.samples, stop)
         rows = [self.bin_row(each, G, self.inputs(z_dim, spec, each), stop) for each in self.bins]
         about = {"file": file, "images": images, "ema": ema, "truncation_psi": truncation_psi, "labels": labels}
+        if ema_width is not None:
+            about["ema_width"] = ema_width
         return self.processes.run_on_main(lambda: self.card(generated, rows, about, start))
 
     def inputs(

@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
 DESCRIPTION = (
     "`distgan ema RUN --width 0.1 --out FILE.safetensors` puts an average of G's weights together from the snapshots "
-    "of a run with `ema.power_widths`. `distgan ema RUN --widths 0.05,0.1,0.15` evaluates several, on all processes, and "
-    "writes the curve; it takes the options of `distgan evaluate`."
+    "of a run with `ema.power_widths`. `distgan ema RUN --widths 0.05,0.1,0.15` evaluates several, on all processes, "
+    "and writes the curve; it takes the options of `distgan evaluate`."
 )
 RUN = "A run folder, with snapshots in its folder ema."
 NOT_OF_EMA: set[str | int] = {"out", "train_extractor", "train_images", "by", "bins", "balanced"}

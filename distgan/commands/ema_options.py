@@ -26,9 +26,9 @@ class EMAOptions:
     """File to write: .safetensors, as a checkpoint has it."""
     curve: str | None = None
     """File of the curve over --widths, .json; the figure is a .png beside it. Default: in RUN/ema."""
-    batchnorm_images: NonNegativeInt = 0
-    """Images to generate, from which BatchNorm's running statistics are estimated for the average. 0: they are those of
-    G at that time."""
+    batchnorm_images: NonNegativeInt = 4096
+    """Images to generate, from which the running statistics of BatchNorm are estimated for the average. 0: they are
+    those of G at that time."""
 
     @property
     def out_file(self) -> Path | None:

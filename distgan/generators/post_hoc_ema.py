@@ -19,7 +19,8 @@ from distgan.runs.checkpoint import METADATA, Tensors, load_weights
 from distgan.runs.ema_snapshots import EMASnapshots, Snapshot, write_weights
 
 LARGEST_RESIDUAL = 0.1
-"""Of a profile that is put together, as a share of the profile's norm; a larger one is refused."""
+"""Of a profile that is put together, as a share of the profile's norm; a larger one is refused. In the demo (README.md)
+the Frechet distance was then wrong by up to 11 %, and by up to 4 % between 0.05 and 0.1, and 1 % below."""
 
 
 class Average(NamedTuple):

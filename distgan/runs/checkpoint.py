@@ -128,12 +128,19 @@ class Checkpoints:
     def write_before(self, work: Callable[[], None]) -> None:
         """Have `work` write other files of the run asynchronously, before the next checkpoint is written.
 
-        Blocks until the previous `work` is done. What it raises, OSError or SafetensorError, makes the next `save` or
-        `wait` raise RunError.
+        Blocks until the previous `work` is done. What one raises, OSError or SafetensorError, is printed; then the next
+        `save`, when it is done, or `wait` raises RunError, and until then nothing else of the kind is written.
         """
-        if self.writing_other is not None and self.writing_other.exception() is not None:
-            self.wait()
-        self.writing_other = self.writer.submit(work)
+        if self.writing_other is None or self.writing_other.exception() is None:
+            self.writing_other = self.writer.submit(self._write_other, work)
+
+    def _write_other(self, work: Callable[[], None]) -> None:
+        try:
+            work()
+        except (OSError, safetensors.SafetensorError) as error:
+            reason = format_os_error(error) if isinstance(error, OSError) else str(error)
+            self.print_error(f"a snapshot could not be written: {reason}")
+            raise RunError(f"a snapshot could not be written: {reason}; {self.describe_latest()}") from None
 
     def wait(self) -> None:
         """Block until what was saved is on disk. Raises RunError if it could not be written."""
@@ -147,11 +154,7 @@ class Checkpoints:
             except (OSError, safetensors.SafetensorError) as error:
                 raise RunError(self._describe_failure(error)) from None
         if other is not None:
-            try:
-                other.result()
-            except (OSError, safetensors.SafetensorError) as error:
-                reason = format_os_error(error) if isinstance(error, OSError) else str(error)
-                raise RunError(f"a snapshot could not be written: {reason}; {self.describe_latest()}") from None
+            other.result()
 
     def _other_failed(self) -> bool:
         other = self.writing_other

@@ -139,8 +139,9 @@ class Checkpoints:
             work()
         except (OSError, safetensors.SafetensorError) as error:
             reason = format_os_error(error) if isinstance(error, OSError) else str(error)
-            self.print_error(f"a snapshot could not be written: {reason}")
-            raise RunError(f"a snapshot could not be written: {reason}; {self.describe_latest()}") from None
+            message = f"a snapshot could not be written: {reason}"
+            self.print_error(message)
+            raise RunError(message) from None
 
     def wait(self) -> None:
         """Block until what was saved is on disk. Raises RunError if it could not be written."""
@@ -153,8 +154,8 @@ class Checkpoints:
                 writing.result()
             except (OSError, safetensors.SafetensorError) as error:
                 raise RunError(self._describe_failure(error)) from None
-        if other is not None:
-            other.result()
+        if other is not None and (failure := other.exception()) is not None:
+            raise RunError(f"{failure}; {self.describe_latest()}")
 
     def _other_failed(self) -> bool:
         other = self.writing_other

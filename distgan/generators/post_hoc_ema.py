@@ -20,7 +20,7 @@ from distgan.runs.ema_snapshots import EMASnapshots, Snapshot, write_weights
 
 LARGEST_RESIDUAL = 0.1
 """Of a profile that is put together, as a share of the profile's norm; a larger one is refused. In the demo (README.md)
-the Frechet distance was then wrong by up to 11 %, and by up to 4 % between 0.05 and 0.1, and 1 % below."""
+the Frechet distance was then wrong by up to 11 %, and by up to 5 % between 0.05 and 0.1, and 1 % below."""
 
 
 class Average(NamedTuple):

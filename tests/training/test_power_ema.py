@@ -41,6 +41,7 @@ def test_a_resumed_run_has_the_same_averages_and_snapshots(whole, trained):
     run = trained(*WIDTHS, "--epochs", 2)
     assert images_of(run) == [48, 80, 128, 160]
     (run / "ema" / "128-0.1.safetensors").write_bytes(b"of another trajectory")
+    (run / "ema" / "144-0.1.safetensors").write_bytes(b"of another cadence")
     (run / "ema" / ".160-0.1.safetensors.tmp").write_bytes(b"of a kill")
     (run / "checkpoints" / "160" / "state.json").unlink()  # it resumes at 80
     trained(*WIDTHS, "--epochs", 3)

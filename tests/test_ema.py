@@ -66,7 +66,7 @@ def test_statistics_of_batchnorm_are_those_of_generated_images(run):
     assert changed and all("running" in name or "tracked" in name for name in changed)
     assert all(layer.training is False and layer.momentum == 0.1 for layer in layers)
     seen = []
-    layers[0].register_forward_hook(lambda layer, inputs, output: seen.append(output))
+    layers[0].register_forward_hook(lambda layer, inputs, output: seen.append(output.clone()))
     G.network(G.draw(200, 0), G.labels(rng(0, "classes of BatchNorm").integers(3, size=200)))
     normalized = (seen[0] - layers[0].bias[:, None, None]) / layers[0].weight[:, None, None]
     torch.testing.assert_close(normalized.mean((0, 2, 3)), torch.zeros(len(layers[0].weight)), rtol=0, atol=1e-4)

@@ -1,4 +1,4 @@
-"""The console script: `distgan train|evaluate|nearest|sample|project|publish|convert|shards|plot|report ...`."""
+"""The console script: `distgan train|evaluate|nearest|sample|ema|project|publish|convert|shards|plot|report ...`."""
 
 import importlib
 import sys
@@ -10,6 +10,7 @@ COMMANDS = {
     "evaluate": "compute metrics of generated images",
     "nearest": "find the nearest training images of generated ones",
     "sample": "generate images",
+    "ema": "put averages of G's weights together, of any width",
     "project": "find the latents of images",
     "publish": "a generator as a folder for the Hugging Face hub",
     "convert": "read StyleGAN2 networks of other projects",

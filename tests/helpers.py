@@ -25,6 +25,7 @@ from distgan.data.shardset import LocalStorage, ShardSet, open_shardset
 from distgan.dataset_tool import make
 from distgan.dataset_tool.convert import resolve_options
 from distgan.dataset_tool.sources.source import Source, from_arrays
+from distgan.files import sha256_file
 from distgan.runs.checkpoint import METADATA
 from distgan.samples import SampleSpec
 
@@ -309,3 +310,8 @@ def weights(run: Path) -> dict[str, str]:
     newest = max((run / "checkpoints").iterdir(), key=lambda path: int(path.name))
     state = json.loads((newest / "state.json").read_text())
     return {"images": state["images"]} | state["files"]
+
+
+def snapshots(run: Path) -> dict[str, str]:
+    """The sha256 of every snapshot of averages by power functions, and of whatever else lies there."""
+    return {path.name: sha256_file(path) for path in sorted((run / "ema").glob("*"))}

@@ -123,7 +123,7 @@ def test_keys_in_the_text_are_keys(page):
             assert is_key(f"{section}.{name}"), f"{section}.{name}"
 
 
-COMMAND = re.compile(r"\bdistgan[ /](train|evaluate|sample|project|convert|shards|report|plot)(?:\.py)?\b(.*)")
+COMMAND = re.compile(r"\bdistgan[ /](train|evaluate|sample|ema|project|convert|shards|report|plot)(?:\.py)?\b(.*)")
 
 
 def commands(page: Path) -> Iterator[tuple[str, list[str]]]:

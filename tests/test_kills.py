@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from helpers import TINY, children, computed, launch, metrics, start, weights
+from helpers import TINY, children, computed, launch, metrics, snapshots, start, weights
 
 # One iteration is 0.2 epochs: a checkpoint after every iteration.
 ARGS = ["--epochs", 40, "--checkpoint.every_epochs", 0.2, "--report.digests", "true"]
@@ -17,6 +17,7 @@ ARGS = ["--epochs", 40, "--checkpoint.every_epochs", 0.2, "--report.digests", "t
 # in the other recipe.
 SCHEDULED = ["--g_optimizer.lr", "{from: 2e-3, to: 1e-4, images: 3000}", "--model.options.d_norm", "group"]
 SCHEDULED += ["--d_optimizer.betas", "[0, {from: 0.9, to: 0.99, images: 2000, shape: linear}]"]
+SCHEDULED += ["--ema.power_widths", "[0.05, 0.1]", "--ema.snapshot_epochs", 0.4]
 SCHEDULED += ["--ema.half_life_images", "{from: 0, to: 500, images: 2000}", "--augment", "[color, cutout]"]
 HINGE = ["--loss", "hinge", "--penalties", "{r1: {weight: {from: 1, to: 0.1, images: 2000}, every: 3}}"]
 RECIPES = {
@@ -88,7 +89,8 @@ def run_and_kill(num_processes: int, args: list[object], rng: random.Random, run
     ],
 )
 def test_random_kills_do_not_change_the_result(request, tmp_path, num_processes, num_kills, recipe, capsys):
-    """Weights, EMA and optimizer state have the same sha256 as those of an uninterrupted run."""
+    """Weights, averages and optimizer state have the same sha256 as those of an uninterrupted run, and so have
+    snapshots of averages."""
     seed = int(os.environ.get("DISTGAN_KILL_SEED", random.randrange(10**6)))
     rng = random.Random(seed)
     data = request.getfixturevalue({"bands": "bands", "gat": "latents"}.get(recipe, "tiny"))
@@ -98,6 +100,8 @@ def test_random_kills_do_not_change_the_result(request, tmp_path, num_processes,
         for name, path in paths.items():
             args = [str(word).replace(name, str(path)) for word in args]
     launch(num_processes, *args, "--run_dir", tmp_path / "reference")
+    expected_snapshots = snapshots(tmp_path / "reference")
+    assert bool(expected_snapshots) == ("--ema.power_widths" in args)
     expected_weights, expected_metrics = weights(tmp_path / "reference"), computed(tmp_path / "reference")
     if recipe == "adaptive":
         probabilities = {row["augment_p"] for row in expected_metrics if "augment_p" in row}
@@ -110,6 +114,7 @@ def test_random_kills_do_not_change_the_result(request, tmp_path, num_processes,
         launch(num_processes, *args, "--run_dir", run_dir)
         assert weights(run_dir) == expected_weights, f"seed {seed}, after {kills} kills"
         assert computed(run_dir) == expected_metrics, f"seed {seed}, after {kills} kills"
+        assert snapshots(run_dir) == expected_snapshots, f"seed {seed}, after {kills} kills"
         assert not list((run_dir / "checkpoints").glob(".*")), "a partial checkpoint was not removed"
     with capsys.disabled():
         print(f"\n{kills} kills in {runs} runs on {num_processes} process(es), seed {seed}: all results equal")

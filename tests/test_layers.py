@@ -19,7 +19,7 @@ ORDER = (  # from the bottom up: a unit imports from those in the lines above it
     "foreign generators logs page",
     "training",
     "commands",
-    "__main__ train evaluate nearest sample project publish convert shards plot report",
+    "__main__ train evaluate nearest sample ema project publish convert shards plot report",
 )
 LAYERS = {name: rank for rank, line in enumerate(ORDER) for name in line.split()}
 FILES = sorted(PACKAGE.rglob("*.py"))

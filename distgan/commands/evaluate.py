@@ -48,11 +48,14 @@ def evaluate_generator(run_or_file: str, options: Options) -> None:
     vae = options.vae or keys.get("vae")
     psi = options.truncation_psi
     G = processes.run_on_all(lambda: load_generator(file, processes.device, vae=vae, truncation_psi=psi))
-    images = load_weights(G.path)[1].images
+    metadata = load_weights(G.path)[1]
+    images = metadata.images
     real = open_images(address, processes, options.cache, "data", keys)
     check_same_kind(G.spec, G.classes, *real)
     evaluator = Evaluator(processes, real.dataset, options.settings(), path=real.address)
-    about = {"images": images, "ema": G.path.stem == "ema", "file": str(G.path)}
+    width = metadata.ema_width
+    ema = G.path.stem == "ema" or width is not None
+    about = {"images": images, "ema": ema, "ema_width": width, "file": str(G.path)}
     with readable_errors(processes):
         card = evaluator(G, z_dim=G.z_dim, spec=G.spec, truncation_psi=psi, **about)
         if processes.is_main_process:

@@ -39,9 +39,9 @@ class Card:
     data: dict[str, Any]
     """The reference: path, sha256 of the manifest, spec and resize filter of its images, and what KL compares with"""
     generator: dict[str, Any]
-    """file, images seen in training, whether it is an EMA; truncation_psi of w, 1: none; labels: balanced or as in the
-    dataset; None where not known, and for a G without labels. Of a set of images: address, sha256 of its manifest,
-    count, spec of its images"""
+    """file, images seen in training, whether it is an EMA, ema_width of an average by a power function; truncation_psi
+    of w, 1: none; labels: balanced or as in the dataset; None where not known, and for a G without labels. Of a set of
+    images: address, sha256 of its manifest, count, spec of its images"""
     seed: int
     """Of the latents"""
     histogram: list[int]
@@ -128,7 +128,9 @@ def format_generator(generator: Mapping[str, Any]) -> str:
     """What a line says of G: whether it is an EMA, and the images it has seen; empty where neither is known."""
     images = generator.get("images")
     ema = generator.get("ema")
-    network = ["EMA of G" if ema else "G"] if ema is not None else []
+    width = generator.get("ema_width")
+    of_width = "" if width is None else f" of width {width:g}"
+    network = [f"EMA of G{of_width}" if ema else "G"] if ema is not None else []
     return " ".join(network + ([f"at {images:,} images"] if images is not None else []))
 
 

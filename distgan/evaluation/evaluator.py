@@ -124,6 +124,7 @@ class Evaluator:
         spec: SampleSpec | None = None,
         images: int | None = None,
         ema: bool | None = None,
+        ema_width: float | None = None,
         file: str | None = None,
         truncation_psi: float = 1.0,
         stop: Callable[[], bool] = never,
@@ -132,14 +133,17 @@ class Evaluator:
 
         Called on each process, with G on its device; returns the same card on all. `spec` is of G's samples: if it is
         conditional, G is given labels of the dataset, standardized by it; default: no labels. `images` seen, `ema`,
-        `file` and the psi that G is truncated by are for the card. Raises UsageError for bins by what G is not
-        conditioned on, and for balanced classes of a G without, and Stopped on all processes soon after `stop()` is
-        true on one.
+        `ema_width` of an average by a power function, `file` and the psi that G is truncated by are for the card.
+
+        Raises UsageError for bins by what G is not conditioned on, and for balanced classes of a G without, and Stopped
+        on all processes soon after `stop()` is true on one.
         """
         source = self.check_bins(spec)
         class_of = classifier_classes if source == "classifier" else None
         labels = self.fake_labels.describe(spec)
         about = {"file": file, "images": images, "ema": ema, "truncation_psi": truncation_psi, "labels": labels}
+        if ema_width is not None:
+            about["ema_width"] = ema_width
 
         def make(samples: int, within: Bin | None = None) -> GeneratorImages:
             inputs = self.inputs(z_dim, spec, within)

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from distgan.data.schema import decode
-from distgan.errors import RunError, UsageError
+from distgan.errors import RunError, UsageError, format_os_error
 from distgan.files import atomic_write, fsync_dir, sha256_file
 from distgan.runs.schema import CheckpointState, WeightsMetadata
 
@@ -70,6 +70,7 @@ class Checkpoints:
         self.print_error = print_error
         self.writer = ThreadPoolExecutor(1, thread_name_prefix="distgan-save")
         self.writing: Future[None] | None = None
+        self.writing_other: Future[None] | None = None
 
     @property
     def best(self) -> Best | None:
@@ -121,11 +122,31 @@ class Checkpoints:
         self.writing = None
         failed = previous is not None and previous.exception() is not None
         self.writing = self.writer.submit(self._write, files, state, metadata)
-        if failed:
+        if failed or self._other_failed():
             self.wait()
+
+    def write_before(self, work: Callable[[], None]) -> None:
+        """Have `work` write other files of the run asynchronously, before the next checkpoint is written.
+
+        Blocks until the previous `work` is done. What one raises, OSError or SafetensorError, is printed; then the next
+        `save`, when it is done, or `wait` raises RunError, and until then nothing else of the kind is written.
+        """
+        if self.writing_other is None or self.writing_other.exception() is None:
+            self.writing_other = self.writer.submit(self._write_other, work)
+
+    def _write_other(self, work: Callable[[], None]) -> None:
+        try:
+            work()
+        except (OSError, safetensors.SafetensorError) as error:
+            reason = format_os_error(error) if isinstance(error, OSError) else str(error)
+            message = f"a snapshot could not be written: {reason}"
+            self.print_error(message)
+            raise RunError(message) from None
 
     def wait(self) -> None:
         """Block until what was saved is on disk. Raises RunError if it could not be written."""
+        other = self.writing_other
+        self.writing_other = None
         if self.writing is not None:
             writing = self.writing
             self.writing = None
@@ -133,6 +154,12 @@ class Checkpoints:
                 writing.result()
             except (OSError, safetensors.SafetensorError) as error:
                 raise RunError(self._describe_failure(error)) from None
+        if other is not None and (failure := other.exception()) is not None:
+            raise RunError(f"{failure}; {self.describe_latest()}")
+
+    def _other_failed(self) -> bool:
+        other = self.writing_other
+        return other is not None and other.done() and other.exception() is not None
 
     def close(self) -> None:
         """Let a write in progress finish."""

@@ -86,6 +86,8 @@ class WeightsMetadata(Struct, frozen=True):
     conditions: list[ConditionRow] = []
     latents: LatentMetadata | None = None
     images: Count | None = None
+    ema_width: Annotated[float, Meta(gt=0)] | None = None
+    """Of an average by a power function, its width: `distgan.gan.power_ema`."""
     licence: Text | None = None
     """Of the weights, where they are another project's."""
     source: SourceMetadata | None = None

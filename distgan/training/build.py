@@ -18,6 +18,7 @@ from distgan.gan.levels import View
 from distgan.gan.losses import LOSSES
 from distgan.gan.parts import GAN, unaugmented
 from distgan.gan.penalties import PENALTIES
+from distgan.gan.power_ema import PowerEMA
 from distgan.gan.schedules import value_at
 from distgan.gan.terms import TERMS, WeightedTerm
 from distgan.gan.truncation import check_truncation
@@ -204,6 +205,11 @@ def build_ema(config: Config, gan: GAN, start: WarmStart | None = None) -> EMA |
     if start is not None:
         start.init_ema(ema.module)
     return ema
+
+
+def build_power_emas(config: Config, gan: GAN) -> list[PowerEMA]:
+    """The averages of G by power functions, one for each width."""
+    return [PowerEMA(gan.raw_G, width) for width in config.ema.power_widths]
 
 
 def parameter_counts(gan: GAN) -> str:

@@ -1,7 +1,7 @@
 """What is refused, with the reason: combinations that cannot work, and parts of a user's that do not do their work."""
 
 import copy
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Sequence
 from functools import partial
 
 import torch
@@ -17,6 +17,7 @@ from distgan.gan.g_penalties import G_PENALTIES
 from distgan.gan.losses import LOSSES
 from distgan.gan.outputs import images_of, logits_of, shown_to_d
 from distgan.gan.penalties import PENALTIES, DForward
+from distgan.gan.power_ema import WIDEST
 from distgan.gan.terms import TERMS
 from distgan.models import example_labels
 from distgan.models.layers import has_torch_spectral_norm
@@ -40,6 +41,7 @@ def check_config(config: Config) -> None:
     for name in config.g_penalties:
         check_name("g_penalties", "penalty of G", name, G_PENALTIES)
     check_names(config)
+    check_power_widths(config.ema.power_widths)
     check_separate(config)
     check_perturbations(config)
     for entry in config.augment_entries:
@@ -53,6 +55,18 @@ def check_config(config: Config) -> None:
             f"augment_p: the sign of D(x) means nothing for the loss {config.loss}: only differences of logits count; "
             "give a probability or a schedule"
         )
+
+
+def check_power_widths(widths: Sequence[float]) -> None:
+    """Raises UsageError for a width that no power function has, and for one that is there twice."""
+    for width in widths:
+        if width >= WIDEST:
+            raise UsageError(
+                f"ema.power_widths: {width:g} is too wide: the mean of all weights so far has the width {WIDEST:.4f}; "
+                "give smaller ones, e.g. [0.05, 0.1]"
+            )
+    if len(set(widths)) < len(widths):
+        raise UsageError(f"ema.power_widths: {list(widths)} has a width twice; give each once")
 
 
 def check_graph(config: Config, device: torch.device) -> None:

@@ -85,7 +85,7 @@ def estimate_cost(
     if FakeTensorMode is None:
         raise RuntimeError(f"torch {torch.__version__} has no FakeTensorMode")
     with FakeTensorMode(), Meter() as meter:
-        gan, ema = fake_gan(config, spec, network)
+        gan, averages = fake_gan(config, spec, network)
         penalties = weighted_penalties(config, torch.device("cpu"))
         g_penalties = weighted_g_penalties(config, torch.device("cpu"))
         flops = 0
@@ -95,7 +95,7 @@ def estimate_cost(
             before = meter.flops
             train_step(gan, Batches([micro_batches] * config.n_critic, fresh), penalties, g_penalties=g_penalties)
             flops = meter.flops - before
-        del ema  # kept until here
+        del averages  # kept until here
         buckets = weight_bytes(gan.G) + weight_bytes(gan.D) if world_size > 1 else 0  # DDP copies gradients into them
     return Cost(flops, meter.peak + buckets + (weight_bytes(decoder) if decoder is not None else 0))
 
@@ -174,8 +174,8 @@ def convolution_backward_flops(
     return 2 * x.shape[0] * prod(positions) * weight.numel() * (needs_dx + needs_dw)
 
 
-def fake_gan(config: Config, spec: SampleSpec, network: FrozenNetwork | None = None) -> tuple[GAN, nn.Module | None]:
-    """Networks, optimizers and EMA of G, as on a GPU; on the CPU, where autograd needs no driver.
+def fake_gan(config: Config, spec: SampleSpec, network: FrozenNetwork | None = None) -> tuple[GAN, list[nn.Module]]:
+    """Networks, optimizers and averages of G, as on a GPU; on the CPU, where autograd needs no driver.
 
     BatchNorm is torch's own: on a GPU GlobalBatchNorm2d keeps the same tensors.
     """
@@ -186,7 +186,7 @@ def fake_gan(config: Config, spec: SampleSpec, network: FrozenNetwork | None = N
 
     G, D = build()
     optimizers = adam(G, config.g_optimizer), adam(D, config.d_optimizer)
-    ema = build()[0] if config.ema.half_life_images else None
+    averages = [build()[0] for _ in range(bool(config.ema.half_life_images) + len(config.ema.power_widths))]
     view = build_view(config, D)
     terms = weighted_terms(config, torch.device("cpu"))
     copy = network.without_weights() if network is not None else None
@@ -194,7 +194,7 @@ def fake_gan(config: Config, spec: SampleSpec, network: FrozenNetwork | None = N
     frozen = frozen_features(D, copy, view.augment, lambda: torch.autocast("cpu", dtype, enabled=dtype is not None))
     augment = view if view.columns else unaugmented
     gan = GAN(G, D, G, D, *optimizers, LOSSES[config.loss], augment, terms=terms, frozen_features=frozen)
-    return gan, ema
+    return gan, averages
 
 
 def mixed_precision(network: nn.Module, precision: str) -> nn.Module:

@@ -8,7 +8,7 @@ from distgan.gan.parts import GAN, Batches
 from distgan.gan.step import train_step
 from distgan.logs.meters import peak_memory
 from distgan.training.batches import join_and_split, minibatches_of
-from distgan.training.build import build_ema, parameter_counts
+from distgan.training.build import build_ema, build_power_emas, parameter_counts
 from distgan.training.compiled import eager
 from distgan.training.cost import describe_cost, largest_micro_batch
 from distgan.training.data import Data
@@ -21,7 +21,7 @@ def dry_run(config: Config, processes: Distributed, data: Data, gan: GAN, start:
 
     And what was copied of the weights that the run would begin with.
     """
-    ema = processes.run_on_all(lambda: build_ema(config, gan, start))
+    averages = [processes.run_on_all(lambda: build_ema(config, gan, start)), *build_power_emas(config, gan)]
     if processes.is_main_process:
         for line in start.lines if start is not None else ():
             print(line, flush=True)
@@ -56,4 +56,4 @@ def dry_run(config: Config, processes: Distributed, data: Data, gan: GAN, start:
     else:
         size = largest_micro_batch(config.batch, iterate)
         print(f"largest micro_batch that fits: {size or 'none'} of {config.batch} images", flush=True)
-    del ema  # its memory counts until here
+    del averages  # their memory counts until here

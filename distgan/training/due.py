@@ -34,6 +34,8 @@ class Actions:
 
     log: bool
     sample: bool
+    snapshot: bool
+    """Of the averages of G by power functions."""
     save: bool
     evaluate: bool
     done: bool

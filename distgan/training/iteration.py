@@ -1,5 +1,6 @@
 """One iteration on the device, from the minibatches to the averages."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -10,6 +11,7 @@ from torch import Tensor
 from distgan.distributed.batchnorm import average_running_stats
 from distgan.gan.ema import EMA
 from distgan.gan.parts import GAN, Batches, GPenalties, Penalties, Scalars
+from distgan.gan.power_ema import PowerEMA
 from distgan.gan.step import train_step
 from distgan.training.finite import FiniteCheck
 from distgan.training.scheduled import ScheduledValues
@@ -25,11 +27,11 @@ class Outcome(NamedTuple):
 
 @dataclass(frozen=True)
 class Iteration:
-    """Updates D and G, and averages what follows them: BatchNorm's running statistics, the EMA of G, running means of
-    what penalties of G measure.
+    """Updates D and G, and averages what follows them: BatchNorm's running statistics, the EMA of G and its averages by
+    power functions, running means of what penalties of G measure.
 
     All that changes from one iteration to the next are tensors on the device: the minibatches, the weights of
-    penalties, and in `scheduled` the learning rates, the probability of augmentation and the weight of the EMA. The
+    penalties, and in `scheduled` the learning rates, the probability of augmentation and the weights of averages. The
     host is not waited for, so that what is called here can be captured.
     """
 
@@ -38,6 +40,7 @@ class Iteration:
     scheduled: ScheduledValues
     finite_check: FiniteCheck
     accelerator: Accelerator
+    power_emas: Sequence[PowerEMA] = ()
 
     def __call__(self, batches: Batches, penalties: Penalties, g_penalties: GPenalties) -> Outcome:
         norms = self.finite_check.param_norms()
@@ -46,6 +49,8 @@ class Iteration:
         average_running_stats([self.gan.raw_G, self.gan.raw_D], self.accelerator)
         if self.ema:
             self.ema.update(self.gan.raw_G, self.scheduled.ema_weight)
+        for average, weight in zip(self.power_emas, self.scheduled.power_weights, strict=True):
+            average.update(self.gan.raw_G, weight)
         return Outcome(scalars, norms)
 
     def move_means(self, scalars: Scalars, g_penalties: GPenalties) -> Scalars:
@@ -68,8 +73,9 @@ class Iteration:
             self.accelerator.scaler.scale(torch.ones((), device=self.accelerator.device))
 
     def state(self) -> list[Tensor]:
-        """The tensors that it changes: weights, buffers, the EMA, running means, optimizer state, fp16's loss scale."""
+        """The tensors that it changes: weights, buffers, averages, running means, optimizer state, loss scale."""
         networks = [self.gan.raw_G, self.gan.raw_D, *([self.ema.module] if self.ema else [])]
+        networks += [average.module for average in self.power_emas]
         tensors = [tensor for network in networks for tensor in (*network.parameters(), *network.buffers())]
         tensors += [penalty.mean for penalty in self.scheduled.g_penalties.values()]
         for optimizer in self.optimizers:

@@ -4,6 +4,7 @@ import contextlib
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
@@ -19,8 +20,9 @@ from distgan.logs.log import RunLog, Terminal
 from distgan.logs.trackers import start_trackers
 from distgan.page.build import write_page
 from distgan.runs.checkpoint import Checkpoints, load
+from distgan.runs.ema_snapshots import EMASnapshots
 from distgan.training.batches import minibatches_of
-from distgan.training.build import build_ema
+from distgan.training.build import build_ema, build_power_emas
 from distgan.training.captured import CapturedIteration
 from distgan.training.compiled import check_gradients
 from distgan.training.copying import CopyingTest
@@ -32,7 +34,7 @@ from distgan.training.grids import LEAST_IMAGES, first_images, fixed_samples, gr
 from distgan.training.iteration import Iteration
 from distgan.training.reporter import Reporter
 from distgan.training.scheduled import ScheduledValues
-from distgan.training.state import TrainState, copy_tensors, load_tensors
+from distgan.training.state import TrainState, copy_tensors, copy_weights, load_tensors
 from distgan.training.stop import StopRequest
 from distgan.training.warm_start import WarmStart
 
@@ -65,11 +67,13 @@ class Trainer:
         self.state = TrainState()
         self.clock = Clock.of(config, data.order.epoch_images)
         self.ema = processes.run_on_all(lambda: build_ema(config, gan, start))
+        self.power_emas = build_power_emas(config, gan)
+        self.snapshots = EMASnapshots(self.run_dir)
         self.init_from = {} if start is None else start.sha256
         """The sha256 of the files that the run began with, by network."""
         self.origins = [] if start is None else start.origins
         """The provenance of these, where they are weights of other projects."""
-        self.scheduled = ScheduledValues(config, gan, processes.device, self.ema)
+        self.scheduled = ScheduledValues(config, gan, processes.device, self.ema, self.power_emas)
         self.minibatches = minibatches_of(config, processes, data, gan)
         alarms = Alarms(list(config.penalties), absolute=gan.loss.boundary is not None)
         self.log = RunLog(self.run_dir, processes.accelerator, terminal, alarms)
@@ -90,6 +94,7 @@ class Trainer:
     def start(self) -> None:
         """Begin to log at the state that was restored, if any. Raises UsageError on all processes."""
         images_seen = self.state.images_seen
+        self.processes.run_on_main(lambda: self.snapshots.remove_after(images_seen))
         if self.config.report.trackers:
             accelerator = self.processes.accelerator
             self.processes.run_on_main(lambda: start_trackers(accelerator, self.config, images_seen))
@@ -99,7 +104,7 @@ class Trainer:
     def restore(self, path: Path) -> None:
         """Load a checkpoint, on every process. Raises UsageError if its networks are not those of the configuration."""
         files, saved = load(path)
-        load_tensors(self.gan, self.ema, files, path)
+        load_tensors(self.gan, self.ema, files, path, self.power_emas)
         scaler = self.processes.accelerator.scaler
         if scaler is not None and saved.scaler:
             scaler.load_state_dict(saved.scaler)
@@ -145,6 +150,9 @@ class Trainer:
             # after each grid: write the page of the run
             if due.sample:
                 self.write_page()
+            # once in a while, and at the end: save a snapshot of the averages by power functions
+            if due.snapshot:
+                self.save_snapshot()
             # once in a while, at the end and at a stop: save a checkpoint
             if due.save:
                 self.save()
@@ -162,7 +170,10 @@ class Trainer:
     def begin_iterations(self) -> None:
         """Prepare what iterations share; those that were captured before a rollback hold tensors that it replaced."""
         self.finite_check = FiniteCheck(self.gan.raw_G, self.gan.raw_D)
-        iteration = Iteration(self.gan, self.ema, self.scheduled, self.finite_check, self.processes.accelerator)
+        accelerator = self.processes.accelerator
+        iteration = Iteration(
+            self.gan, self.ema, self.scheduled, self.finite_check, accelerator, power_emas=self.power_emas
+        )
         self.iteration = CapturedIteration(iteration) if self.config.graph else iteration
 
     def actions_due(self) -> Actions:
@@ -174,7 +185,8 @@ class Trainer:
         evaluate = self.evaluations.due(images_seen) and (at_end or flag != Flag.STOP)  # the resumed run does it first
         checkpoint_due = self.clock.crossed(self.config.checkpoint.every_epochs, images_seen)
         save = images_seen > self.saved_at and (done or evaluate or checkpoint_due)
-        if save:  # check what would be saved now, not an iteration later
+        snapshot = self.snapshot_due(images_seen)
+        if save or snapshot:  # check what would be saved now, not an iteration later
             self.finite_check.check_weights(images_seen)
             own = Flag.NON_FINITE if self.finite_check.fault else Flag.GO_ON
             flag = max(flag, *self.processes.all_gather_object(own))
@@ -183,10 +195,18 @@ class Trainer:
         return Actions(
             log=self.reporter.due(images_seen) or ((done or save) and not self.reporter.is_empty()),
             sample=images_seen > self.began_at and (done or grid_due),
+            snapshot=snapshot,
             save=save,
             evaluate=evaluate,
             done=done,
         )
+
+    def snapshot_due(self, images_seen: int) -> bool:
+        """Whether this is the place of a snapshot; that of a restored checkpoint was written before it."""
+        if not self.power_emas or images_seen <= self.began_at:
+            return False
+        at_end = images_seen >= self.clock.total_images
+        return at_end or self.clock.crossed(self.config.ema.snapshot_epochs, images_seen)
 
     def own_flag(self) -> int:
         """What this process asks of all processes."""
@@ -247,20 +267,39 @@ class Trainer:
         self.saved_at = self.state.images_seen
         if self.processes.is_main_process:
             scaler = self.processes.accelerator.scaler
-            run = {
-                "images": self.state.images_seen,
-                "config": self.config.fingerprint(),
-                "manifest": self.data.dataset.digest,
-                "networks": self.data.networks,
-                "init_from": self.init_from,
-                **({"origins": self.origins} if self.origins else {}),
-            }
+            run = self.about()
             counters = {"skipped": self.state.skipped, "rollbacks": self.state.rollbacks, **self.scheduled.state()}
             counters["init_from_path"] = self.config.init_from
             counters["scaler"] = scaler.state_dict() if scaler is not None else None
-            self.checkpoints.save(copy_tensors(self.gan, self.ema), run | counters, run | self.data.metadata())
+            tensors = copy_tensors(self.gan, self.ema, self.power_emas)
+            self.checkpoints.save(tensors, run | counters, self.weights_metadata())
             if self.config.checkpoint.wait:
                 self.checkpoints.wait()
+        self.reporter.add_save(time.perf_counter() - start)
+
+    def about(self) -> dict[str, Any]:
+        """What a checkpoint and each file of weights say of the run."""
+        return {
+            "images": self.state.images_seen,
+            "config": self.config.fingerprint(),
+            "manifest": self.data.dataset.digest,
+            "networks": self.data.networks,
+            "init_from": self.init_from,
+            **({"origins": self.origins} if self.origins else {}),
+        }
+
+    def weights_metadata(self) -> dict[str, Any]:
+        """What a generator is built from, and of which run it is."""
+        return self.about() | self.data.metadata()
+
+    def save_snapshot(self) -> None:
+        """Copy the averages by power functions to host memory on the main process, and have them written."""
+        start = time.perf_counter()
+        if self.processes.is_main_process:
+            averages = {average.width: copy_weights(average.module) for average in self.power_emas}
+            metadata = self.weights_metadata()
+            images_seen = self.state.images_seen
+            self.checkpoints.write_before(lambda: self.snapshots.write(images_seen, averages, metadata))
         self.reporter.add_save(time.perf_counter() - start)
 
     def rollback(self, error: NonFiniteError) -> None:
@@ -274,6 +313,7 @@ class Trainer:
         rollbacks = self.state.rollbacks + 1
         self.terminal.print0(f"{error}; rollback {rollbacks} of {limit} to {newest}")
         self.restore(newest)
+        self.processes.run_on_main(lambda: self.snapshots.remove_after(self.state.images_seen))
         self.state.rollbacks = rollbacks
         self.evaluations.rewind(self.reporter.rewind(self.state.images_seen))
 

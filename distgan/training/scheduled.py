@@ -1,6 +1,6 @@
 """The numbers of a run that change with the images seen, as 0-dim tensors on the device."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -15,6 +15,7 @@ from distgan.gan.finite_difference import FiniteDifference
 from distgan.gan.g_penalties import G_PENALTIES
 from distgan.gan.parts import GAN, WeightedGPenalty, WeightedPenalty
 from distgan.gan.penalties import PENALTIES
+from distgan.gan.power_ema import PowerEMA
 from distgan.gan.schedules import adapt_probability, iterations_averaged, value_at
 from distgan.gan.terms import WeightedTerm
 from distgan.training.optimizers import lazy_factor, lr_factor
@@ -27,10 +28,18 @@ class ScheduledValues:
     captured once serves all of it. A tensor is filled without waiting for the device.
     """
 
-    def __init__(self, config: Config, gan: GAN, device: torch.device, ema: EMA | None = None) -> None:
+    def __init__(
+        self,
+        config: Config,
+        gan: GAN,
+        device: torch.device,
+        ema: EMA | None = None,
+        power_emas: Sequence[PowerEMA] = (),
+    ) -> None:
         self.config = config
         self.gan = gan
         self.ema = ema
+        self.power_emas = power_emas
         self.running_stats = RunningStatsWarmup([gan.raw_G, gan.raw_D])
         self.penalties = weighted_penalties(config, device)
         self.g_penalties = weighted_g_penalties(config, device)
@@ -44,6 +53,10 @@ class ScheduledValues:
         self.d_beta2 = torch.zeros_like(self.g_beta2)
         self.ema_weight: Tensor | float = torch.ones((), device=device) if config.graph else 1.0
         """The share of G's new weights in its EMA."""
+        self.power_weights: list[Tensor | float] = [
+            torch.ones((), device=device) if config.graph else 1.0 for _ in power_emas
+        ]
+        """Those in its averages by power functions."""
         self.p = torch.zeros((), dtype=exact_dtype(device), device=device)
         """Probability of augmentation."""
         self.values: dict[str, float] = {}
@@ -56,7 +69,7 @@ class ScheduledValues:
         self.running_stats.set_momentum(images_seen // self.config.iteration_images)
         self.set_optimizer("g", self.gan.g_optimizer, self.config.g_optimizer, images_seen)
         self.set_optimizer("d", self.gan.d_optimizer, self.config.d_optimizer, images_seen)
-        self.set_ema_weight(images_seen)
+        self.set_ema_weights(images_seen)
         self.set_weights(self.config.penalty_entries, self.penalties, images_seen)
         self.set_weights(self.config.g_penalty_entries, self.g_penalties, images_seen)
         self.set_weights(self.config.term_entries, self.gan.terms, images_seen)
@@ -93,14 +106,23 @@ class ScheduledValues:
             group["lr"] = lr  # an optimizer that was loaded has a copy
             group["betas"] = (keys.betas[0] ** lazy, beta2)
 
-    def set_ema_weight(self, images_seen: int) -> None:
-        if self.ema is None:
-            return
-        weight = self.ema.weight(self.config.iteration_images, images_seen)
-        if isinstance(self.ema_weight, Tensor):
-            self.fill("ema_weight", self.ema_weight, weight)
-        else:
-            self.ema_weight = weight
+    def set_ema_weights(self, images_seen: int) -> None:
+        """Give the averages of G the shares of its new weights."""
+        if self.ema is not None:
+            self.ema_weight = self.averaging_weight("ema_weight", self.ema_weight, self.ema, images_seen)
+        for i, average in enumerate(self.power_emas):
+            name = f"power_weight_{average.width}"
+            self.power_weights[i] = self.averaging_weight(name, self.power_weights[i], average, images_seen)
+
+    def averaging_weight(
+        self, name: str, weight: Tensor | float, average: EMA | PowerEMA, images_seen: int
+    ) -> Tensor | float:
+        """The share of G's new weights in an average; `weight` itself, filled, where it is a tensor."""
+        value = average.weight(self.config.iteration_images, images_seen)
+        if not isinstance(weight, Tensor):
+            return value
+        self.fill(name, weight, value)
+        return weight
 
     def fill(self, name: str, tensor: Tensor, value: float) -> None:
         """Fill a tensor, unless it has the value: most are constant, and each fill is a kernel of every iteration."""

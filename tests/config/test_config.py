@@ -131,7 +131,7 @@ DEFAULT_FINGERPRINT = (
     ', "weight_decay": 0.0, "decoupled": false, "clip": 0.0}'
     ', "d_optimizer": {"lr": 0.0002, "betas": [0.5, 0.999], "eps": 1e-08, "base_width": null'
     ', "weight_decay": 0.0, "decoupled": false, "clip": 0.0}'
-    ', "ema": {"half_life_images": 10000, "warmup": 0.05}}'
+    ', "ema": {"half_life_images": 10000, "warmup": 0.05, "power_widths": []}}'
 )
 FULL_FINGERPRINT = (
     '{"seed": 3, "batch": 96, "micro_batch": 16, "precision": "bf16", "channels_last": false'
@@ -150,7 +150,7 @@ FULL_FINGERPRINT = (
     ', "d_optimizer": {"lr": 0.001, "betas": [0.0, 0.99], "eps": 1e-08, "base_width": null'
     ', "weight_decay": 0.0, "decoupled": false, "clip": 0.0}'
     ', "ema": {"half_life_images": {"from": 0, "to": 5000, "images": 20000'
-    ', "shape": "cosine"}, "warmup": 0.0}}'
+    ', "shape": "cosine"}, "warmup": 0.0, "power_widths": []}}'
 )
 
 
@@ -216,7 +216,10 @@ def test_help_and_print_config(capsys):
         (["--data.flip", "3"], "data.flip: expected true or false, got 3"),
         (["--report.trackers", "wandb"], r"report.trackers: expected a list \[value, ...\], got wandb"),
         (["--report.trackers", "[[3]]"], r"report.trackers: expected text, got \[3\]"),
-        (["--ema", "0"], "ema: expected a section with the keys half_life_images, warmup, got 0"),
+        (
+            ["--ema", "0"],
+            "ema: expected a section with the keys half_life_images, warmup, power_widths, snapshot_epochs, got 0",
+        ),
         (["--g_optimizer", "2e-4"], "g_optimizer: expected a section with the keys lr, betas, eps, .*, got 2e-4"),
         (["--model", "[width, 4]"], r"model: expected a section with the keys name, latent, options, got \[width, 4\]"),
         (["--epochs", "3", "--images", "4"], "epochs and images are both given"),
@@ -343,9 +346,16 @@ def test_configs_read_and_open_with_their_command(path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("ema: 0", "ema: expected a section with the keys half_life_images, warmup, got 0"),
+        (
+            "ema: 0",
+            "ema: expected a section with the keys half_life_images, warmup, power_widths, snapshot_epochs, got 0",
+        ),
         ("data: {cache_dir: [3]}", r"data.cache_dir: expected text, got \[3\]"),
-        ("batch: 3\nema:", "ema: expected a section with the keys half_life_images, warmup, got nothing"),
+        (
+            "batch: 3\nema:",
+            "ema: expected a section with the keys half_life_images, warmup, power_widths, snapshot_epochs, got "
+            "nothing",
+        ),
         (
             "g_optimizer: 2.0e-4",
             "g_optimizer: expected a section with the keys lr, betas, eps, base_width, weight_decay, decoupled, clip, "

@@ -23,7 +23,7 @@ SCHEDULES = [
     *("--augment", "[color, translation]", "--augment_p", "{from: 0.0, to: 1.0, images: 100}"),
 ]
 CASES: dict[str, list[str]] = {
-    "classic": ["--data.labels", "true", "--data.flip", "true"],
+    "classic": ["--data.labels", "true", "--data.flip", "true", "--ema.power_widths", "[0.05, 0.1]"],
     "schedules": [
         *("--model.options.norm", "none", "--loss", "rpgan"),
         *("--penalties", f"{{r1: {FALLING}, r2: {{weight: 0.1, every: 3}}}}", *SCHEDULES),
@@ -58,7 +58,7 @@ def test_captured_equals_eager(trained, captures, tiny_dinov2, case):
     words = [*(word.replace("DINOV2", str(tiny_dinov2)) for word in CASES[case]), "--epochs", 3]
     words += ["--report.every_images", 16]
     runs = [trained(*words, "--graph", value, name=value) for value in ("false", "true")]
-    for name in ("generator", "discriminator", "ema"):
+    for name in ("generator", "discriminator", "ema", *(["power_ema"] if case == "classic" else [])):
         eager, replayed = (newest(run, name) for run in runs)
         for key, expected in eager.items():
             scale = float(expected.abs().max()) if expected.is_floating_point() else 1

@@ -14,7 +14,7 @@ from distgan.config.keys import Config
 from distgan.data.dataset import open_dataset
 from distgan.distributed.processes import Distributed
 from distgan.errors import RunError, UsageError
-from distgan.evaluation.card import BALANCED, better
+from distgan.evaluation.card import better, measured_by
 from distgan.evaluation.chunks import Stopped
 from distgan.evaluation.evaluator import Evaluator
 from distgan.evaluation.originals import RealImageSet, check_same_kind, real_images_of
@@ -178,12 +178,6 @@ def best_of(cards: Cards, metric: str | None, kept: Collection[int]) -> Best | N
         if best is None or (value < best.value if lower else value > best.value):
             best = Best(images, name, value)
     return best
-
-
-def measured_by(card: dict[str, Any]) -> list[Any]:
-    """What two cards must agree in to be compared."""
-    sampling = card["generator"].get("truncation_psi", 1.0), card["generator"].get("labels") == BALANCED
-    return [card["extractor"], card["data"]["manifest"], card["counts"], card["seed"], *sampling]
 
 
 def describe_best(run_dir: Path, cards: Cards) -> str | None:

@@ -10,6 +10,7 @@ from distgan.commands.evaluate_options import Options
 from distgan.commands.run import run_distributed
 from distgan.commands.train_extractor import train_extractor
 from distgan.config.parser import Parser, take_import
+from distgan.config.types import PositiveFloat
 from distgan.errors import RunError, UsageError, format_os_error
 from distgan.plugins import import_user_modules
 
@@ -24,6 +25,12 @@ DESCRIPTION = (
 )
 RUN_OR_FILE = "A run folder (the EMA of its newest checkpoint), or a .safetensors file of a generator or an EMA."
 BALANCED = "Generate as many images of each class. Default: at the frequencies of the dataset."
+FOLLOW = (
+    "Evaluate the newest checkpoint of a run, then each one as it appears, until the run is at its end. The run may "
+    "not have begun yet. Checkpoints that have a card are left out."
+)
+POLL = "With --follow: seconds between two looks at the run folder."
+IDLE = "With --follow: end when the run has written nothing for so many minutes."
 PREFETCH = "Download the extractor's weights and, with --data, compute the statistics of the real images."
 
 
@@ -135,10 +142,15 @@ def command(argv: list[str]) -> None:
     parser.add_class_arguments(Options, as_group=False, skip={"balanced"})
     parser.add_argument("--balanced", action="store_true", help=BALANCED)
     parser.add_argument("--prefetch", action="store_true", help=PREFETCH)
+    parser.add_argument("--follow", action="store_true", help=FOLLOW)
+    parser.add_argument("--poll_seconds", type=PositiveFloat, default=30.0, help=POLL)
+    parser.add_argument("--idle_minutes", type=PositiveFloat, default=60.0, help=IDLE)
     parser.add_import("Your module, or modules, that add the model.")
     namespace = parser.parse_args(argv)
     run_or_file = namespace.pop("run_or_file")
     prefetching = namespace.pop("prefetch")
+    following = namespace.pop("follow")
+    waits = namespace.pop("poll_seconds"), namespace.pop("idle_minutes")
     import_user_modules(take_import(namespace))
     options = Options(**namespace.as_dict())
     # Imported after parsing: --help and a mistyped option do not wait for torch.
@@ -155,6 +167,12 @@ def command(argv: list[str]) -> None:
         )
     elif prefetching:
         prefetch(options)
+    elif following:
+        from distgan.commands.follow import Pace, follow
+
+        if run_or_file is None:
+            raise UsageError("follow: give a run folder")
+        follow(Path(run_or_file), options, Pace(*waits))
     elif run_or_file is not None:
         evaluate_generator(run_or_file, options)
     else:

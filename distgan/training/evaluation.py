@@ -140,7 +140,12 @@ class Evaluations:
         return True
 
     def mark_best(self) -> None:
-        """Keep the checkpoint with the best of the cards so far; on the main process. Raises RunError."""
+        """Keep the checkpoint with the best of the cards so far; on the main process. Raises RunError.
+
+        Without evaluations of its own a run leaves it to `distgan evaluate --follow` to mark one.
+        """
+        if self.evaluator is None:
+            return
         mark_best(self.checkpoints, self.log.metrics_file.cards(), self.config.evaluate.best)
 
     def describe_best(self) -> str | None:

@@ -180,6 +180,18 @@ def test_a_run_that_was_stopped_is_left_after_a_while(run, tmp_path, capsys):
     assert "the run wrote nothing for 0.01 minutes, at 80 of 320 images" in capsys.readouterr().out
 
 
+def test_a_job_at_its_time_limit_asks_to_be_requeued(run, tmp_path, capsys, monkeypatch):
+    """By the files of launch/train.sbatch, which do not touch the run itself."""
+    followed = copy(run, tmp_path / "run", 80)
+    control = tmp_path / "control"
+    control.mkdir()
+    monkeypatch.setenv("DISTGAN_CONTROL_DIR", str(control))
+    with meanwhile(lambda: until(lambda: (control / "saved").exists()), (control / "stop").touch):
+        assert follow(followed) == 0
+    assert (control / "saved").read_text() == (control / "stopped").read_text() == "80\n"
+    assert "the same command goes on" in capsys.readouterr().out and not (followed / "stop").exists()
+
+
 def make_watch(run: Path, said: list[str], read: set[int], length: int | None = 320) -> Watch:
     return Watch(run, lambda: length, read.__contains__, 60, said.append)
 

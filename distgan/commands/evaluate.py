@@ -17,6 +17,8 @@ from distgan.plugins import import_user_modules
 if TYPE_CHECKING:
     from distgan.distributed.processes import Distributed
     from distgan.evaluation.card import Card
+    from distgan.evaluation.evaluator import Evaluator
+    from distgan.generators.pretrained import PretrainedGenerator
 
 DESCRIPTION = (
     "`distgan evaluate RUN_OR_FILE` computes metrics of generated images against the images of a dataset, on all "
@@ -62,6 +64,7 @@ def evaluate_generator(run_or_file: str, options: Options) -> None:
     evaluator = Evaluator(processes, real.dataset, path=real.address, **options.evaluator_arguments())
     about = {"images": images, "ema": G.path.stem == "ema", "file": str(G.path)}
     with readable_errors(processes):
+        announce(evaluator, G)
         card = evaluator(G, z_dim=G.z_dim, spec=G.spec, truncation_psi=psi, **about)
         if processes.is_main_process:
             print(card.line(), flush=True)
@@ -70,6 +73,15 @@ def evaluate_generator(run_or_file: str, options: Options) -> None:
         if out is not None:
             processes.run_on_main(lambda: write_card(card, out))
     processes.shutdown()
+
+
+def announce(evaluator: "Evaluator", G: "PretrainedGenerator") -> None:
+    """Print how long the evaluation will take, if that is long or on CPUs; on all processes."""
+    from distgan.evaluation.estimate import estimate
+
+    line = estimate(evaluator, G, z_dim=G.z_dim, spec=G.spec).line()
+    if evaluator.processes.is_main_process and line is not None:
+        print(line, flush=True)
 
 
 def write_card(card: "Card", out: Path) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import yaml
 
 from distgan.commands.datasets import data_config, trained_on
-from distgan.commands.evaluate import readable_errors, write_card
+from distgan.commands.evaluate import announce, readable_errors, write_card
 from distgan.commands.evaluate_options import Options
 from distgan.config.keys import Config
 from distgan.data.dataset import open_dataset
@@ -26,7 +26,7 @@ from distgan.runs.checkpoint import Checkpoints
 from distgan.runs.length import run_length
 from distgan.runs.watch import Ended, Found, Watch
 from distgan.training.evaluation import mark_best
-from distgan.training.stop import StopRequest
+from distgan.training.stop import Requeue, StopRequest
 
 STEP_SECONDS = 0.2
 """A waiting process looks for a signal so often."""
@@ -72,10 +72,14 @@ class Follower:
         self.options = options
         self.pace = pace
         self.processes = processes
-        self.stop = StopRequest([])
+        self.requeue = Requeue()
+        """By which launch/train.sbatch starts a follower again after its time limit."""
+        folders = [self.requeue.folder] if self.requeue.folder else []
+        self.stop = StopRequest(folders, min(pace.poll_seconds, 2.0))
         self.watch = Watch(run, self.length, self.has_card, pace.idle_minutes * 60, self.say)
         self.evaluator: Evaluator | None = None
         """Made when the first checkpoint is there."""
+        self.announced = False
         self.samples: int | None = None
         """Images of the dataset that the run trains on."""
         self.said: set[str] = set()
@@ -92,8 +96,13 @@ class Follower:
             else:
                 self.evaluate(found)
         else:
-            self.say(f"stopped ({self.stop.reason or 'requested on another process'}); the same command goes on")
+            self.processes.run_on_main(self.say_stopped)
         self.stop.close()
+
+    def say_stopped(self) -> None:
+        reason = self.stop.reason or "requested on another process"
+        self.say(f"stopped ({reason}); the same command goes on")
+        self.requeue.stopped(max(Checkpoints(self.run / "checkpoints").all(), default=0), reason, self.run)
 
     def look(self) -> Found | Ended | None:
         """On the main process: what is next. Nothing before the first checkpoint is there."""
@@ -122,6 +131,9 @@ class Follower:
         if G is None:
             return
         check_same_kind(G.spec, G.classes, self.evaluator.dataset, self.evaluator.path)
+        if not self.announced:
+            announce(self.evaluator, G)
+            self.announced = True
         psi = self.options.truncation_psi
         about: dict[str, Any] = {"images": found.images, "ema": found.file.stem == "ema", "file": str(found.file)}
         try:
@@ -195,6 +207,7 @@ class Follower:
         print(card.line(), flush=True)
         write_card(card, self.card_file(images))
         self.mark_best()
+        self.requeue.saved(images)
 
     def mark_best(self) -> None:
         """Keep the best checkpoint by the cards so far, for a run that evaluates nothing itself.

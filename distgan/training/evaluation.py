@@ -16,6 +16,7 @@ from distgan.distributed.processes import Distributed
 from distgan.errors import RunError, UsageError
 from distgan.evaluation.card import better, measured_by
 from distgan.evaluation.chunks import Stopped
+from distgan.evaluation.estimate import estimate
 from distgan.evaluation.evaluator import Evaluator
 from distgan.evaluation.originals import RealImageSet, check_same_kind, real_images_of
 from distgan.evaluation.scores import value_names
@@ -101,6 +102,8 @@ class Evaluations:
         self.evaluator = evaluator
         self.last = 0
         """Images seen at the last evaluation; the same on all processes."""
+        self.announced = False
+        """Whether the time of an evaluation was printed."""
 
     def rewind(self, last: int) -> None:
         """Go on from a log whose last evaluation was at `last` images seen."""
@@ -123,6 +126,8 @@ class Evaluations:
         Returns whether it came to its end; `stop` ends it early, and the resumed run evaluates again.
         """
         assert self.evaluator is not None, "due only with an evaluator"
+        if not self.announced:
+            self.announce(G, spec)
         start = time.monotonic()
         about: dict[str, Any] = {"images": images_seen, "ema": ema}
         about["truncation_psi"] = self.config.evaluate.truncation_psi
@@ -138,6 +143,14 @@ class Evaluations:
             self.mark_best()
         self.last = images_seen
         return True
+
+    def announce(self, G: nn.Module, spec: SampleSpec) -> None:
+        """Print how long an evaluation will take, once; on all processes."""
+        assert self.evaluator is not None, "due only with an evaluator"
+        line = estimate(self.evaluator, G, z_dim=self.config.model.latent, spec=spec).line("evaluate.")
+        self.announced = True
+        if line is not None:
+            self.log.terminal.print0(f"an evaluation takes {line}")
 
     def mark_best(self) -> None:
         """Keep the checkpoint with the best of the cards so far; on the main process. Raises RunError.

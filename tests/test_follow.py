@@ -102,7 +102,7 @@ def test_each_checkpoint_is_evaluated_once_until_the_end(run, tmp_path, capsys):
     assert lines[1] == f"{followed} is not there yet: waiting for it"
     made = [line for line in lines if line.startswith(str(followed / "cards"))]
     assert [Path(line).name for line in made] == [f"{images}-pixels.json" for images in (160, 80, 240, 320)]
-    assert lines[-1].startswith("the run is at its end, 320 images: 4 of its checkpoints have a card")
+    assert lines[-1] == "the run is at its end, 320 images; checkpoints evaluated: 4"
     card = json.loads((followed / "cards/320-pixels.json").read_text())
     assert card["generator"]["file"] == str(followed / "checkpoints/320/ema.safetensors") and card["generator"]["ema"]
     curve = read_runs([followed])[0]["series"]["fd_pixels"]

@@ -80,6 +80,8 @@ class Follower:
         self.evaluator: Evaluator | None = None
         """Made when the first checkpoint is there."""
         self.announced = False
+        self.evaluated = 0
+        """Checkpoints, on the main process."""
         self.samples: int | None = None
         """Images of the dataset that the run trains on."""
         self.said: set[str] = set()
@@ -89,7 +91,7 @@ class Follower:
         while not self.stopped():
             found = self.processes.run_on_main(self.look)
             if isinstance(found, Ended):
-                self.say(f"{found.reason}: {self.summary()}")
+                self.say(f"{found.reason}; checkpoints evaluated: {self.evaluated}")
                 break
             if found is None:
                 self.wait()
@@ -206,6 +208,7 @@ class Follower:
         """Print and write a card, and mark the best checkpoint; on the main process. Raises RunError."""
         print(card.line(), flush=True)
         write_card(card, self.card_file(images))
+        self.evaluated += 1
         self.mark_best()
         self.requeue.saved(images)
 
@@ -228,10 +231,6 @@ class Follower:
         checkpoints = Checkpoints(self.run / "checkpoints")
         found = [(images, card) for images in checkpoints.all() if (card := self.card_at(images)) is not None]
         mark_best(checkpoints, found, metric)
-
-    def summary(self) -> str:
-        count = sum(self.has_card(images) for images in Checkpoints(self.run / "checkpoints").all())
-        return f"{count} of its checkpoints have a card in {self.run / 'cards'}"
 
     def say(self, line: str) -> None:
         if self.processes.is_main_process:

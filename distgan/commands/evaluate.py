@@ -11,12 +11,15 @@ from distgan.commands.image_sets import open_images
 from distgan.commands.run import run_distributed
 from distgan.commands.train_extractor import train_extractor
 from distgan.config.parser import Parser, take_import
+from distgan.config.types import PositiveFloat
 from distgan.errors import RunError, UsageError, format_os_error
 from distgan.plugins import import_user_modules
 
 if TYPE_CHECKING:
     from distgan.distributed.processes import Distributed
     from distgan.evaluation.card import Card
+    from distgan.evaluation.estimate import Estimate
+    from distgan.evaluation.evaluator import Evaluator
 
 DESCRIPTION = (
     "`distgan evaluate RUN_OR_FILE` computes metrics of generated images against the images of a dataset, on all "
@@ -26,6 +29,12 @@ DESCRIPTION = (
 )
 RUN_OR_FILE = "A run folder (the EMA of its newest checkpoint), or a .safetensors file of a generator or an EMA."
 BALANCED = "Generate as many images of each class. Default: at the frequencies of the dataset."
+FOLLOW = (
+    "Evaluate the newest checkpoint of a run, then each one as it appears, until the run is at its end. The run may "
+    "not have begun yet. Checkpoints that have a card are left out."
+)
+POLL = "With --follow: seconds between two looks at the run folder."
+IDLE = "With --follow: end when the run has written nothing for so many minutes."
 PREFETCH = "Download the extractor's weights and, with --data, compute the statistics of the real images."
 
 
@@ -33,6 +42,7 @@ def evaluate_generator(run_or_file: str, options: Options) -> None:
     """Compute the metrics of a generator, print their card and write it. Raises UsageError and RunError."""
     from distgan.config.keys import Config
     from distgan.distributed.processes import Distributed
+    from distgan.evaluation.estimate import estimate
     from distgan.evaluation.evaluator import Evaluator
     from distgan.evaluation.originals import check_same_kind
     from distgan.generators.loading import find_weights, load_generator
@@ -57,6 +67,7 @@ def evaluate_generator(run_or_file: str, options: Options) -> None:
     ema = G.path.stem == "ema" or width is not None
     about = {"images": images, "ema": ema, "ema_width": width, "file": str(G.path)}
     with readable_errors(processes):
+        announce(evaluator, estimate(evaluator, G, z_dim=G.z_dim, spec=G.spec))
         card = evaluator(G, z_dim=G.z_dim, spec=G.spec, truncation_psi=psi, **about)
         if processes.is_main_process:
             print(card.line(), flush=True)
@@ -73,6 +84,7 @@ def evaluate_images(address: str, options: Options) -> None:
 
     from distgan.config.keys import Config
     from distgan.distributed.processes import Distributed
+    from distgan.evaluation.estimate import estimate_set
     from distgan.evaluation.evaluator import Evaluator
     from distgan.evaluation.image_set import ImageSet
     from distgan.evaluation.stored import StoredImages
@@ -89,12 +101,20 @@ def evaluate_images(address: str, options: Options) -> None:
     images = ImageSet.draw(stored, generated.address, options.samples or total, options.seed)
     evaluator = Evaluator(processes, real.dataset, options.settings(images.count), path=real.address)
     with readable_errors(processes):
+        announce(evaluator, estimate_set(evaluator, images))
         card = evaluator.evaluate_set(images)
         if processes.is_main_process:
             print(card.line(), flush=True)
         if out is not None:
             processes.run_on_main(lambda: write_card(card, out))
     processes.shutdown()
+
+
+def announce(evaluator: "Evaluator", estimated: "Estimate") -> None:
+    """Print how long the evaluation will take, if that is long or on CPUs."""
+    line = estimated.line()
+    if evaluator.processes.is_main_process and line is not None:
+        print(line, flush=True)
 
 
 def write_card(card: "Card", out: Path) -> None:
@@ -166,10 +186,15 @@ def command(argv: list[str]) -> None:
     parser.add_class_arguments(Options, as_group=False, skip={"balanced"})
     parser.add_argument("--balanced", action="store_true", help=BALANCED)
     parser.add_argument("--prefetch", action="store_true", help=PREFETCH)
+    parser.add_argument("--follow", action="store_true", help=FOLLOW)
+    parser.add_argument("--poll_seconds", type=PositiveFloat, default=30.0, help=POLL)
+    parser.add_argument("--idle_minutes", type=PositiveFloat, default=60.0, help=IDLE)
     parser.add_import("Your module, or modules, that add the model.")
     namespace = parser.parse_args(argv)
     run_or_file = namespace.pop("run_or_file")
     prefetching = namespace.pop("prefetch")
+    following = namespace.pop("follow")
+    waits = namespace.pop("poll_seconds"), namespace.pop("idle_minutes")
     import_user_modules(take_import(namespace))
     options = Options(**namespace.as_dict())
     # Imported after parsing: --help and a mistyped option do not wait for torch.
@@ -190,6 +215,12 @@ def command(argv: list[str]) -> None:
         if run_or_file is not None:
             raise UsageError(f"generated: {run_or_file} is given too; give a generator or images that are there")
         evaluate_images(options.generated, options)
+    elif following:
+        from distgan.commands.follow import Pace, follow
+
+        if run_or_file is None:
+            raise UsageError("follow: give a run folder")
+        follow(Path(run_or_file), options, Pace(*waits))
     elif run_or_file is not None:
         evaluate_generator(run_or_file, options)
     else:

@@ -60,7 +60,7 @@ class Options:
     """Corrupt images of the dataset to replace by others; one more ends the evaluation."""
     out: str | None = None
     """File of the card (.json), or of the classifier (.safetensors). Default: RUN/cards/IMAGES-EXTRACTOR.json, with the
-    weights, resize, metrics, --by, psi, balanced, the hash of --data and the seed in its name if they are given, or the
+    weights, resize, metrics, --by, psi, balanced, counts, the hash of --data and the seed in its name if given, or the
     cache."""
     train_extractor: str | None = None
     """Dataset on whose labels to train a classifier, on one process."""
@@ -122,7 +122,7 @@ class Options:
             raise UsageError("data: give the real images that --generated is compared with, as --data ADDRESS")
 
     def card_name(self, images: int | None, extractor: str, manifest: str) -> str:
-        """A name of its own for each choice of weights, resize, metrics, bins, sampling, seed and other data.
+        """A name of its own for each choice of weights, resize, metrics, bins, sampling, counts, seed and other data.
 
         Their cards do not overwrite each other. `manifest` is the hash of the dataset of the real images.
         """
@@ -134,9 +134,10 @@ class Options:
         sampling = [f"psi{self.truncation_psi:g}"] if self.truncation_psi != 1 else []
         sampling += ["balanced"] * self.balanced
         data = [f"data{manifest[:8]}"] if self.data is not None else []
-        return (
-            "-".join([str(images), extractor, *network, *self.metric_names, *bins, *sampling, *data, *seed]) + ".json"
-        )
+        counts = [f"n{self.samples}"] if self.samples is not None else []
+        counts += [f"ref{self.reference_images}"] if self.reference_images is not None else []
+        words = [str(images), extractor, *network, *self.metric_names, *bins, *sampling, *counts, *data, *seed]
+        return "-".join(words) + ".json"
 
 
 def file_word(text: str) -> str:

@@ -186,3 +186,11 @@ def better(name: str) -> str | None:
         if word in LOWER_IS_BETTER or word in HIGHER_IS_BETTER:
             return "lower" if word in LOWER_IS_BETTER else "higher"
     return None
+
+
+def measured_by(card: Mapping[str, Any]) -> list[Any]:
+    """What two cards must agree in to be compared; of a card as JSON, also one that lacks some of it."""
+    generator = card.get("generator") or {}
+    data = card.get("data") or {}
+    sampling = [generator.get("truncation_psi", 1.0), generator.get("labels") == BALANCED]
+    return [card.get("extractor"), data.get("manifest"), card.get("counts"), card.get("seed"), *sampling]

@@ -20,8 +20,9 @@ from distgan.generators.model_card import Facts, Training, model_card
 from distgan.hub import HUB
 from distgan.images import grid, save_picture
 from distgan.pixels import to_picture
+from distgan.runs.cards import all_cards
 from distgan.runs.checkpoint import METADATA, load_weights
-from distgan.runs.metrics_file import MetricsFile, cards_of, scalar_curves
+from distgan.runs.metrics_file import MetricsFile, scalar_curves
 from distgan.runs.weights import MODEL
 
 CONFIG = "config.json"
@@ -136,18 +137,11 @@ def training_of(run: Path | None) -> Training | None:
 def cards_at(run: Path | None, images: int | None) -> list[dict[str, Any]]:
     """The metric cards of the checkpoint at `images` seen: of evaluations during the run, and of `distgan evaluate`.
 
-    A card that says less than cards do is left out. Raises UsageError for a file that is no JSON.
+    A card that says less than cards do is left out. Raises UsageError for a damaged file.
     """
     if run is None or images is None:
         return []
-    found = [card for at, card in cards_of(MetricsFile(run / "metrics.jsonl").records()) if at == images]
-    for path in sorted((run / "cards").glob("*.json")):
-        try:
-            card = json.loads(path.read_text())
-        except ValueError:
-            raise UsageError(f"{path} is corrupt; delete it, and run distgan evaluate again") from None
-        if isinstance(card, dict) and (card.get("generator") or {}).get("images") == images:
-            found.append(card)
+    found = [card for at, card in all_cards(run, MetricsFile(run / "metrics.jsonl").records()) if at == images]
     needed = ("metrics", "floor", "counts", "extractor", "data")
     return [card for card in found if all(isinstance(card.get(key), dict) for key in needed)]
 

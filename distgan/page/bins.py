@@ -1,16 +1,12 @@
 """The classes, or bins of a condition, of the newest metric card of a run that tells them: the worst first."""
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from distgan.errors import UsageError
+from distgan.runs.cards import read_card
 from distgan.runs.metrics_file import Record, cards_of, is_number
-
-CARDS = "cards"
-"""The folder in a run of the cards of `distgan evaluate`."""
 
 
 def read_bins(folder: Path, records: Sequence[Record]) -> dict[str, Any] | None:
@@ -19,7 +15,7 @@ def read_bins(folder: Path, records: Sequence[Record]) -> dict[str, Any] | None:
     Raises UsageError for a damaged card.
     """
     cards: list[dict[str, Any]] = [{"at": images} | card for images, card in cards_of(records)]
-    cards += [read_card(path) for path in sorted((folder / CARDS).glob("*.json"))]
+    cards += [read_card(path) for path in sorted((folder / "cards").glob("*.json"))]
     binned = [card for card in cards if card.get("bins")]
     if not binned:
         return None
@@ -32,17 +28,6 @@ def read_bins(folder: Path, records: Sequence[Record]) -> dict[str, Any] | None:
         "distance": next((row["distance"] for row in rows if row["distance"]), None),
         "rows": sorted(rows, key=badness),
     }
-
-
-def read_card(path: Path) -> dict[str, Any]:
-    """Raises UsageError."""
-    try:
-        card = json.loads(path.read_text())
-    except (OSError, ValueError):
-        card = None
-    if not isinstance(card, dict):
-        raise UsageError(f"{path} is corrupt: no metric card; evaluate again to write it, or remove it")
-    return card
 
 
 def describe_bin(row: Mapping[str, Any]) -> dict[str, Any]:

@@ -13,6 +13,8 @@ from distgan.errors import UsageError
 from distgan.evaluation.card import better
 from distgan.files import atomic_write
 from distgan.page.data import MAX_POINTS, read_run
+from distgan.page.groups import Run
+from distgan.page.table import build_table
 
 LABELS = {"d_real": "D(x)", "d_fake": "D(G(z))"}
 """What a chart calls a scalar, if not by its own name."""
@@ -40,7 +42,7 @@ NOT_TRAINING = (
     "skipped",
 )
 """The groups of the section "Speed, memory and schedules"."""
-SCRIPTS = ("format", "chart", "data", "samples", "tables", "bins", "page")
+SCRIPTS = ("format", "chart", "data", "samples", "tables", "bins", "overview", "page")
 """static/*.js, in the order in which they run."""
 
 
@@ -56,9 +58,17 @@ def build_page(folders: Sequence[Path]) -> str:
 
     Raises UsageError for a folder that holds no run, for a damaged file, and for a folder that is given twice.
     """
-    runs = [read_run(folder) for folder in folders]
-    for run, name in zip(runs, short_names(folders), strict=True):
-        run["name"] = name
+    return page_of(read_runs(folders))
+
+
+def read_runs(folders: Sequence[Path]) -> list[Run]:
+    """What the page shows of each run, with its name. Raises UsageError as `build_page` does."""
+    names = short_names(folders)
+    return [read_run(folder) | {"name": name} for folder, name in zip(folders, names, strict=True)]
+
+
+def page_of(runs: Sequence[Run]) -> str:
+    """The page of runs that were read."""
     scores = list(dict.fromkeys(name for run in runs for name in run["scores"]))
     scalars = sorted({name for run in runs for name in run["series"]} - set(scores))
     data = {
@@ -67,6 +77,7 @@ def build_page(folders: Sequence[Path]) -> str:
         "labels": LABELS,
         "better": {name: better(name) for name in scores},
         "sections": sections(scalars, scores),
+        "table": build_table(runs).to_json() if len(runs) > 1 else None,
         "thinned": MAX_POINTS if any(run["thinned"] for run in runs) else 0,
     }
     page = resources.files("distgan.page") / "static"

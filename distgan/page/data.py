@@ -3,7 +3,7 @@
 import json
 import math
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +14,14 @@ from distgan.errors import UsageError
 from distgan.evaluation.card import better
 from distgan.page.bins import read_bins
 from distgan.page.grids import read_grids
+from distgan.page.scores import describe_card, scores_of
+from distgan.runs.cards import Cards, all_cards
+from distgan.runs.length import run_length
 from distgan.runs.metrics_file import (
     Curve,
     MetricsFile,
     Record,
-    cards_of,
     is_number,
-    metric_curves,
     scalar_curves,
 )
 
@@ -29,10 +30,10 @@ MAX_POINTS = 2_000
 
 
 def read_run(folder: Path) -> dict[str, Any]:
-    """Everything the page shows of a run, as JSON values: config.yaml, environment.json, metrics.jsonl, samples/,
-    cards/.
+    """Everything the page shows of a run, as JSON values.
 
-    Each of them may be missing. Raises UsageError for a damaged one, and for a folder that holds no run.
+    It is in config.yaml, environment.json, metrics.jsonl, cards/ and samples/, each of which may be missing. Raises
+    UsageError for a damaged one, and for a folder that holds no run.
     """
     records = MetricsFile(folder / "metrics.jsonl").records()
     config = read_mapping(folder / "config.yaml", yaml.safe_load)
@@ -43,9 +44,9 @@ def read_run(folder: Path) -> dict[str, Any]:
     return {
         "path": str(folder),
         "epochs": config.get("epochs"),
-        "total_images": config.get("images"),
+        "total_images": run_length(config, count_samples(config)),
         **summary(records),
-        **curves_of(records),
+        **curves_of(records, all_cards(folder, records)),
         "events": events_of(records),
         "bins": to_json(read_bins(folder, records)),
         "grids": read_grids(folder / "samples"),
@@ -66,10 +67,20 @@ def summary(records: Sequence[Record]) -> dict[str, Any]:
     }
 
 
-def curves_of(records: Sequence[Record]) -> dict[str, Any]:
+def count_samples(config: Mapping[str, Any]) -> int | None:
+    """The number of images of a run's dataset, by its manifest; None of one that is not on this machine."""
+    shards = (config.get("data") or {}).get("shards")
+    try:
+        samples = json.loads(Path(str(shards), "manifest.json").read_text())["samples"]
+    except (OSError, ValueError, TypeError, KeyError):
+        return None
+    return samples if isinstance(samples, int) else None
+
+
+def curves_of(records: Sequence[Record], cards: Cards) -> dict[str, Any]:
     """The curves of scalars and of the cards' metrics, the best and the last of these, and the last card."""
-    cards = cards_of(records)
-    scores = metric_curves(records)
+    measured = scores_of(cards)
+    scores = {name: each.curve for name, each in measured.items()}
     scalars = {name: curve for name, curve in sorted(scalar_curves(records).items()) if any(curve[1])}
     all_curves = scalars | scores
     curves = {name: thin(curve) for name, curve in all_curves.items()}
@@ -84,6 +95,10 @@ def curves_of(records: Sequence[Record]) -> dict[str, Any]:
         "scores": list(scores),
         "best": {name: point(curve, i, epochs) for name, curve in scores.items() for i in best(name, curve)},
         "last": {name: point(curve, -1, epochs) for name, curve in scores.items()},
+        "measured": {
+            name: {"key": each.key, "card": describe_card(each.card), "left_out": each.left_out}
+            for name, each in measured.items()
+        },
         "card": to_json(flatten(details)),
     }
 

@@ -14,8 +14,9 @@ from distgan.config.keys import Config
 from distgan.data.dataset import open_dataset
 from distgan.distributed.processes import Distributed
 from distgan.errors import RunError, UsageError
-from distgan.evaluation.card import BALANCED, better
+from distgan.evaluation.card import better, measured_by
 from distgan.evaluation.chunks import Stopped
+from distgan.evaluation.estimate import estimate
 from distgan.evaluation.evaluator import Evaluator
 from distgan.evaluation.memorization import Memorization, sheet_picture
 from distgan.evaluation.originals import RealImageSet, check_same_kind, real_images_of
@@ -113,6 +114,8 @@ class Evaluations:
         self.copying = copying
         self.last = 0
         """Images seen at the last evaluation; the same on all processes."""
+        self.announced = False
+        """Whether the time of an evaluation was printed."""
 
     def rewind(self, last: int) -> None:
         """Go on from a log whose last evaluation was at `last` images seen."""
@@ -143,6 +146,8 @@ class Evaluations:
         Returns whether it came to its end; `stop` ends it early, and the resumed run evaluates again.
         """
         assert self.evaluator is not None, "due only with an evaluator"
+        if not self.announced:
+            self.announce(G, spec)
         start = time.monotonic()
         about: dict[str, Any] = {"images": images_seen, "ema": ema}
         about["truncation_psi"] = self.config.evaluate.truncation_psi
@@ -170,8 +175,21 @@ class Evaluations:
         values = {key: value for key, value in found.copying._asdict().items() if key in COPYING}
         self.log.copying(images_seen, epoch, values, seconds, name=name, picture=picture)
 
+    def announce(self, G: nn.Module, spec: SampleSpec) -> None:
+        """Print how long an evaluation will take, once; on all processes."""
+        assert self.evaluator is not None, "due only with an evaluator"
+        line = estimate(self.evaluator, G, z_dim=self.config.model.latent, spec=spec).line("evaluate.")
+        self.announced = True
+        if line is not None:
+            self.log.terminal.print0(f"an evaluation takes {line}")
+
     def mark_best(self) -> None:
-        """Keep the checkpoint with the best of the cards so far; on the main process. Raises RunError."""
+        """Keep the checkpoint with the best of the cards so far; on the main process. Raises RunError.
+
+        Without evaluations of its own a run leaves it to `distgan evaluate --follow` to mark one.
+        """
+        if self.evaluator is None:
+            return
         mark_best(self.checkpoints, self.log.metrics_file.cards(), self.config.evaluate.best)
 
     def describe_best(self) -> str | None:
@@ -209,12 +227,6 @@ def best_of(cards: Cards, metric: str | None, kept: Collection[int]) -> Best | N
         if best is None or (value < best.value if lower else value > best.value):
             best = Best(images, name, value)
     return best
-
-
-def measured_by(card: dict[str, Any]) -> list[Any]:
-    """What two cards must agree in to be compared."""
-    sampling = card["generator"].get("truncation_psi", 1.0), card["generator"].get("labels") == BALANCED
-    return [card["extractor"], card["data"]["manifest"], card["counts"], card["seed"], *sampling]
 
 
 def describe_best(run_dir: Path, cards: Cards) -> str | None:

@@ -92,10 +92,11 @@ def test_text_of_a_run_cannot_end_the_script(tmp_path):
 def test_values_that_json_lacks_become_gaps(tmp_path):
     folder = write_run(tmp_path / "run")
     with open(folder / "metrics.jsonl", "a") as file:
-        file.write('{"images": 41000, "d_loss": NaN, "card": {"metrics": {"fid": -Infinity}, "kl": Infinity}}\n')
+        card = '{"metrics": {"fid": -Infinity}, "extractor": {"name": "cnn"}, "kl": Infinity}'
+        file.write(f'{{"images": 41000, "d_loss": NaN, "card": {card}}}\n')
     (run,) = data_of(build_page([folder]))["runs"]
     assert run["series"]["d_loss"][1][-1] is None and run["last"]["fid"]["value"] is None
-    assert run["best"]["fid"]["value"] == 10 and run["card"] == {"kl": None}
+    assert run["best"]["fid"]["value"] == 10 and run["card"]["kl"] is None
 
 
 def test_a_line_that_is_being_written_is_left_out_and_a_corrupt_one_named(tmp_path):
@@ -216,7 +217,7 @@ def page(tmp_path) -> Path:
 
 @pytest.fixture
 def comparison(tmp_path) -> Path:
-    folders = [write_run(tmp_path / "a"), write_run(tmp_path / "b", lines=20, grids=2, fid=12, seed=1)]
+    folders = [write_run(tmp_path / "a"), write_run(tmp_path / "b", lines=20, grids=2, fid=12, loss="hinge")]
     (tmp_path / "report.html").write_text(build_page(folders))
     return tmp_path / "report.html"
 
@@ -343,9 +344,9 @@ def test_runs_are_compared_in_colours_of_their_own(browser, comparison):
     assert browser.run(colors) == ["var(--c1)", "var(--c1)"]
     assert ticks(browser)[-1] == "20k"
     texts = "return [...document.querySelectorAll('td.best')].map((cell) => cell.firstChild.textContent)"
-    assert browser.run(texts) == ["10", "0.4"], "the best run of each metric, where better is known"
+    assert browser.run(texts) == ["10", "11", "0.4", "0.4"], "the best run of each metric, where better is known"
     shown = "return [...document.querySelectorAll('#config table')[0].querySelectorAll('tbody tr:not([hidden]) th')]"
-    assert browser.run(f"{shown}.map((cell) => cell.textContent)") == ["seed"], "differences only"
+    assert browser.run(f"{shown}.map((cell) => cell.textContent)") == ["loss"], "differences only"
     check_quiet(browser, comparison)
 
 
@@ -383,7 +384,7 @@ def test_the_worst_classes_of_the_newest_card_come_first(tmp_path):
     assert (run["bins"]["images"], run["bins"]["rows"][0]["name"]) == (42_000, "1 to 2.5")
     assert "bins" not in run["card"], "they have a table of their own"
     (folder / "cards" / "c.json").write_text("{")
-    with pytest.raises(UsageError, match="c.json is corrupt: no metric card; evaluate again"):
+    with pytest.raises(UsageError, match="c.json is not a metric card; remove it, and evaluate again"):
         build_page([folder])
 
 
@@ -405,3 +406,32 @@ def test_the_worst_classes_are_shown_twelve_first(browser, tmp_path):
     click(browser, "#bins button")
     assert len(browser.run(shown)) == 20
     check_quiet(browser, page)
+
+
+COLUMN = "return [...document.querySelectorAll('#overview tbody tr')].map((row) => row.cells[arguments[0]].{})"
+SORTED = "return [...document.querySelectorAll('#overview thead th')].map((head) => head.getAttribute('aria-sort'))"
+
+
+@pytest.mark.browser
+def test_the_table_of_runs_is_sorted_and_its_groups_open(browser, tmp_path):
+    folders = [write_run(tmp_path / f"r{i}", fid=fid, seed=i, epochs=1) for i, fid in enumerate((12, 9, 15))]
+    folders += [write_run(tmp_path / "other", fid=10, epochs=1, loss="hinge"), write_run(tmp_path / "none", lines=5)]
+    (tmp_path / "report.html").write_text(build_page(folders))
+    browser.open(tmp_path / "report.html")
+    names = f"{COLUMN.format('firstElementChild.textContent')}"
+    heads = browser.run("return [...document.querySelectorAll('#overview thead th')].map((head) => head.textContent)")
+    assert heads[:5] == ["Run", "epochs", "loss", "seed", "best fid"], "differing keys, then the metrics"
+    assert browser.run(names, 0) == ["r*", "other", "none"] and set(browser.run(SORTED)) == {"none"}
+    browser.run("document.querySelectorAll('#overview .sort')[4].focus()")
+    browser.press("\ue007")  # Enter
+    assert browser.run(names, 0) == ["other", "r*", "none"], "the mean of 12, 9 and 15 is worse than 10"
+    assert browser.run(SORTED)[4] == "ascending"
+    click(browser, "#overview button.open")
+    assert browser.run(names, 0) == ["other", "r*", "r1", "r0", "r2", "none"], "within their group"
+    assert browser.run("return document.activeElement.getAttribute('aria-expanded')") == "true"
+    browser.run("document.querySelectorAll('#overview .sort')[4].click()")
+    assert browser.run(names, 0) == ["r*", "r2", "r0", "r1", "other", "none"], "what is missing stays last"
+    assert browser.run(SORTED)[4] == "descending"
+    click(browser, "#overview .sort")
+    assert browser.run(names, 0) == ["none", "other", "r*", "r0", "r1", "r2"]
+    check_quiet(browser, tmp_path / "report.html")

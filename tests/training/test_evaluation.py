@@ -91,7 +91,7 @@ from distgan.evaluation.evaluator import Evaluator
 
 def latents(self, first, *arguments):
     evaluated[0] += first == 0
-    if evaluated[0] == 2:
+    if evaluated[0] == 4:  # two are of the estimate of the time, before the first evaluation
         os.kill(os.getpid(), signal.SIGKILL)
     return original(self, first, *arguments)
 

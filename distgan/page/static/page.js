@@ -53,16 +53,6 @@ function tiles(found) {
   return element("dl", { class: "tiles" }, ...boxes);
 }
 
-// The facts of several runs: a row for each.
-function overview() {
-  const all = runs.map((run) => new Map(facts(run).map(([label, ...rest]) => [label, rest])));
-  const labels = [...new Set(all.flatMap((one) => [...one.keys()]))];
-  const cell = (found) => element("td", {}, found?.[0] ?? "–", found ? note(found[1]) : null);
-  const rows = runs.map((run, i) => tr(th("row", ...nameOf(run)), ...labels.map((label) => cell(all[i].get(label)))));
-  const head = tr(...["Run", ...labels].map((label) => th("col", label)));
-  return element("div", { class: "panel" }, scroller("Overview", table("Overview", [head], rows)));
-}
-
 // Buttons for all charts: runs, the x-axis, smoothing, zoom.
 function tools() {
   const shown = runs.map((run) => {
@@ -141,7 +131,7 @@ function charts() {
 
 function about() {
   const columns = single ? "tables" : "tables wide";
-  const cards = [scores(), comparison("The newest metric card", (run) => run.card)].filter(Boolean);
+  const cards = [single ? scores() : null, comparison("The newest metric card", (run) => run.card)].filter(Boolean);
   section("cards", "Metric cards", cards.length ? element("div", { class: columns }, ...cards) : null);
   events();
   const changed = single ? new Set(runs[0].config.changed) : null;

@@ -218,7 +218,7 @@ def test_cards_of_other_choices_have_names_of_their_own(run, folder, images, vae
     words = [run, "--extractor", "pixels", "--cache_dir", tmp_path, "--samples", 40, "--vae", vae]
     assert evaluate(*words) == evaluate(*words, "--balanced") == evaluate(*words, "--data", folder / "images") == 0
     names = {path.name for path in (run / "cards").iterdir()}
-    assert names == {"160-pixels.json", "160-pixels-balanced.json", f"160-pixels-data{images.digest[:8]}.json"}
+    assert names == {f"160-pixels{name}.json" for name in ("-n40", "-balanced-n40", f"-n40-data{images.digest[:8]}")}
     capsys.readouterr()
     assert evaluate(*words, "--truncation_psi", 0.5) == 2
     assert "truncation_psi: G has no w to truncate" in capsys.readouterr().err
@@ -290,7 +290,9 @@ def test_a_transformer_on_latents_is_truncated_in_its_cards_and_samples(folder, 
     same = ["--extractor", "pixels", "--samples", 60, "--cache_dir", folder / "cache"]
     for change in ([], ["--truncation_psi", 0.5]):
         assert evaluate(tmp_path / "run", *same, *change) == 0
-    by_psi = {name: json.loads((tmp_path / f"run/cards/80-pixels{name}.json").read_text()) for name in ("", "-psi0.5")}
+    by_psi = {
+        name: json.loads((tmp_path / f"run/cards/80-pixels{name}-n60.json").read_text()) for name in ("", "-psi0.5")
+    }
     assert by_psi["-psi0.5"]["metrics"] == pytest.approx(card["metrics"], rel=1e-6)
     assert by_psi["-psi0.5"]["image_sum"]["generated"] == pytest.approx(card["image_sum"]["generated"], rel=1e-6)
     assert by_psi[""]["image_sum"]["generated"] != by_psi["-psi0.5"]["image_sum"]["generated"]

@@ -84,8 +84,8 @@ def test_several_widths_are_evaluated(run, tmp_path, capsys):
     words = [*EVALUATION, "--cache_dir", tmp_path / "cache", "--seed", 5]
     assert ema(run, "--widths", "0.1,0.05,0.15", *words, "--out", tmp_path / "best.safetensors") == 0
     printed = capsys.readouterr().out
-    curve = read(run / "ema/curve-320-pixels-fid-seed5.json")
-    assert (run / "ema/curve-320-pixels-fid-seed5.png").read_bytes().startswith(b"\x89PNG")
+    curve = read(run / "ema/curve-320-pixels-fid-n60-seed5.json")
+    assert (run / "ema/curve-320-pixels-fid-n60-seed5.png").read_bytes().startswith(b"\x89PNG")
     assert [row["width"] for row in curve["curve"]] == [0.05, 0.1, 0.15] and curve["batchnorm_images"] == 4096
     values = {row["width"]: row["card"]["metrics"]["fd_pixels"] for row in curve["curve"]}
     assert curve["metric"] == "fd_pixels" and values[curve["best"]] == min(values.values())

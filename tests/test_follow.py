@@ -119,8 +119,15 @@ def test_a_restart_computes_what_is_missing_or_was_measured_otherwise(run, tmp_p
     again = {path.name: path.stat().st_mtime_ns for path in (followed / "cards").iterdir()}
     assert [name for name in again if again[name] != first[name]] == ["160-pixels.json"]
     assert follow(followed, "--samples", 40) == 0
-    counts = [json.loads(path.read_text())["counts"]["generated"] for path in (followed / "cards").iterdir()]
-    assert counts == [40] * 4
+    found = {path.name: json.loads(path.read_text()) for path in (followed / "cards").iterdir()}
+    assert {name for name, card in found.items() if card["counts"]["generated"] == 40} == {
+        f"{images}-pixels-n40.json" for images in IMAGES
+    }
+    # a card of that name that was measured otherwise does not count
+    moved = followed / "cards/160-pixels.json"
+    moved.rename(followed / "cards/160-pixels-n40.json")
+    assert follow(followed, "--samples", 40) == 0
+    assert json.loads((followed / "cards/160-pixels-n40.json").read_text())["counts"]["generated"] == 40
 
 
 def test_the_best_is_marked_and_kept_by_the_run(run, tmp_path):

@@ -145,7 +145,7 @@ def test_bad_input_is_named_in_one_line(words, message, run, training, capfd):
         (["EVALUATED", "--evaluate.nearest", 19], "evaluate.nearest: 19 images are too few; give 20 or more"),
         (
             ["EVALUATED", "--evaluate.nearest", 20, "--evaluate.held_out", "none"],
-            "evaluate.held_out: none is not a folder",
+            "evaluate.held_out: there is nothing at none",
         ),
     ],
 )

@@ -11,7 +11,7 @@ from torch import nn
 from distgan.data.stream import Reader
 from distgan.evaluation.evaluator import Evaluator
 from distgan.evaluation.features import extract
-from distgan.evaluation.image_set import ImageSet
+from distgan.evaluation.image_set import ImageSet, check_comparable
 from distgan.evaluation.inputs import chunk_size, from_stored, round_to_stored
 from distgan.evaluation.shares import enough
 from distgan.gan.outputs import images_of
@@ -63,7 +63,8 @@ def estimate(evaluator: Evaluator, G: nn.Module, *, z_dim: int, spec: SampleSpec
 
 
 def estimate_set(evaluator: Evaluator, images: ImageSet) -> Estimate:
-    """Of an evaluation of a set of images; on all processes."""
+    """Of an evaluation of a set of images; on all processes. Raises UsageError for one that cannot be compared."""
+    check_comparable(evaluator.extractor, images, evaluator.dataset.spec)
     dataset = images.stored.dataset
     reader = Reader(dataset, skip_bad=images.stored.skip_bad)
     ids = images.stored.ids

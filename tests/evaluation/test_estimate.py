@@ -53,7 +53,7 @@ def test_the_time_of_a_chunk_counts_for_all_images_of_its_kind(dataset, tmp_path
     evaluator.prepare()
     assert estimate(evaluator, G, z_dim=8, spec=None).seconds == pytest.approx(1000 * 0.32 / 32)
     again = make_evaluator(dataset, tmp_path, samples=900, reference_images=100, by="class")
-    found = estimate(again, G, z_dim=8, spec=None)
+    found = estimate(again, G, z_dim=8, spec=again.dataset.spec)
     assert found.generated == 1800, "and as many for the bins"
     assert (found.real, found.to_measure) == (100, 250 + 3 * 83), (
         "in place of half of the images, and 100 or 33 of them"

@@ -260,7 +260,7 @@ def test_a_corrupt_card_of_the_run_is_named(run, tmp_path, capsys):
     (copy / "cards").mkdir(exist_ok=True)
     (copy / "cards" / "16-pixels.json").write_text('{"metrics": ')
     assert publish(copy, "me/x", "--out", tmp_path / "out") == 2
-    assert "16-pixels.json is corrupt; delete it" in capsys.readouterr().err
+    assert "16-pixels.json is not a metric card; remove it" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 

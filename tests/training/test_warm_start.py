@@ -332,7 +332,7 @@ def without_metadata(path: Path) -> str:
 def empty(path: Path) -> str:
     for file in path.iterdir():
         file.unlink()
-    return f"{path} holds no checkpoint, and no generator.safetensors or ema.safetensors"
+    return f"{path} holds no checkpoint, and no generator.safetensors, ema.safetensors or model.safetensors"
 
 
 def remove(path: Path) -> str:

@@ -20,6 +20,18 @@ def atomic_write(path: Path, data: bytes) -> None:
     os.replace(temporary, path)
 
 
+UMASK = os.umask(0o022)  # it is read by setting it: once, before there are threads
+os.umask(UMASK)
+
+
+def share(path: Path) -> None:
+    """Give a file the permissions of one that `open` makes; a library that renames its own keeps it private.
+
+    Raises OSError.
+    """
+    path.chmod(0o666 & ~UMASK)
+
+
 def fsync_dir(folder: Path) -> None:
     """Make renames in `folder` survive a power cut."""
     fd = os.open(folder, os.O_RDONLY)

@@ -1,18 +1,15 @@
 """A folder of converted networks, as a checkpoint has them."""
 
-import json
 import os
 import shutil
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import save_file
-
 from distgan.errors import UsageError
 from distgan.files import fsync_dir
 from distgan.foreign.convert import Converted
-from distgan.runs.checkpoint import METADATA
+from distgan.runs.checkpoint import save_weights
 
 
 def check_out(out: Path) -> None:
@@ -36,9 +33,7 @@ def write(converted: Converted, out: Path, about: dict[str, Any]) -> None:
     temporary.mkdir(parents=True)
     try:
         for place, weights in converted.weights.items():
-            path = temporary / f"{place}.safetensors"
-            metadata = json.dumps(metadata_of(converted, place, about), sort_keys=True)
-            save_file(weights, path, metadata={METADATA: metadata})
+            save_weights(temporary / f"{place}.safetensors", weights, metadata_of(converted, place, about))
         fsync_dir(temporary)
         os.replace(temporary, out)
     finally:

@@ -9,7 +9,6 @@ from typing import Any
 
 import safetensors
 import yaml
-from safetensors.torch import save_file
 
 from distgan import __version__
 from distgan.config.keys import Config, flatten, to_dict
@@ -21,7 +20,7 @@ from distgan.hub import HUB
 from distgan.images import grid, save_picture
 from distgan.pixels import to_picture
 from distgan.runs.cards import all_cards
-from distgan.runs.checkpoint import METADATA, load_weights
+from distgan.runs.checkpoint import METADATA, load_weights, save_weights
 from distgan.runs.metrics_file import MetricsFile, scalar_curves
 from distgan.runs.weights import MODEL
 
@@ -81,7 +80,7 @@ def write_weights(file: Path, folder: Path) -> dict[str, Any]:
     metadata = metadata | {"config": without_paths(metadata["config"])}
     folder.mkdir(parents=True, exist_ok=True)
     # One entry: safetensors writes several in random order, and the same weights would be another file each time.
-    save_file(weights, folder / MODEL, {METADATA: json.dumps(metadata, sort_keys=True)})
+    save_weights(folder / MODEL, weights, metadata)
     about = {"library_name": "distgan", "distgan_version": __version__}
     atomic_write(folder / CONFIG, (json.dumps(about | metadata, indent=2, sort_keys=True) + "\n").encode())
     return metadata

@@ -5,7 +5,7 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from distgan.data.schema import decode
 from distgan.errors import RunError, UsageError, format_os_error
-from distgan.files import atomic_write, fsync_dir, sha256_file
+from distgan.files import atomic_write, fsync_dir, sha256_file, share
 from distgan.runs.schema import CheckpointState, WeightsMetadata
 
 METADATA, BEST = "distgan", "best.json"
@@ -182,7 +182,7 @@ class Checkpoints:
             hashes = {}
             for name, tensors in files.items():
                 path = temporary / f"{name}.safetensors"
-                save_file(tensors, path, metadata={METADATA: json.dumps(metadata, sort_keys=True)})
+                save_weights(path, tensors, metadata)
                 with open(path, "rb") as file:
                     os.fsync(file.fileno())
                     hashes[path.name] = hashlib.file_digest(file, "sha256").hexdigest()
@@ -208,6 +208,12 @@ class Checkpoints:
         for images in [images for images in self.all() if images <= up_to][: -self.keep]:
             if best is None or images != best.images:
                 shutil.rmtree(self.folder / str(images), ignore_errors=True)
+
+
+def save_weights(path: Path, tensors: Tensors, metadata: Mapping[str, Any]) -> None:
+    """Write a .safetensors file with what its weights are of. Raises OSError and SafetensorError."""
+    save_file(tensors, path, metadata={METADATA: json.dumps(metadata, sort_keys=True)})
+    share(path)
 
 
 def read_state(path: Path) -> CheckpointState:

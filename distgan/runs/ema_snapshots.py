@@ -1,16 +1,13 @@
 """RUN/ema: snapshots of the averages of G by power functions, each a .safetensors file of a generator."""
 
-import json
 import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from safetensors.torch import save_file
-
 from distgan.files import fsync_dir
-from distgan.runs.checkpoint import METADATA, Tensors
+from distgan.runs.checkpoint import Tensors, save_weights
 
 NAME = re.compile(r"(\d+)-(\d[\d.e-]*)\.safetensors")
 
@@ -56,7 +53,7 @@ def write_weights(path: Path, tensors: Tensors, metadata: Mapping[str, Any]) -> 
     """Write a .safetensors file as a checkpoint has them, atomically. Raises OSError and SafetensorError."""
     temporary = path.with_name(f".{path.name}.tmp")
     try:
-        save_file(tensors, temporary, metadata={METADATA: json.dumps(metadata, sort_keys=True)})
+        save_weights(temporary, tensors, metadata)
         with open(temporary, "rb") as file:
             os.fsync(file.fileno())
         os.replace(temporary, path)

@@ -152,6 +152,13 @@ def test_optimizer_state_keeps_its_memory_format(tmp_path):
             assert torch.equal(restored, value) and restored.stride() == value.stride()
 
 
+def test_others_may_read_it_as_other_files(trained):
+    run = trained("--epochs", 1)
+    (run / "plain").touch()
+    modes = {path.stat().st_mode for path in [run / "plain", *(run / "checkpoints" / "80").iterdir()]}
+    assert len(modes) == 1
+
+
 def test_a_checkpoint_does_not_depend_on_the_number_of_processes(tiny, tmp_path):
     launch(2, "--data.shards", tiny, "--run_dir", tmp_path / "run", *TINY, "--epochs", 1)
     files, state = load(tmp_path / "run" / "checkpoints" / "80")

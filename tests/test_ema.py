@@ -111,7 +111,7 @@ def test_two_processes_give_the_curve_of_one(run, tmp_path):
 
 
 REFUSED = [
-    (["--width", 0.3, "--out", "a.safetensors"], "width: 0.3 is the width of no power function"),
+    (["--width", 0.3, "--out", "a.safetensors"], "width: no average has the width 0.3"),
     (["--width", 0.002, "--out", "a.safetensors"], "width: 0.002 is too far from what there is: 40 snapshots of the"),
     (["--width", 0.1], "out: give the file to write, as --out FILE.safetensors"),
     (["--width", 0.1, "--out", "a.pt"], "out: a.pt must end in .safetensors"),
@@ -119,7 +119,7 @@ REFUSED = [
     (["--width", 0.1, "--out", "a.safetensors", "--samples", 9], "samples: it is of the evaluations of --widths"),
     (["--width", 0.1, "--widths", "0.1"], "give --width WIDTH and --out FILE.safetensors, or --widths"),
     (["--widths", "0.1,x"], "widths: '0.1,x' is no list of numbers"),
-    (["--widths", "0.1,0.4", *EVALUATION], "width: 0.4 is the width of no power function"),
+    (["--widths", "0.1,0.4", *EVALUATION], "width: no average has the width 0.4"),
     (["--widths", "0.1", "--curve", "a.png"], "curve: a.png must end in .json"),
 ]
 

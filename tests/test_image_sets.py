@@ -261,8 +261,8 @@ def test_what_is_refused(root, tmp_path, capsys):
     made = root / "made"
     cases = [
         ([made], "data: give the real images that --generated is compared with, as --data ADDRESS"),
-        ([tmp_path / "nothing", "--data", root / "real"], f"generated: {tmp_path / 'nothing'} is not a folder"),
-        ([made, "--data", tmp_path / "nothing"], f"data: {tmp_path / 'nothing'} is not a folder"),
+        ([tmp_path / "nothing", "--data", root / "real"], f"generated: there is nothing at {tmp_path / 'nothing'}"),
+        ([made, "--data", tmp_path / "nothing"], f"data: there is nothing at {tmp_path / 'nothing'}"),
         ([images, "--data", root / "real"], f"`distgan shards make {images} DEST --size N`"),
         ([tmp_path / "grey.npy", "--data", root / "real"], "has images 8x8x1, the dataset has 8x8x3, and classifier"),
         ([tmp_path / "grey.npy", "--data", root / "real"], "DEST --size 8x8 --channels 3`"),

@@ -120,9 +120,9 @@ def test_images_that_are_the_training_images(training, held_out, tmp_path, monke
     [
         ([], "give a run folder or a .safetensors file, or images with --generated ADDRESS"),
         (["--generated", "SET"], "data: give the dataset"),
-        (["--generated", "none", "--data", "SET"], "generated: none is not a folder"),
-        (["--generated", "SET", "--data", "none"], "data: none is not a folder"),
-        (["--generated", "SET", "--data", "SET", "--held_out", "none"], "held_out: none is not a folder"),
+        (["--generated", "none", "--data", "SET"], "generated: there is nothing at none"),
+        (["--generated", "SET", "--data", "none"], "data: there is nothing at none"),
+        (["--generated", "SET", "--data", "SET", "--held_out", "none"], "held_out: there is nothing at none"),
         (["--generated", "SET", "--data", "SET", "--grid"], "grid: only a run folder has grids"),
         (["RUN", "--grid", "--samples", "9"], "samples: with --grid the images are those of the grid"),
         (["a.safetensors", "--generated", "SET"], "generated: its images are in place of those of a.safetensors"),

@@ -67,7 +67,7 @@ class Options:
     train_images: PositiveInt | None = None
     """Images to train it on, repetitions counted. Default: 8 epochs, between 60,000 and 400,000."""
     cache_dir: str | None = None
-    """Folder of extractors and statistics. Default: ~/.cache/distgan."""
+    """Folder of extractors, statistics and converted datasets. Default: ~/.cache/distgan."""
 
     @property
     def out_file(self) -> Path | None:

@@ -126,6 +126,8 @@ def open_source(address: str, option: str) -> "Source":
     """
     from distgan.dataset_tool import sources
 
+    if "://" not in address and address not in sources.BUILTIN and not Path(address).exists():
+        raise UsageError(f"{option}: there is nothing at {address}")
     words: dict[str, Any] = {"split": SPLIT, "files": None, "samples": STACKED, "seed": 0}
     try:
         return sources.open_source(address, labels="auto", **words)
@@ -133,7 +135,8 @@ def open_source(address: str, option: str) -> "Source":
         try:
             source = sources.open_source(address, labels="none", **words)
         except UsageError:
-            raise UsageError(f"{option}: {error}") from None
+            where = "" if address in str(error) else f"{address}: "
+            raise UsageError(f"{option}: {where}{error}") from None
         print(f"note: {address} is read without labels: {error}", file=sys.stderr)
         return source
 

@@ -135,7 +135,12 @@ def open_subject(
     if address is not None:
         images = open_images(address, processes, options.cache, "generated", keys)
         if not images.dataset.spec.same_images(training.dataset.spec):
-            raise UsageError(f"generated: its images are {images.dataset.spec}, not {training.dataset.spec}")
+            spec = training.dataset.spec
+            fix = f"`distgan shards make {address} DEST --size {spec.height}x{spec.width} --channels {spec.channels}`"
+            found = (
+                f"{address} has images {images.dataset.spec.unconditional()}, the training set {spec.unconditional()}"
+            )
+            raise UsageError(f"generated: {found}; make them alike with {fix} and give DEST")
         digest = images.dataset.digest
         return Subject(f"images{digest[:8]}", {"path": images.address, "manifest": digest}, None, images)
     path = Path(str(run_or_file))

@@ -49,7 +49,7 @@ class Options:
     """File of the sheet (.png); the card is written beside it (.json). Default: RUN/cards/nearest-IMAGES-EXTRACTOR.png,
     with what else is given in its name, or nearest.png."""
     cache_dir: str | None = None
-    """Folder of extractors. Default: ~/.cache/distgan."""
+    """Folder of extractors and converted datasets. Default: ~/.cache/distgan."""
 
     @property
     def cache(self) -> Path:

@@ -116,7 +116,7 @@ class EMAConfig:
     warmup: NonNegativeFloat = 0.05
     """Upper limit of the half-life, as a fraction of the images seen so far. 0: no warm-up."""
     power_widths: list[PositiveFloat] = field(default_factory=list)
-    """Widths of further averages, by power functions of the images seen, relative to them; below 0.2886. `distgan ema`
+    """Widths of further averages, by power functions of the images seen, relative to them; below 0.28867. `distgan ema`
     puts averages of other widths together from their snapshots, if there are two, such as [0.05, 0.1]. []: none."""
     snapshot_epochs: PositiveFloat = free(1)
     """Epochs between snapshots of these averages, fractions allowed. One more is written at the end of the run."""

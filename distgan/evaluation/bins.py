@@ -63,6 +63,8 @@ def split_into_bins(dataset: ShardSet, by: str | None, count: int | None = None)
         names = [one.name for one in dataset.classes]
         return [Bin(k, by, k, k, name, np.flatnonzero(labels == k)) for k, name in enumerate(names)]
     names = [one.name for one in dataset.spec.conditions]
+    if by == CLASS and CLASS not in names:
+        raise UsageError("by: the real images have no classes; give a dataset with labels")
     if by not in names:
         choices = [CLASS] * bool(dataset.classes) + names
         known = f"choose from {', '.join(choices)}" if choices else "the dataset has no labels"

@@ -90,7 +90,9 @@ class Evaluator:
         self.samples = settings.samples if settings.samples is not None else default_samples(dataset)
         self.shares = Shares(total, self.samples, settings.reference_images)
         if not enough(self.samples, self.shares.whole()):
-            raise UsageError(f"samples: metrics need {LEAST_IMAGES} images or more, generated and real")
+            real = min(settings.reference_images or total, total)
+            counts = f"there are {self.samples:,} generated and {real:,} real ones"
+            raise UsageError(f"samples: metrics need {LEAST_IMAGES} images or more, generated and real; {counts}")
         self.bins = split_into_bins(dataset, settings.by, settings.bins)
         self.fake_labels = FakeLabels(dataset, settings.seed, settings.balanced)
         self.bin_metrics = choose_bin_metrics(self.metrics, settings.by)

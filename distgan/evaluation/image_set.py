@@ -89,11 +89,12 @@ def check_comparable(extractor: Extractor, images: ImageSet, real: SampleSpec) -
             raise UsageError(f"generated: {images.address} has images {spec}; {extractor.name} takes 8-bit grey or RGB")
     elif not spec.same_images(real):
         channels = f" --channels {real.channels}" if spec.channels != real.channels else ""
+        note = " (picture files are read as RGB)" if (spec.channels, real.channels) == (3, 1) else ""
         fix = f"`distgan shards make {images.address} DEST --size {real.height}x{real.width}{channels}`"
         fix = (
             f"make them alike with {fix} and give DEST" if spec.is_8bit and real.is_8bit else "give images of that kind"
         )
         raise UsageError(
-            f"generated: {images.address} has images {spec}, the dataset has {real.unconditional()}, and "
+            f"generated: {images.address} has images {spec}{note}, the dataset has {real.unconditional()}, and "
             f"{extractor.name} compares images of one size and kind; {fix}"
         )

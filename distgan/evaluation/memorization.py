@@ -197,7 +197,8 @@ def check_held_out(dataset: ShardSet, held_out: RealImageSet | None) -> None:
         )
     images = len((dataset if held_out is None else held_out.dataset).columns["label"])
     if images < LEAST_IMAGES:
-        raise UsageError(f"held_out: {images} images are too few to compare with; the test needs {LEAST_IMAGES}")
+        what = "held-out images" if held_out is not None else "training images, without held-out ones,"
+        raise UsageError(f"held_out: {images} {what} are too few to compare with; the test needs {LEAST_IMAGES}")
 
 
 def sheet_picture(found: Memorization, show: Sequence[int]) -> np.ndarray:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from distgan.gan.ema import AveragedGenerator
 
 WIDEST = 12**-0.5
-"""sigma_rel of gamma = 0, the mean of all weights so far; the limit of widths, about 0.2887."""
+"""sigma_rel of gamma = 0, the mean of all weights so far; the limit of widths, about 0.28867."""
 SINGULAR = 1e-14
 """Singular values below this share of the largest one count as 0: profiles of many snapshots are almost dependent."""
 

@@ -115,7 +115,8 @@ def recipe(facts: Facts) -> Iterator[str]:
     if run is not None:
         rate = f", {run.rate:,.0f} images/s (median)" if run.rate else ""
         time = f", {format_time(facts.images / run.rate)}" if run.rate and facts.images else ""
-        yield f"- {run.processes} process(es), {run.device}{rate}{time}"
+        processes = "1 process" if run.processes == 1 else f"{run.processes} processes"
+        yield f"- {processes}, {run.device}{rate}{time}"
         yield f"- distgan {run.version}, commit {run.commit or 'unknown'}, torch {run.torch}"
     yield "\nThe configuration (`config.yaml`) where it differs from the defaults:\n"
     yield "```yaml"

@@ -84,9 +84,7 @@ class PostHocEMA:
     def fit(self, width: float) -> tuple[list[float], float]:
         """The coefficients of the snapshots, and the residual. Raises UsageError."""
         if not 0 < width < WIDEST:
-            raise UsageError(
-                f"width: {width:g} is the width of no power function; give one above 0, below {WIDEST:.4f}"
-            )
+            raise UsageError(f"width: no average has the width {width:g}; give one above 0, below {WIDEST:.5f}")
         profiles = [Profile(snapshot.images, snapshot.width) for snapshot in self.snapshots]
         coefficients, residual = fit_profile(profiles, Profile(self.images, width))
         if residual > LARGEST_RESIDUAL:

@@ -238,7 +238,7 @@ def notes_of(runs: Sequence[Run], marks: dict[str, str]) -> list[str]:
         notes.append("Values with different letters are not comparable.")
     states = [f"{run['name']}: {state}" for run in runs if (state := state_of(run))]
     if states:
-        notes.append(f"Counted in no mean: {'; '.join(states)}.")
+        notes.append(f"Excluded from means: {'; '.join(states)}.")
     for run in runs:
         if left_out := sum(kind["left_out"] for kind in run["measured"].values()):
             notes.append(f"{run['name']}: {left_out} values of cards that are not comparable with these are left out.")

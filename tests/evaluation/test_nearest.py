@@ -223,7 +223,10 @@ def test_duplicates_in_the_training_set_do_not_hide_copies(images, search, tmp_p
 def test_what_there_is_nothing_to_compare_with(training, held_out, search, tmp_path):
     few = RealImageSet(open_set(make_dataset(tmp_path / "few", noise(19))), "few")
     larger = RealImageSet(open_set(make_dataset(tmp_path / "larger", noise(30, 16))), "larger")
-    for other, message in ((few, "19 images are too few"), (larger, "larger has images 16x16x3, the training set")):
+    for other, message in (
+        (few, "19 held-out images are too few"),
+        (larger, "larger has images 16x16x3, the training set"),
+    ):
         with pytest.raises(UsageError, match=f"held_out: {message}"):
             MemorizationTest(search(training), other)
     equal = open_set(make_dataset(tmp_path / "equal", np.repeat(noise(1), 30, axis=0)))

@@ -105,7 +105,7 @@ def test_runs_without_a_value_or_an_end_are_in_no_mean(tmp_path):
     best = cells(table, 0)["best fid"]
     assert (best.value, best.note) == (7, "6 to 8, n = 2 of 4") and best.numbers["n"] == 2
     assert [child.note for child in row.children] == ["", "", "no metrics", "unfinished"]
-    assert table.notes[-1] == "Counted in no mean: a2: no metrics; a3: unfinished: 1,000 of 4,000 images."
+    assert table.notes[-1] == "Excluded from means: a2: no metrics; a3: unfinished: 1,000 of 4,000 images."
     alone = cells(table_of(*folders[2:]), 0)["best fid"]
     assert (alone.text, alone.note, alone.value) == ("–", "n = 0 of 2", None)
 

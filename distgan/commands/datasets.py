@@ -6,6 +6,12 @@ from typing import Any
 from distgan.errors import UsageError
 
 
+def run_at(path: str | None) -> Path | None:
+    """The run folder at a path; None for a file, for another folder of weights, and for an address on the hub."""
+    folder = Path(path) if path is not None else None
+    return folder if folder is not None and (folder / "checkpoints").is_dir() else None
+
+
 def run_config(run: Path | None) -> dict[str, Any]:
     """A run's configuration; {} without a run, or if it cannot be read."""
     import yaml

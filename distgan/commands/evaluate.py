@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from distgan.commands.datasets import data_config, trained_on
+from distgan.commands.datasets import data_config, run_at, trained_on
 from distgan.commands.evaluate_options import Options
 from distgan.commands.image_sets import open_images
 from distgan.commands.run import run_distributed
@@ -48,7 +48,7 @@ def evaluate_generator(run_or_file: str, options: Options) -> None:
     from distgan.generators.loading import find_weights, load_generator
     from distgan.runs.checkpoint import load_weights
 
-    run = Path(run_or_file) if Path(run_or_file).is_dir() else None
+    run = run_at(run_or_file)
     out = options.card_file
     address = options.data or trained_on(run)
     processes = Distributed(Config())
@@ -64,7 +64,7 @@ def evaluate_generator(run_or_file: str, options: Options) -> None:
     check_same_kind(G.spec, G.classes, *real)
     evaluator = Evaluator(processes, real.dataset, options.settings(), path=real.address)
     width = metadata.ema_width
-    ema = G.path.stem == "ema" or width is not None
+    ema = metadata.is_ema(G.path.stem)
     about = {"images": images, "ema": ema, "ema_width": width, "file": str(G.path)}
     with readable_errors(processes):
         announce(evaluator, estimate(evaluator, G, z_dim=G.z_dim, spec=G.spec))

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from distgan.commands.datasets import data_config, run_config, trained_on
+from distgan.commands.datasets import data_config, run_at, run_config, trained_on
 from distgan.commands.evaluate import readable_errors
 from distgan.commands.image_sets import open_images
 from distgan.commands.nearest_options import Options
@@ -53,7 +53,7 @@ def find_nearest(run_or_file: str | None, options: Options, grid: bool) -> None:
     from distgan.evaluation.nearest_card import make_card
 
     start = time.perf_counter()
-    run = Path(run_or_file) if run_or_file is not None and Path(run_or_file).is_dir() else None
+    run = run_at(run_or_file)
     check_options(run_or_file, run, options, grid)
     processes = Distributed(Config())
     keys = data_config(run)
@@ -150,9 +150,9 @@ def open_subject(
     psi = options.truncation_psi
     G = processes.run_on_all(lambda: load_generator(file, processes.device, vae=vae, truncation_psi=psi))
     check_same_kind(G.spec, G.classes, *training)
-    seen = load_weights(G.path)[1].images
-    about = {"file": str(G.path), "images": seen, "ema": G.path.stem == "ema", "truncation_psi": psi}
-    return Subject(str(seen), about, G, None)
+    metadata = load_weights(G.path)[1]
+    about = {"file": str(G.path), "images": metadata.images, "ema": metadata.is_ema(G.path.stem), "truncation_psi": psi}
+    return Subject(str(metadata.images), about, G, None)
 
 
 def measure(

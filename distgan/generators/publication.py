@@ -58,7 +58,7 @@ def write_publication(
         latents=metadata.get("latents"),
         dataset=recipe.get("data", {}).get("shards"),
         manifest=metadata.get("manifest"),
-        ema=G.path.stem == "ema",
+        ema=metadata["ema"],
         images=images,
         provenance=load_weights(G.path)[1].provenance,
         differences=differences(recipe),
@@ -74,10 +74,10 @@ def write_weights(file: Path, folder: Path) -> dict[str, Any]:
 
     Of paths in the metadata only the last part is kept. Returns the metadata. Raises UsageError and OSError.
     """
-    weights, _ = load_weights(file)
+    weights, about_weights = load_weights(file)
     with safetensors.safe_open(file, framework="pt") as opened:
         metadata = json.loads(opened.metadata()[METADATA])
-    metadata = metadata | {"config": without_paths(metadata["config"])}
+    metadata |= {"config": without_paths(metadata["config"]), "ema": about_weights.is_ema(file.stem)}
     folder.mkdir(parents=True, exist_ok=True)
     # One entry: safetensors writes several in random order, and the same weights would be another file each time.
     save_weights(folder / MODEL, weights, metadata)

@@ -93,6 +93,12 @@ class WeightsMetadata(Struct, frozen=True):
     source: SourceMetadata | None = None
     origins: list[Text] = []
     """Of a run that began with weights of other projects: their provenance."""
+    ema: bool | None = None
+    """Whether it is an EMA of G, in a file that is not named so."""
+
+    def is_ema(self, name: str) -> bool:
+        """Whether the weights are an average of G's, in a file of this name without suffix."""
+        return bool(self.ema) or self.ema_width is not None or name == "ema"
 
     @property
     def provenance(self) -> str:

@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 
 import distgan
 import distgan.commands.publish
+from distgan.commands import evaluate
 from distgan.errors import UsageError
 from distgan.generators.pretrained import PretrainedGenerator
 from distgan.generators.publication import without_paths
@@ -111,6 +112,7 @@ def test_the_card_says_what_others_need(published, run):
 def test_the_folder_is_loaded_and_saved_again(published, run, tmp_path):
     images = distgan.load(run).sample(4)
     G = PretrainedGenerator.from_pretrained(published)
+    assert load_weights(published / "model.safetensors")[1].is_ema("model")
     assert torch.equal(G.sample(4), images)
     G.save_pretrained(tmp_path / "again")
     assert torch.equal(distgan.load(tmp_path / "again").sample(4), images)
@@ -289,3 +291,15 @@ def test_paths_are_cut_to_their_last_part():
         "e": "rpgan",
     }
     assert without_paths(keys) == {"a": ["x.py", "y", "hf://owner/name"], "b": {"c": "set", "d": 1}, "e": "rpgan"}
+
+
+def test_a_published_folder_is_evaluated_as_a_file_of_weights_is(published, run, tmp_path, capsys):
+    """It is no run: no card is written into it, and its configuration names no dataset that is here."""
+    before = {path.name: path.read_bytes() for path in published.iterdir()}
+    assert evaluate.main([str(published)]) == 2
+    assert "data: give the dataset of the real images" in capsys.readouterr().err
+    shards = yaml.safe_load((run / "config.yaml").read_text())["data"]["shards"]
+    words = ["--data", shards, "--extractor", "pixels", "--samples", "40", "--cache_dir", str(tmp_path)]
+    assert evaluate.main([str(published), *words]) == 0
+    assert "EMA of G at" in capsys.readouterr().out
+    assert {path.name: path.read_bytes() for path in published.iterdir()} == before
